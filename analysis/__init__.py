@@ -1,0 +1,1 @@
+"""How it is measured: curvature, loss landscapes, train NLL, and the figures of all three."""
