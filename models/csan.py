@@ -1,0 +1,247 @@
+"""Convolutional self-attention network: a vision transformer whose attention sees a local window.
+
+Every token attends to a `window` x `window` neighbourhood of image tokens and, in the
+two-dimensional variant of Yang et al. (*Convolutional Self-Attention Networks*, NAACL 2019), to the
+same neighbourhood in `head_window` neighbouring heads. Park and Kim (*How Do Vision Transformers
+Work?*, ICLR 2022, Figure 7) use ``head_window=1`` on the 8 x 8 tokens of a CIFAR image.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import StochasticDepth
+
+from models.errors import InputError
+
+Border = Literal["clamp", "mask", "zero"]
+Pooling = Literal["gap", "cls"]
+
+
+def window_start(length: int, window: int) -> Tensor:
+    """First index of the window around each of `length` positions, shifted inwards at the ends."""
+    return (torch.arange(length) - window // 2).clamp(0, max(length - window, 0))
+
+
+def window_mask(grid: int, window: int, border: Border) -> Tensor:
+    """Which keys a query sees.
+
+    Returns a boolean (N, N) tensor, N = grid * grid tokens in row-major order, True where query i
+    sees key j. With border "clamp" every row has exactly ``window ** 2`` keys; otherwise the window
+    stays centred and is cut off at the border of the image. A window of `grid` or more is global.
+    """
+    positions = torch.arange(grid)
+    if window >= grid:  # global attention: nothing lies beyond the border
+        return torch.ones(grid**2, grid**2, dtype=torch.bool)
+    start = window_start(grid, window) if border == "clamp" else positions - window // 2
+    start = start[:, None]
+    sees = (positions >= start) & (positions < start + window)  # along one axis
+    return (sees[:, None, :, None] & sees[None, :, None, :]).reshape(grid**2, grid**2)
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention within a window of positions and of heads.
+
+    The window is a mask over the dense N x N scores: on grids of some hundred tokens this is faster
+    than gathering each query's neighbours, and softmax(q k^T) v in plain operations has
+    derivatives of every order in every mode, which the fused kernels do not.
+
+    Parameters
+    ----------
+    dim, heads : int
+        Width of the tokens, and the number of heads that share it.
+    grid : int
+        Tokens along each side of the image.
+    window, head_window : int
+        Keys along each axis of the image, and heads whose keys are seen.
+    border : {"clamp", "mask", "zero"}
+        What a window that reaches beyond the image holds: it is shifted inwards, those keys do not
+        exist, or they are zero keys and values that take part in the softmax.
+    class_token : bool
+        Whether a class token, which sees and is seen by every token, precedes the image tokens.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        grid: int,
+        window: int,
+        head_window: int = 1,
+        border: Border = "clamp",
+        class_token: bool = False,
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.scale = (dim // heads) ** -0.5
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.proj = nn.Linear(dim, dim)
+
+        sees = window_mask(grid, window, border)
+        padded = window**2 - sees.sum(1) if border == "zero" and window < grid else None
+        if class_token:
+            sees = F.pad(sees, (1, 0, 1, 0), value=True)
+            padded = F.pad(padded, (1, 0)) if padded is not None else None
+        bias = torch.zeros(sees.shape).masked_fill(~sees, -torch.inf).repeat(1, head_window)
+        self.register_buffer("bias", None if sees.all() else bias, persistent=False)
+        self.register_buffer(
+            "zero_keys", None if padded is None else padded * head_window, persistent=False
+        )
+        neighbours = window_start(heads, head_window)[:, None] + torch.arange(head_window)
+        self.register_buffer(
+            "head_neighbours", neighbours if head_window > 1 else None, persistent=False
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend: (B, N, dim) -> (B, N, dim)."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        if self.head_neighbours is not None:  # (B, heads, N, d) -> (B, heads, head_window * N, d)
+            k, v = (t[:, self.head_neighbours].flatten(2, 3) for t in (k, v))
+        scores = q * self.scale @ k.transpose(-2, -1)
+        if self.bias is not None:
+            scores = scores + self.bias
+        if self.zero_keys is None:
+            out = scores.softmax(-1) @ v
+        else:  # n zero keys (score 0) with zero values weigh as much as one with score log(n)
+            extra = self.zero_keys.to(scores.dtype).log()[:, None].expand(*scores.shape[:-1], 1)
+            out = torch.cat([scores, extra], -1).softmax(-1)[..., :-1] @ v
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: window attention, then a two-layer perceptron."""
+
+    def __init__(self, attention: WindowAttention, dim: int, hidden: int, drop: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attention = attention
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+        self.drop_path = StochasticDepth(drop, "row")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform: (B, N, dim) -> (B, N, dim)."""
+        x = x + self.drop_path(self.attention(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class CSAN(nn.Module):
+    """Convolutional self-attention network for image classification.
+
+    Patch embedding by a strided convolution, learned absolute position embedding, `depth` pre-norm
+    blocks, pooling, LayerNorm, Linear.
+
+    Parameters
+    ----------
+    image_size, channels, classes : int
+        Pixels along each side of the image, its channels, and the number of classes.
+    patch_size : int
+        Pixels along each side of a token; divides `image_size`.
+    dim, depth, heads : int
+        Width of the tokens, number of blocks, number of attention heads; `heads` divides `dim`.
+    mlp_ratio : float
+        Hidden width of the perceptrons as a multiple of `dim`.
+    window : int
+        Tokens along each side of the window a token attends to; the token grid or more is global.
+    head_window : int
+        Heads a query sees: 1 is 1D-CSAN, more is 2D-CSAN. Shifted inwards at the first and last.
+    border : {"clamp", "mask", "zero"}
+        Treatment of windows that reach beyond the image, see `WindowAttention`.
+    pooling : {"gap", "cls"}
+        Average over the image tokens, or a class token.
+    stochastic_depth : float
+        Probability of skipping a residual branch in the last block; it rises linearly from 0.
+
+    Raises
+    ------
+    InputError
+        If an option is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        channels: int,
+        classes: int,
+        patch_size: int,
+        dim: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        window: int,
+        head_window: int = 1,
+        border: Border = "clamp",
+        pooling: Pooling = "gap",
+        stochastic_depth: float = 0.0,
+    ) -> None:
+        super().__init__()
+        for name, value in {
+            "image_size": image_size,
+            "channels": channels,
+            "classes": classes,
+            "patch_size": patch_size,
+            "dim": dim,
+            "depth": depth,
+            "heads": heads,
+            "window": window,
+        }.items():
+            _require(value >= 1, name, value, "at least 1")
+        _require(
+            image_size % patch_size == 0, "patch_size", patch_size, f"a divisor of {image_size}"
+        )
+        _require(dim % heads == 0, "heads", heads, f"a divisor of dim = {dim}")
+        _require(
+            1 <= head_window <= heads, "head_window", head_window, f"from 1 to heads = {heads}"
+        )
+        _require(border in get_args(Border), "border", border, f"one of {get_args(Border)}")
+        _require(pooling in get_args(Pooling), "pooling", pooling, f"one of {get_args(Pooling)}")
+        _require(int(dim * mlp_ratio) >= 1, "mlp_ratio", mlp_ratio, "positive")
+        _require(0 <= stochastic_depth < 1, "stochastic_depth", stochastic_depth, "in [0, 1)")
+
+        grid = image_size // patch_size
+        self.patch_embedding = nn.Conv2d(channels, dim, patch_size, stride=patch_size)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if pooling == "cls" else None
+        tokens = grid**2 + (pooling == "cls")
+        self.position_embedding = nn.Parameter(torch.randn(1, tokens, dim) * 0.02)
+        self.blocks = nn.Sequential(
+            *(
+                Block(
+                    WindowAttention(
+                        dim, heads, grid, window, head_window, border, pooling == "cls"
+                    ),
+                    dim,
+                    int(dim * mlp_ratio),
+                    stochastic_depth * i / max(depth - 1, 1),
+                )
+                for i in range(depth)
+            )
+        )
+        self.norm = nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, classes)
+        self.apply(_initialise)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Class logits: (B, channels, image_size, image_size) -> (B, classes)."""
+        x = self.patch_embedding(images).flatten(2).transpose(1, 2)
+        if self.class_token is not None:
+            x = torch.cat([self.class_token.expand(len(x), -1, -1), x], dim=1)
+        x = self.blocks(x + self.position_embedding)
+        x = x.mean(1) if self.class_token is None else x[:, 0]
+        return self.head(self.norm(x))
+
+
+def _initialise(module: nn.Module) -> None:
+    """Glorot's uniform weights and zero biases, as in the original vision transformer."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _require(condition: bool, name: str, value: object, expected: str) -> None:
+    if not condition:
+        raise InputError(f"{name}: {value!r} is not usable, expected {expected}")

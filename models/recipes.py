@@ -1,0 +1,104 @@
+"""Training recipes: what is minimised, and how."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training objective and the schedule that minimises it with AdamW.
+
+    The objective is NLL + weight_decay / 2 * (sum of squares of all parameters), the NLL being
+    that of augmented, mixed images against smoothed labels. AdamW decays every parameter.
+    """
+
+    epochs: int
+    warmup_epochs: int
+    learning_rate: float
+    weight_decay: float = 0.05
+    batch_size: int = 96
+    label_smoothing: float = 0.1
+    mixup: float = 0.0  # alpha of the Beta distribution; 0 is off
+    cutmix: float = 0.0  # likewise; where both are on, each batch takes one of them
+    randaugment_ops: int = 0  # operations on each image; 0 is off
+    randaugment_magnitude: float = 9.0  # of 10; varies by image with a standard deviation of 1
+    crop_padding: int = 0
+    flip: bool = False
+    clip_norm: float = 5.0
+
+    @property
+    def loss(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """NLL with label smoothing, ``(outputs, targets) -> scalar``, mean over the batch."""
+        return partial(F.cross_entropy, label_smoothing=self.label_smoothing)
+
+    def learning_rate_at(self, epoch: float) -> float:
+        """Learning rate after `epoch` epochs: linear warm-up from 0, then a cosine to 0."""
+        if epoch < self.warmup_epochs:
+            return self.learning_rate * epoch / self.warmup_epochs
+        done = (epoch - self.warmup_epochs) / max(self.epochs - self.warmup_epochs, 1)
+        return self.learning_rate * (1 + math.cos(math.pi * min(done, 1.0))) / 2
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A recipe and the architecture that it is meant for."""
+
+    recipe: Recipe
+    architecture: dict[str, Any]  # options of `models.csan.CSAN`; the dataset gives the others
+
+
+_CIFAR = Preset(
+    Recipe(
+        epochs=25,
+        warmup_epochs=2,
+        learning_rate=1e-3,
+        label_smoothing=0.1,
+        mixup=0.2,
+        randaugment_ops=1,
+        randaugment_magnitude=5,
+        crop_padding=4,
+        flip=True,
+    ),
+    dict(patch_size=4, dim=96, depth=6, heads=3, stochastic_depth=0.05),
+)
+
+PRESETS = {
+    "digits": Preset(
+        Recipe(
+            epochs=100,
+            warmup_epochs=5,
+            learning_rate=2e-3,
+            batch_size=32,
+            label_smoothing=0.1,
+            mixup=0.2,
+            crop_padding=1,
+        ),
+        dict(patch_size=1, dim=48, depth=4, heads=3, mlp_ratio=2.0, stochastic_depth=0.05),
+    ),
+    "cifar10": _CIFAR,
+    "cifar100": _CIFAR,
+    # Park and Kim's own, ViT-Ti size, for a machine with a GPU.
+    "paper-cifar100": Preset(
+        Recipe(
+            epochs=305,
+            warmup_epochs=5,
+            learning_rate=1.25e-4,
+            label_smoothing=0.1,
+            mixup=1.0,
+            cutmix=0.8,
+            randaugment_ops=2,
+            randaugment_magnitude=9,
+            crop_padding=4,
+            flip=True,
+        ),
+        dict(patch_size=4, dim=192, depth=12, heads=3, stochastic_depth=0.1),
+    ),
+}

@@ -1,0 +1,141 @@
+"""``python -m models.train``: train a CSAN and save it as a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import arg
+
+from models.cli import DataRoot, Device, Seed, run
+from models.errors import InputError
+
+if TYPE_CHECKING:
+    from models.checkpoint import Checkpoint
+    from models.datasets import ImageDataset
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train a convolutional self-attention network and save it as a checkpoint.
+
+    An interrupted training goes on where it stopped when the same command is given again, and ends
+    with the same weights. Examples:
+
+      python -m models.train --window 5 --out checkpoints/csan5.pt
+
+      python -m models.train --window 3 --dataset cifar100 --bf16 --out runs/csan3.pt
+    """
+
+    out: Annotated[Path, arg(metavar="FILE", help="the checkpoint to write")]
+    window: Annotated[int, arg(help="tokens along each side of the attention window")] = 8
+    head_window: Annotated[int, arg(help="heads that a query sees; 1 is 1D-CSAN")] = 1
+    border: Annotated[str, arg(help="windows beyond the image: clamp, mask or zero")] = "clamp"
+    pooling: Annotated[str, arg(help="gap or cls")] = "gap"
+    dataset: Annotated[str, arg(help="digits, cifar10, cifar100 or an HDF5 file")] = "digits"
+    preset: Annotated[
+        str | None, arg(help="recipe and model size; default: the preset named as the dataset")
+    ] = None
+    images: Annotated[
+        int | None, arg(help="train on the first so many images; default: all of them")
+    ] = None
+    epochs: Annotated[int | None, arg(help="default: as the preset says")] = None
+    dim: Annotated[int | None, arg(help="width of the tokens; default: as the preset says")] = None
+    depth: Annotated[int | None, arg(help="number of blocks; default: as the preset says")] = None
+    heads: Annotated[int | None, arg(help="attention heads; default: as the preset says")] = None
+    snapshots: Annotated[
+        tuple[int, ...],
+        arg(metavar="EPOCH", help="epochs to keep besides the start, the end of warm-up, the end"),
+    ] = ()
+    seed: Seed = 0
+    device: Device = "auto"
+    bf16: Annotated[bool, arg(help="bfloat16 autocast")] = False
+    compile: Annotated[bool, arg(help="train with torch.compile")] = False
+    data_root: DataRoot = None
+    force: Annotated[bool, arg(help="train again what is already there")] = False
+
+
+def main(options: Options) -> None:
+    """Train as `options` say, print the last scores, and name the files."""
+    from models.datasets import load_dataset
+    from models.devices import choose_device
+    from models.training import train
+
+    device = choose_device(options.device)
+    train_set = load_dataset(options.dataset, "train", data_root=options.data_root)
+    if options.images is not None:
+        train_set = train_set.first(options.images)
+    test_set = load_dataset(options.dataset, "test", data_root=options.data_root)
+    start = untrained(options, train_set)
+    if options.force:
+        for old in (options.out, options.out.with_suffix("") / "resume.pt"):
+            old.unlink(missing_ok=True)
+    elif options.out.exists():
+        print(f"{options.out} is already there; --force trains it again")
+        return
+    trained = train(
+        start,
+        options.out,
+        train_set,
+        test_set,
+        snapshots=options.snapshots,
+        device=device,
+        bf16=options.bf16,
+        compile=options.compile,
+    )
+    last = {name: values[-1] for name, values in trained.history.items()}
+    for split in ("train", "test"):
+        print(f"{split:5} NLL {last[f'{split}_nll']:.4f}  error {last[f'{split}_error']:.2%}")
+    print(f"wrote {options.out} and snapshots in {options.out.with_suffix('')}")
+
+
+def untrained(options: Options, train_set: ImageDataset) -> Checkpoint:
+    """Initialise the model that `options` describe for the images of `train_set`."""
+    import torch
+
+    from models.checkpoint import Checkpoint
+    from models.csan import CSAN
+    from models.recipes import PRESETS
+
+    name = options.preset or options.dataset
+    if name not in PRESETS:
+        raise InputError(f"preset: {name!r} is unknown, expected one of {', '.join(PRESETS)}")
+    preset = PRESETS[name]
+    recipe = preset.recipe
+    if options.epochs is not None:
+        if options.epochs <= recipe.warmup_epochs:
+            raise InputError(
+                f"epochs: {options.epochs} found, expected more than the "
+                f"{recipe.warmup_epochs} epochs of warm-up"
+            )
+        recipe = replace(recipe, epochs=options.epochs)
+    sizes = {key: getattr(options, key) for key in ("dim", "depth", "heads")}
+    architecture: dict[str, Any] = {
+        **preset.architecture,
+        **{key: size for key, size in sizes.items() if size is not None},
+        "image_size": train_set.images.shape[1],
+        "channels": train_set.images.shape[3],
+        "classes": len(train_set.classes),
+        "window": options.window,
+        "head_window": options.head_window,
+        "border": options.border,
+        "pooling": options.pooling,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(options.seed)
+        model = CSAN(**architecture)
+    return Checkpoint(
+        model=model,
+        architecture=architecture,
+        dataset=options.dataset,
+        images=options.images,
+        recipe=recipe,
+        epoch=0,
+        seed=options.seed,
+        history={},
+    )
+
+
+if __name__ == "__main__":
+    run(main, Options)

@@ -1,0 +1,181 @@
+"""The training loop: resumable to the bit."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from models.augment import Augmentation
+from models.checkpoint import Checkpoint, load_checkpoint
+from models.datasets import ImageDataset
+from models.errors import InputError
+from models.files import replacing
+from models.seeds import derive_seed
+
+EVALUATION_BATCH = 256
+
+
+def train(
+    start: Checkpoint,
+    out: Path,
+    train_set: ImageDataset,
+    test_set: ImageDataset,
+    *,
+    snapshots: Collection[int] = (),
+    device: torch.device | str = "cpu",
+    bf16: bool = False,
+    compile: bool = False,
+) -> Checkpoint:
+    """Train the model of `start` by its recipe and save it as `out`.
+
+    Beside `out`, in a folder of the same name, snapshots are kept of the initialisation, of the end
+    of warm-up, and of the epochs in `snapshots`; until the training ends, that folder also holds
+    the state to go on from after an interruption. Every epoch draws from its own random stream, so
+    that an interrupted training ends with the same weights as an uninterrupted one.
+
+    Parameters
+    ----------
+    start : Checkpoint
+        Untrained model (epoch 0), its recipe and seed.
+    out : Path
+        File of the trained checkpoint.
+    train_set, test_set : ImageDataset
+    snapshots : collection of int
+        Further epochs to keep.
+    device : torch.device or str
+    bf16 : bool
+        Train under bfloat16 autocast; weights and evaluation stay float32.
+    compile : bool
+        Train with ``torch.compile``.
+
+    Raises
+    ------
+    InputError
+        If the folder of `out` holds the state of a different training.
+    """
+    recipe, model = start.recipe, start.model.to(device)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+    )
+    snapshots = {0, recipe.warmup_epochs, *snapshots}
+    folder, state = out.with_suffix(""), out.with_suffix("") / "resume.pt"
+    if state.exists():
+        current = _resume(state, start, optimizer)
+    else:
+        scores = evaluate(model, train_set, test_set)
+        history = {"epoch": [0.0], "objective": [float("nan")], "learning_rate": [0.0]}
+        history |= {"seconds": [0.0], **{name: [score] for name, score in scores.items()}}
+        current = replace(start, history=history)
+        current.save(folder / "epoch000.pt")
+
+    augment = Augmentation(recipe, train_set)
+    run = torch.compile(model) if compile else model
+    precision = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16)
+    bar = tqdm(total=recipe.epochs, initial=current.epoch, desc=out.stem, unit="epoch")
+    for epoch in range(current.epoch, recipe.epochs):
+        began, losses = time.perf_counter(), []
+        with _seeded(derive_seed(start.seed, epoch)):
+            model.train()
+            batches = torch.randperm(len(train_set)).split(recipe.batch_size)
+            batches = batches[: max(len(train_set) // recipe.batch_size, 1)]  # full ones
+            for step, indices in enumerate(batches, start=1):
+                rate = recipe.learning_rate_at(epoch + step / len(batches))
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                inputs, targets = (tensor.to(device) for tensor in augment(indices))
+                with precision:
+                    loss = recipe.loss(run(inputs), targets)
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+                optimizer.step()
+                losses.append(loss.detach())
+        penalty = recipe.weight_decay / 2 * sum(p.square().sum().item() for p in model.parameters())
+        row = {
+            "epoch": epoch + 1.0,
+            "objective": torch.stack(losses).mean().item() + penalty,
+            "learning_rate": rate,
+            "seconds": time.perf_counter() - began,
+            **evaluate(model, train_set, test_set),
+        }
+        history = {name: [*current.history[name], value] for name, value in row.items()}
+        current = replace(current, epoch=epoch + 1, history=history)
+        if epoch + 1 in snapshots:
+            current.save(folder / f"epoch{epoch + 1:03d}.pt")
+        _save_state(state, current, optimizer)
+        bar.set_postfix(nll=f"{row['train_nll']:.3f}", error=f"{row['test_error']:.1%}")
+        bar.update()
+    bar.close()
+    current.save(out)
+    state.unlink()
+    return load_checkpoint(out)
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, train_set: ImageDataset, test_set: ImageDataset) -> dict[str, float]:
+    """NLL and error of `model`, in evaluation mode, on the clean images of both splits."""
+    model.eval()
+    device = next(model.parameters()).device
+    scores = {}
+    for split, dataset in (("train", train_set), ("test", test_set)):
+        outputs = torch.cat([model(x.to(device)) for x in dataset.inputs.split(EVALUATION_BATCH)])
+        labels = dataset.labels.to(device)
+        scores[f"{split}_nll"] = F.cross_entropy(outputs.double(), labels).item()
+        scores[f"{split}_error"] = (outputs.argmax(1) != labels).double().mean().item()
+    return scores
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def _save_state(path: Path, current: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
+    state: dict[str, object] = {
+        "run": _identity(current),
+        "epoch": current.epoch,
+        "history": current.history,
+        "model": current.model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
+    with replacing(path) as partial:
+        torch.save(state, partial)
+
+
+def _resume(path: Path, start: Checkpoint, optimizer: torch.optim.Optimizer) -> Checkpoint:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        identity = state["run"]
+    except Exception as error:  # a damaged file fails in any way it likes
+        raise InputError(f"{path}: damaged; delete it, or start again with --force") from error
+    if identity != _identity(start):
+        raise InputError(
+            f"{path}: saved by a training with other options; give those again, or start anew "
+            "with --force"
+        )
+    start.model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return replace(start, epoch=state["epoch"], history=state["history"])
+
+
+def _identity(checkpoint: Checkpoint) -> str:
+    """What two trainings must share for one to go on where the other stopped."""
+    return repr(
+        [
+            checkpoint.architecture,
+            checkpoint.dataset,
+            checkpoint.images,
+            checkpoint.recipe,
+            checkpoint.seed,
+        ]
+    )
