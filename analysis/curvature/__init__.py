@@ -1,0 +1,1 @@
+"""Curvature of a training objective: operators, eigenvalues, spectral densities, traces."""

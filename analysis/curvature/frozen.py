@@ -1,0 +1,197 @@
+"""A model's loss on fixed data, with fixed randomness, as a pure function of its parameters."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from analysis.parameters import select_parameters
+from models.errors import InputError
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+Data = tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
+
+# Examples that pass through the model at once unless told otherwise. On a CPU more do not make the
+# matrix products any faster but leave the cache; a GPU needs more to be busy.
+MICRO_BATCH = {"cpu": 32, "cuda": 256}
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Examples that pass through the model together."""
+
+    x: Tensor  # (n, ...)
+    y: Tensor  # (n, ...)
+    weight: float  # share of these examples in the whole data
+    start: int  # position of the first of them in its batch
+    seed: int  # of everything random in the forward pass of the batch
+
+
+class FrozenLoss:
+    """Mean loss of `model` over all of `data`, a deterministic function of the parameters.
+
+    The model is used through `torch.func.functional_call`, with tensors that share the storage of
+    its parameters and with copies of its buffers, and is never changed. Dropout, stochastic depth
+    and all else that is random in a forward pass come from a seed that belongs to the batch.
+
+    Parameters
+    ----------
+    model, loss_fn
+        ``loss_fn(model(x), y)`` is a scalar, the mean over the batch.
+    data
+        One ``(x, y)`` or an iterable of them, read once. Batches count by their number of examples.
+    params
+        Regular expression on parameter names; the others are constants. None takes all.
+    micro_batch
+        Largest number of examples in one forward pass. None chooses by device, and takes batches as
+        they are delivered where cutting them would change the result.
+
+    Raises
+    ------
+    InputError
+        No data, no parameter, or a `micro_batch` that would change the result: batch normalisation
+        in training mode, random numbers in the forward pass, a loss that is not a mean.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        data: Data,
+        *,
+        params: str | None = None,
+        seed: int = 0,
+        micro_batch: int | None = None,
+    ) -> None:
+        self._model = model
+        self._loss_fn = loss_fn
+        selected = select_parameters(model, params)
+        self.parameters = {
+            name: parameter.detach().requires_grad_() for name, parameter in selected.items()
+        }
+        self._constants = {
+            name: parameter.detach()
+            for name, parameter in model.named_parameters()
+            if name not in selected
+        }
+        first = next(iter(self.parameters.values()))
+        self.dtype, self.device = first.dtype, first.device
+        if any(
+            (p.dtype, p.device) != (first.dtype, first.device) for p in self.parameters.values()
+        ):
+            raise InputError("model: parameters of several dtypes or devices, expected one of each")
+
+        batches = _batches(data)
+        total = sum(len(x) for x, _ in batches)
+        whole = [
+            Chunk(x, y, len(x) / total, 0, derive_seed(seed, index))
+            for index, (x, y) in enumerate(batches)
+        ]
+        size = MICRO_BATCH.get(self.device.type, 32) if micro_batch is None else micro_batch
+        if size < 1:
+            raise InputError(f"micro_batch: {size}, expected at least 1")
+        self.chunks = whole
+        if any(len(chunk.x) > size for chunk in whole):
+            reason = self._why_whole(max(whole, key=lambda chunk: len(chunk.x)), size)
+            if reason is None:
+                self.chunks = [piece for chunk in whole for piece in _cut(chunk, size)]
+            elif micro_batch is not None:
+                raise InputError(f"micro_batch: {micro_batch} would change the result: {reason}")
+
+    @contextlib.contextmanager
+    def forward(
+        self, chunk: Chunk, parameters: Mapping[str, Tensor] | None = None
+    ) -> Iterator[Tensor]:
+        """Model outputs of a chunk, here or at other parameters; inside, randomness is frozen."""
+        # Batch normalisation in training mode writes to its buffers, and a graph that is kept must
+        # not see those of the next chunk: every pass has its own.
+        buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
+        state = {**self._constants, **(parameters or self.parameters), **buffers}
+        x = chunk.x.to(self.device, non_blocking=True)
+        # Only the math kernel of scaled_dot_product_attention has a second derivative.
+        with self._randomness(chunk.seed), sdpa_kernel(SDPBackend.MATH):
+            yield functional_call(self._model, state, (x,))
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss, a scalar; to be called inside of `forward`."""
+        loss = self._loss_fn(outputs, targets.to(self.device, non_blocking=True))
+        if loss.ndim:
+            raise InputError(f"loss_fn: a result of shape {tuple(loss.shape)}, expected a scalar")
+        return loss
+
+    @contextlib.contextmanager
+    def _randomness(self, seed: int) -> Iterator[None]:
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.random.default_generator.manual_seed(seed)
+            for device in devices:
+                torch.cuda.default_generators[device.index].manual_seed(seed)
+            yield
+
+    def _why_whole(self, chunk: Chunk, size: int) -> str | None:
+        """Why `chunk` cannot be cut into pieces of `size`, or None if it can."""
+        for name, module in self._model.named_modules():
+            if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+                return f"{name or 'model'} normalises over the batch"
+        pair = _first(chunk, 2 * size)
+        with torch.no_grad():
+            with self.forward(pair) as outputs:
+                together = self.loss(outputs, pair.y)
+                drawn = _generator_states(self.device)
+            with self._randomness(pair.seed):
+                undrawn = _generator_states(self.device)
+            if not all(map(torch.equal, drawn, undrawn)):
+                return "the forward pass draws random numbers"
+            apart = torch.zeros_like(together)
+            for part in _cut(pair, size):
+                with self.forward(part) as outputs:
+                    apart += self.loss(outputs, part.y) * (len(part.x) / len(pair.x))
+        rounding = 1e3 * torch.finfo(self.dtype).eps
+        if not torch.isclose(together, apart, rtol=rounding, atol=rounding, equal_nan=True):
+            return "the loss of a batch is not the mean of the losses of its examples"
+        return None
+
+
+def derive_seed(seed: int, *path: int) -> int:
+    """An independent seed for each `path`, the same on every machine."""
+    return int(
+        np.random.SeedSequence([seed, *path]).generate_state(1, np.uint64)[0] >> np.uint64(1)
+    )
+
+
+def _batches(data: Data) -> list[tuple[Tensor, Tensor]]:
+    if isinstance(data, (tuple, list)) and all(isinstance(item, Tensor) for item in data):
+        data = [cast("tuple[Tensor, Tensor]", tuple(data))]
+    batches = list(cast("Iterable[tuple[Tensor, Tensor]]", data))
+    if not batches:
+        raise InputError("data: no batches, expected (x, y) or an iterable of them")
+    for x, y in batches:
+        if len(x) != len(y) or not len(x):
+            raise InputError(
+                f"data: a batch with {len(x)} inputs and {len(y)} targets, expected as many of both"
+            )
+    return batches
+
+
+def _first(chunk: Chunk, size: int) -> Chunk:
+    return Chunk(chunk.x[:size], chunk.y[:size], chunk.weight, chunk.start, chunk.seed)
+
+
+def _cut(chunk: Chunk, size: int) -> Iterator[Chunk]:
+    for start in range(0, len(chunk.x), size):
+        x, y = chunk.x[start : start + size], chunk.y[start : start + size]
+        yield Chunk(x, y, chunk.weight * len(x) / len(chunk.x), start, chunk.seed)
+
+
+def _generator_states(device: torch.device) -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states

@@ -1,0 +1,57 @@
+"""Autograd graphs: how much memory one keeps, and gradients through it where it may be absent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def graph_bytes(roots: Iterable[Tensor]) -> int:
+    """Bytes of all distinct tensors that the graphs behind `roots` keep for their backward pass."""
+    storages: dict[int, int] = {}
+    saved_names: dict[type, list[str]] = {}
+    pending = [root.grad_fn for root in roots]
+    seen = set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        pending.extend(parent for parent, _ in node.next_functions)
+        if type(node) not in saved_names:
+            saved_names[type(node)] = [n for n in dir(node) if n.startswith("_saved_")]
+        for name in saved_names[type(node)]:
+            saved = getattr(node, name)
+            for tensor in saved if isinstance(saved, tuple) else (saved,):
+                if isinstance(tensor, Tensor):
+                    storage = tensor.untyped_storage()
+                    storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def gradient(
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    grad_outputs: Sequence[Tensor],
+    *,
+    block: bool = False,
+) -> Sequence[Tensor]:
+    """Vector-Jacobian products, zero where `outputs` do not depend on an input; the graph is kept.
+
+    `block` says that `grad_outputs` carry a leading dimension of vectors, and so will the result.
+    """
+    pairs = [(o, g) for o, g in zip(outputs, grad_outputs, strict=True) if o.requires_grad]
+    if not pairs:
+        batch = grad_outputs[0].shape[:1] if block else ()
+        return [tensor.new_zeros(*batch, *tensor.shape) for tensor in inputs]
+    return torch.autograd.grad(
+        [output for output, _ in pairs],
+        inputs,
+        [grad for _, grad in pairs],
+        retain_graph=True,
+        is_grads_batched=block,
+        allow_unused=True,
+        materialize_grads=True,
+    )

@@ -1,0 +1,68 @@
+"""The Hessian of a training objective."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from analysis.curvature.frozen import Chunk
+from analysis.curvature.graphs import gradient, graph_bytes
+from analysis.curvature.operators import CurvatureOperator, LinearMap
+from analysis.parameters import flatten
+
+
+class Hessian(CurvatureOperator):
+    r"""Hessian of the mean loss, ``∇²(1/N Σ_n l(f(x_n), y_n) + w/2 |θ|²)``.
+
+    The gradient is computed with a graph once per chunk of data; a product with a vector is one
+    backward pass through it (Pearlmutter 1994), by reverse mode twice, which is the one way that
+    PyTorch gets right for every layer.
+
+    See `CurvatureOperator` for the parameters.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> x, y = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.zeros(2, 1)
+    >>> H = Hessian(model, torch.nn.functional.mse_loss, (x, y), weight_decay=0.5)
+    >>> H @ torch.eye(2)
+    tensor([[1.5000, 0.0000],
+            [0.0000, 4.5000]])
+    """
+
+    def gradient(self) -> Tensor:
+        """Gradient (P,) of the objective that this is the Hessian of, weight decay included."""
+        return self._gradient_at(self._parameters)
+
+    def _linear_map(self, chunk: Chunk) -> LinearMap:
+        parameters = list(self._parameters.values())
+        with torch.enable_grad(), self._objective.forward(chunk) as outputs:
+            loss = chunk.weight * self._objective.loss(outputs, chunk.y)
+            gradients = torch.autograd.grad(
+                loss, parameters, create_graph=True, allow_unused=True, materialize_grads=True
+            )
+
+        def apply(vectors: Sequence[Tensor], block: bool) -> Sequence[Tensor]:
+            return gradient(gradients, parameters, vectors, block=block)
+
+        return LinearMap(apply, lambda: graph_bytes(gradients))
+
+    def _difference(self, direction: Tensor, step: float) -> Tensor:
+        ahead = self._gradient_at(self._displaced(direction, step))
+        behind = self._gradient_at(self._displaced(direction, -step))
+        return (ahead - behind) / (2 * step)
+
+    def _gradient_at(self, parameters: dict[str, Tensor]) -> Tensor:
+        variables = list(parameters.values())
+        total = self._weight_decay * flatten(variable.detach() for variable in variables)
+        for chunk in self._objective.chunks:
+            with torch.enable_grad(), self._objective.forward(chunk, parameters) as outputs:
+                loss = chunk.weight * self._objective.loss(outputs, chunk.y)
+                pieces = torch.autograd.grad(
+                    loss, variables, allow_unused=True, materialize_grads=True
+                )
+            total += flatten(pieces)
+        return total

@@ -1,0 +1,275 @@
+"""Curvature matrices of a training objective as symmetric linear operators."""
+
+from __future__ import annotations
+
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from analysis.curvature.frozen import Chunk, Data, FrozenLoss, LossFunction, derive_seed
+from analysis.parameters import flatten, unflatten
+from models.errors import InputError
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator
+
+MEMORY = 2 * 1024**3  # default budget for what is kept between products, in bytes
+
+
+@dataclass(frozen=True)
+class LinearMap:
+    """What one chunk of data contributes to an operator, as a map of parameter-shaped tensors."""
+
+    apply: Callable[[Sequence[Tensor], bool], Sequence[Tensor]]  # (tensors, is a block of vectors)
+    size: Callable[[], int]  # bytes that it keeps alive
+
+
+@dataclass(frozen=True)
+class Check:
+    """How far an operator is from being the symmetric derivative that it claims to be."""
+
+    symmetry: float  # ‖(A - Aᵀ)v‖ / ‖Av‖, estimated with random vectors
+    finite_difference: float  # ‖Av - central difference‖ / ‖Av‖
+    tolerance: float  # of both, from the precision of the operator
+
+    @property
+    def ok(self) -> bool:
+        """Whether both errors are finite and within the tolerance."""
+        return self.symmetry <= self.tolerance and self.finite_difference <= self.tolerance
+
+
+class CurvatureOperator(ABC):
+    """A symmetric (P, P) matrix, known by its products with vectors: ``A @ v``.
+
+    It belongs to the mean loss over all of `data` at the present parameters of `model`, plus
+    ``weight_decay/2 * |theta|^2``. What does not depend on the vector is computed at the first
+    product and kept, within a budget of memory; beyond it, it is computed again every time.
+    No call changes the model: parameters, buffers, gradients and training mode stay as they are.
+    Change the parameters, and the operator is void: make a new one.
+
+    Parameters
+    ----------
+    model
+        Any module from a tensor of inputs to a tensor of outputs, in the mode (training or
+        evaluation) it is to be measured in.
+    loss_fn
+        ``loss_fn(outputs, targets)`` is a scalar, the mean over the batch.
+    data
+        One ``(x, y)`` or an iterable of them, with the examples along the first dimension. It is
+        read once; ragged batches count by their number of examples.
+    weight_decay
+        Adds this multiple of the identity.
+    params
+        Regular expression: only parameters in whose name it is found are variables. None: all.
+    seed
+        Of whatever is random in the forward pass. It is drawn once per batch and frozen.
+    micro_batch
+        Largest number of examples in one pass; None chooses by device.
+    memory
+        Budget in bytes for what is kept between products.
+
+    Raises
+    ------
+    InputError
+        No data, no matching parameter, or a `micro_batch` that would change the result.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        data: Data,
+        *,
+        weight_decay: float = 0.0,
+        params: str | None = None,
+        seed: int = 0,
+        micro_batch: int | None = None,
+        memory: int = MEMORY,
+    ) -> None:
+        self._objective = FrozenLoss(
+            model, loss_fn, data, params=params, seed=seed, micro_batch=micro_batch
+        )
+        self._parameters = self._objective.parameters
+        self._weight_decay = weight_decay
+        self._seed = seed
+        self._memory = memory
+        self._kept: list[LinearMap] = []
+        self._keep: int | None = None  # how many chunks fit in the budget, once known
+        size = sum(parameter.numel() for parameter in self._parameters.values())
+        self.shape = (size, size)
+        self.dtype = self._objective.dtype
+        self.device = self._objective.device
+
+    @abstractmethod
+    def _linear_map(self, chunk: Chunk) -> LinearMap:
+        """Everything about a chunk that products have in common, weighted by its share."""
+
+    @abstractmethod
+    def _difference(self, direction: Tensor, step: float) -> Tensor:
+        """Product with `direction` in which a derivative is replaced by a central difference."""
+
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        """Product with a vector (P,) or with the columns of a matrix (P, k)."""
+        if vectors.ndim not in (1, 2) or len(vectors) != self.shape[1]:
+            raise InputError(
+                f"{type(self).__name__} @ v: v of shape {tuple(vectors.shape)}, "
+                f"expected ({self.shape[1]},) or ({self.shape[1]}, k)"
+            )
+        if vectors.dtype != self.dtype:
+            raise InputError(
+                f"{type(self).__name__} @ v: v of dtype {vectors.dtype}, expected {self.dtype}"
+            )
+        product = self._weight_decay * vectors
+        if vectors.ndim == 1:
+            pieces = list(unflatten(vectors, self._parameters).values())
+            for linear_map in self._linear_maps():
+                product += flatten(linear_map.apply(pieces, False))
+        elif self.device.type == "cpu":
+            # One pass for the whole block takes longer here: its intermediate results, k times as
+            # large, leave the cache, and no kernel is too short to be worth its launch.
+            columns = [
+                list(unflatten(v, self._parameters).values()) for v in vectors.T.contiguous()
+            ]
+            for linear_map in self._linear_maps():
+                for index, pieces in enumerate(columns):
+                    product[:, index] += flatten(linear_map.apply(pieces, False))
+        else:
+            block = _unflatten_block(vectors.T, self._parameters)
+            for linear_map in self._linear_maps():
+                rows = [piece.flatten(1) for piece in linear_map.apply(block, True)]
+                product += torch.cat(rows, dim=1).T
+        return product
+
+    def to_scipy(self) -> LinearOperator:
+        """The operator for `scipy.sparse.linalg`, which takes and returns NumPy arrays."""
+        from scipy.sparse.linalg import LinearOperator
+
+        def product(array: np.ndarray) -> np.ndarray:
+            vectors = torch.as_tensor(array, dtype=self.dtype, device=self.device)
+            return (self @ vectors).cpu().numpy()
+
+        dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
+        return LinearOperator(
+            self.shape,
+            matvec=product,
+            rmatvec=product,
+            matmat=product,
+            rmatmat=product,
+            dtype=dtype,
+        )
+
+    def check(self) -> Check:
+        """Verify the operator against its definition along random directions.
+
+        Derivatives can be wrong without a word, and such a matrix is usually not symmetric.
+        The symmetry error is the root mean square of ``u·Av - v·Au`` over three random pairs,
+        relative to its size for an antisymmetric `A`. The direction of the finite difference is a
+        random one, multiplied by `A` once so that curvature stands out against rounding, and the
+        smallest error over a range of steps counts: no step makes a false derivative agree.
+        """
+        generator = torch.Generator().manual_seed(derive_seed(self._seed, 0xC))
+        pairs = torch.randn(2, 3, self.shape[0], generator=generator, dtype=torch.float64)
+        u, v = pairs.to(self.device, self.dtype)
+        Au, Av = (torch.stack([self @ row for row in block]) for block in (u, v))
+        defect = (u.double() * Av.double()).sum(1) - (v.double() * Au.double()).sum(1)
+        symmetry = _ratio(defect.square().sum().sqrt(), Av.double().norm())
+
+        direction = Av[0] / Av[0].norm() if Av[0].any() else v[0] / v[0].norm()
+        exact = self @ direction
+        scale = max(1.0, float(flatten(p.detach() for p in self._parameters.values()).norm()))
+        steps = [scale * torch.finfo(self.dtype).eps ** (1 / 3) * 4.0**-i for i in range(-1, 5)]
+        errors = [
+            _ratio((self._difference(direction, step) - exact).norm(), exact.norm())
+            for step in steps
+        ]
+        finite = [error for error in errors if math.isfinite(error)]
+        return Check(symmetry, min(finite, default=math.nan), torch.finfo(self.dtype).eps ** 0.5)
+
+    def _linear_maps(self) -> Iterator[LinearMap]:
+        yield from self._kept
+        for chunk in self._objective.chunks[len(self._kept) :]:
+            linear_map = self._linear_map(chunk)
+            if self._keep is None:
+                self._keep = self._count_kept(linear_map, chunk)
+            if len(self._kept) < self._keep:
+                self._kept.append(linear_map)
+            yield linear_map
+            del linear_map  # before the next one is built
+
+    def _count_kept(self, linear_map: LinearMap, chunk: Chunk) -> int:
+        if len(self._objective.chunks) == 1:
+            return 1  # costs no more than the product itself
+        per_example = linear_map.size() / len(chunk.x)
+        sizes = np.cumsum([per_example * len(chunk.x) for chunk in self._objective.chunks])
+        return int(np.searchsorted(sizes, self._memory, side="right"))
+
+    def _displaced(self, direction: Tensor, step: float) -> dict[str, Tensor]:
+        pieces = unflatten(direction, self._parameters)
+        return {
+            name: (parameter.detach() + step * pieces[name]).requires_grad_()
+            for name, parameter in self._parameters.items()
+        }
+
+
+def per_layer(
+    operator: type[CurvatureOperator],
+    model: nn.Module,
+    loss_fn: LossFunction,
+    data: Data,
+    *,
+    by: Literal["layer", "module", "block"] = "layer",
+    **options: Any,
+) -> Iterator[tuple[str, CurvatureOperator]]:
+    """One operator for each part of a model, the diagonal blocks of that of the whole.
+
+    Parameters
+    ----------
+    operator
+        `Hessian`, `GGN` or `Fisher`.
+    by
+        What a part is. For a parameter ``blocks.3.attn.qkv.weight``: "layer" is
+        ``blocks.3.attn.qkv``, "module" is ``blocks.3.attn`` and "block" is ``blocks.3``.
+    **options
+        As of `operator`, without `params`.
+
+    Yields
+    ------
+    The name of the part and its operator, in the order of the model. One is made when asked for:
+    drop it before asking for the next, and the memory of one is all that is needed.
+    """
+    batches = data if isinstance(data, Sequence) else list(data)
+    names = [name for name, _ in model.named_parameters()]
+    for part in dict.fromkeys(_part(name, by) for name in names):
+        inside = [re.escape(name) for name in names if _part(name, by) == part]
+        pattern = f"^({'|'.join(inside)})$"
+        yield part, operator(model, loss_fn, batches, params=pattern, **options)
+
+
+def _part(name: str, by: str) -> str:
+    *path, _ = name.split(".")
+    if not path:
+        return name  # a parameter of the model itself
+    if by == "layer":
+        return ".".join(path)
+    block = next((i for i, piece in enumerate(path) if piece.isdigit()), 0) + 1
+    return ".".join(path[: block + (by == "module")])
+
+
+def _unflatten_block(rows: Tensor, like: dict[str, Tensor]) -> list[Tensor]:
+    pieces = rows.split([tensor.numel() for tensor in like.values()], dim=1)
+    return [
+        piece.reshape(len(rows), *tensor.shape)
+        for piece, tensor in zip(pieces, like.values(), strict=True)
+    ]
+
+
+def _ratio(part: Tensor, whole: Tensor) -> float:
+    """Quotient of two norms; nothing out of nothing is no error."""
+    return 0.0 if part == 0 and whole == 0 else float(part / whole)
