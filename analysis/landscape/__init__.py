@@ -1,0 +1,34 @@
+"""Loss landscapes: directions in weight space and the slices of the loss along them."""
+
+from typing import TYPE_CHECKING
+
+import lazy_loader
+
+# Lazy, so that --help and the figures need not wait for (or have) PyTorch.
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "directions": [
+            "Direction",
+            "Plane",
+            "eigenvector_directions",
+            "pca_directions",
+            "plane",
+            "random_directions",
+            "towards",
+        ],
+        "slices": ["Slice", "line", "surface"],
+    },
+)
+
+if TYPE_CHECKING:
+    from analysis.landscape.directions import (
+        Direction,
+        Plane,
+        eigenvector_directions,
+        pca_directions,
+        plane,
+        random_directions,
+        towards,
+    )
+    from analysis.landscape.slices import Slice, line, surface

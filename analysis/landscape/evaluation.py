@@ -1,0 +1,191 @@
+"""Metrics of a model, averaged over a data set, as a function of its weights."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from analysis.functional import functional_call
+from models.errors import InputError
+from models.seeds import derive_seed
+
+Batch: TypeAlias = tuple[Tensor, Tensor]
+Data: TypeAlias = "Batch | Iterable[Batch]"
+Metric: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
+# Examples in one forward pass, chosen by measurement and fixed, for the last bits depend on it:
+# more fall out of the cache of a CPU core, a GPU needs many to be busy.
+MICRO_BATCH = {"cpu": 32, "cuda": 1024}
+
+
+class Evaluator:
+    """Mean of each metric over all examples, at any weights; the model itself never changes.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Evaluated in the mode it is in. In training mode the batches of `data` are those that are
+        fed, and what is random (stochastic depth, dropout) is drawn once per batch: it is the same
+        at all weights. In evaluation mode the examples are regrouped for speed.
+    metrics : mapping of str to callable
+        ``fn(outputs, targets) -> scalar tensor``, the mean over the batch.
+    data : (x, y), or iterable of (x, y)
+        First dimension: examples.
+    seed : int
+        Of whatever the model or a metric draws.
+    recalibrate : (x, y), or iterable of (x, y), optional
+        Data on which the running statistics of every BatchNorm are computed anew at each point.
+        By default they stay those of `model`.
+
+    Raises
+    ------
+    InputError
+        If there are no metrics or no examples.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        metrics: Mapping[str, Metric],
+        data: Data,
+        *,
+        seed: int = 0,
+        recalibrate: Data | None = None,
+    ) -> None:
+        if not metrics:
+            raise InputError("metrics: none given, expected at least one")
+        self.model = model
+        self.metrics = dict(metrics)
+        self.weights = {name: p.detach() for name, p in model.named_parameters()}
+        self.device = next(iter(self.weights.values())).device
+        self._batches = batches_on(self.device, data)
+        if not _depends_on_batches(model):
+            self._batches = _regroup(self._batches, MICRO_BATCH.get(self.device.type, 256))
+        self._examples = sum(len(x) for x, _ in self._batches)
+        self._seeds = [derive_seed(seed, i) for i in range(len(self._batches))]
+        self._calibration = None if recalibrate is None else batches_on(self.device, recalibrate)
+        kept = "kept" if batch_norms(model) else "none"
+        self.attributes = {  # how the numbers come about
+            "mode": "train" if any(module.training for module in model.modules()) else "eval",
+            "batchnorm": kept if recalibrate is None else "recalibrated",
+            "examples": self._examples,
+            "forward_passes": len(self._batches),
+            "seed": seed,
+            "fingerprint": fingerprint(
+                [*self.weights.values(), *(t for batch in self._batches for t in batch)]
+            ),
+        }
+
+    def __call__(self, weights: Mapping[str, Tensor]) -> np.ndarray:
+        """Metrics at `weights`, (M,) float64 in the order of `metrics`."""
+        with untouched_rng(self.device), torch.inference_mode():
+            tensors = {**weights, **cloned_buffers(self.model)}
+            if self._calibration is not None:
+                _recalibrate(self.model, tensors, self._calibration)
+            total = torch.zeros(len(self.metrics), dtype=torch.float64, device=self.device)
+            for (x, y), seed in zip(self._batches, self._seeds, strict=True):
+                seed_everything(self.device, seed)
+                outputs = functional_call(self.model, tensors, x)
+                means = [torch.as_tensor(fn(outputs, y)) for fn in self.metrics.values()]
+                total += len(x) * torch.stack([mean.double().to(total) for mean in means])
+            return (total / self._examples).cpu().numpy()
+
+
+@torch.no_grad()
+def displaced(
+    weights: Mapping[str, Tensor],
+    directions: Sequence[Mapping[str, Tensor]],
+    steps: Sequence[float],
+) -> dict[str, Tensor]:
+    """The point ``weights + sum(steps[i] * directions[i])``."""
+    moved = dict(weights)
+    for direction, step in zip(directions, steps, strict=True):
+        names = list(direction)
+        sums = torch._foreach_add(
+            [moved[name] for name in names], [direction[name] for name in names], alpha=step
+        )
+        moved.update(zip(names, sums, strict=True))
+    return moved
+
+
+def fingerprint(tensors: Iterable[Tensor]) -> str:
+    """Hash of the entries of `tensors`, to tell whether two calls are about the same."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def batches_on(device: torch.device, data: Data) -> list[Batch]:
+    """The batches of `data` as a list on `device`; raises `InputError` if there are no examples."""
+    pairs = [data] if isinstance(data, tuple) and isinstance(data[0], Tensor) else data
+    batches = [(x.to(device), y.to(device)) for x, y in pairs]
+    if not sum(len(x) for x, _ in batches):
+        raise InputError("data: no examples, expected at least one")
+    return batches
+
+
+def cloned_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Buffers that a forward pass may write to."""
+    return {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+
+@contextlib.contextmanager
+def untouched_rng(device: torch.device) -> Iterator[None]:
+    """Put the global random states of the CPU and of `device` back afterwards."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+def seed_everything(device: torch.device, seed: int) -> None:
+    """Seed the global generators of the CPU and of `device`, and of no other device."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+
+
+def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """Modules that keep running statistics of their input."""
+    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
+def _depends_on_batches(model: nn.Module) -> bool:
+    return any(m.training for m in model.modules()) or any(
+        norm.running_mean is None for norm in batch_norms(model)
+    )
+
+
+def _regroup(batches: list[Batch], size: int) -> list[Batch]:
+    """Batches of `size` examples, where the given ones have examples of one shape."""
+    kinds = {(x.shape[1:], x.dtype, y.shape[1:], y.dtype) for x, y in batches}
+    if len(kinds) > 1:
+        return batches
+    xs, ys = (torch.cat(tensors) for tensors in zip(*batches, strict=True))
+    return list(zip(xs.split(size), ys.split(size), strict=True))
+
+
+def _recalibrate(model: nn.Module, tensors: dict[str, Tensor], batches: list[Batch]) -> None:
+    """Set the running statistics in `tensors` to the averages over `batches`.
+
+    Every batch counts by its number of examples, as in Izmailov et al., *Averaging Weights Leads to
+    Wider Optima and Better Generalization*, UAI 2018, section 3.2.
+    """
+    norms = batch_norms(model)
+    before = [(norm.training, norm.momentum) for norm in norms]
+    seen = 0
+    try:
+        for x, _ in batches:
+            seen += len(x)
+            for norm in norms:
+                norm.training, norm.momentum = True, len(x) / seen
+            functional_call(model, tensors, x)
+    finally:
+        for norm, (training, momentum) in zip(norms, before, strict=True):
+            norm.training, norm.momentum = training, momentum
