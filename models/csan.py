@@ -206,7 +206,9 @@ class CSAN(nn.Module):
         self.patch_embedding = nn.Conv2d(channels, dim, patch_size, stride=patch_size)
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if pooling == "cls" else None
         tokens = grid**2 + (pooling == "cls")
-        self.position_embedding = nn.Parameter(torch.randn(1, tokens, dim) * 0.02)
+        # As large as the patch embedding's output: a global window has no other sense of place, and
+        # with the usual 0.02 it spends its first epochs looking for it.
+        self.position_embedding = nn.Parameter(torch.randn(1, tokens, dim) * 0.5)
         self.blocks = nn.Sequential(
             *(
                 Block(

@@ -73,7 +73,7 @@ _CIFAR = Preset(
 PRESETS = {
     "digits": Preset(
         Recipe(
-            epochs=100,
+            epochs=60,
             warmup_epochs=5,
             learning_rate=2e-3,
             batch_size=32,

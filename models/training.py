@@ -63,7 +63,7 @@ def train(
     """
     recipe, model = start.recipe, start.model.to(device)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
     )
     snapshots = {0, recipe.warmup_epochs, *snapshots}
     folder, state = out.with_suffix(""), out.with_suffix("") / "resume.pt"

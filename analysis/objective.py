@@ -1,0 +1,113 @@
+"""The function whose landscape is measured: a checkpoint's training objective, or a clean one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.augment import Augmentation
+from models.checkpoint import Checkpoint
+from models.datasets import ImageDataset
+from models.errors import InputError
+from models.seeds import derive_seed
+
+Kind = Literal["train", "clean"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss on fixed mini-batches plus weight_decay / 2 * (sum of squares of the parameters).
+
+    Kind "train" is what the checkpoint's training minimised: NLL with its label smoothing and mixup
+    on augmented images, the model in training mode (stochastic depth), plus the L2 penalty. Kind
+    "clean" is the plain NLL of the images as they are, in evaluation mode, without a penalty.
+    Networks are trained on the first, so its landscape is the one that matters (Park and Kim 2022).
+    """
+
+    model: nn.Module  # on the device and in the mode in which it is measured
+    loss: Callable[[Tensor, Tensor], Tensor]  # (outputs, targets) -> scalar, mean over the batch
+    weight_decay: float
+    batches: list[tuple[Tensor, Tensor]]  # every random choice is made: (inputs, targets)
+
+
+def build_objective(
+    checkpoint: Checkpoint,
+    dataset: ImageDataset,
+    *,
+    kind: Kind = "train",
+    batch_size: int = 16,
+    batches: int | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> Objective:
+    """Draw mini-batches of `dataset` once and for all.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    dataset : ImageDataset
+        The split to measure on.
+    kind : {"train", "clean"}
+    batch_size : int
+        Images in a mini-batch; the last one may hold fewer.
+    batches : int, optional
+        Mini-batches, of a random order of the images; more than one epoch's are drawn from further
+        epochs. Default: one epoch.
+    seed : int
+        Decides the order of the images and their augmentation. Mini-batch i is the same whatever
+        the number of batches.
+    device : torch.device or str
+
+    Raises
+    ------
+    InputError
+        If `batch_size` or `batches` is not positive, or the images do not fit the model.
+    """
+    if kind not in get_args(Kind):
+        raise InputError(f"objective: {kind!r} is unknown, expected one of {get_args(Kind)}")
+    for name, value in {"batch-size": batch_size, "batches": batches}.items():
+        if value is not None and value < 1:
+            raise InputError(f"{name}: {value} found, expected at least 1")
+    expected = (
+        checkpoint.architecture["image_size"],
+        checkpoint.architecture["image_size"],
+        checkpoint.architecture["channels"],
+    )
+    if tuple(dataset.images.shape[1:]) != expected:
+        raise InputError(
+            f"dataset: images of {dataset.name} are {tuple(dataset.images.shape[1:])}, "
+            f"expected {expected} as the checkpoint's"
+        )
+    augment = Augmentation(checkpoint.recipe, dataset)
+    drawn = []
+    with torch.random.fork_rng():
+        for i, indices in enumerate(_shuffled(len(dataset), batch_size, batches, seed)):
+            torch.manual_seed(derive_seed(seed, 1, i))
+            x, y = (
+                augment(indices)
+                if kind == "train"
+                else (dataset.inputs[indices], dataset.labels[indices])
+            )
+            drawn.append((x.to(device), y.to(device)))
+    trains = kind == "train"
+    return Objective(
+        model=checkpoint.model.to(device).train(trains),
+        loss=checkpoint.recipe.loss if trains else F.cross_entropy,
+        weight_decay=checkpoint.recipe.weight_decay if trains else 0.0,
+        batches=drawn,
+    )
+
+
+def _shuffled(n: int, batch_size: int, batches: int | None, seed: int) -> list[Tensor]:
+    """Indices of each mini-batch, from as many shuffled epochs as it takes."""
+    per_epoch = -(-n // batch_size)
+    drawn: list[Tensor] = []
+    while len(drawn) < (batches or per_epoch):
+        order = torch.Generator().manual_seed(derive_seed(seed, 0, len(drawn) // per_epoch))
+        drawn.extend(torch.randperm(n, generator=order).split(batch_size))
+    return drawn[:batches]

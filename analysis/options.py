@@ -1,0 +1,96 @@
+"""The options that every analysis command shares, and what they name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import arg
+
+from models.cli import DataRoot, Device, Force, Seed
+from models.errors import InputError
+
+if TYPE_CHECKING:
+    from analysis.objective import Objective
+    from models.checkpoint import Checkpoint
+
+DEFAULT_CHECKPOINTS = "checkpoints/csan*.pt"
+
+Ckpt = Annotated[
+    tuple[Path, ...],
+    arg(metavar="FILE [FILE ...]", help=f"checkpoints to measure; default: {DEFAULT_CHECKPOINTS}"),
+]
+Out = Annotated[Path, arg(metavar="DIR", help="folder of the figures")]
+ObjectiveKind = Annotated[
+    Literal["train", "clean"],
+    arg(
+        name="objective",
+        help="train: what the training minimised (augmented, mixed, smoothed, NLL + L2); "
+        "clean: NLL of the images as they are",
+    ),
+]
+SplitName = Annotated[Literal["train", "test"], arg(help="the part of the dataset to measure on")]
+BatchSize = Annotated[int, arg(help="images in a mini-batch")]
+
+
+@dataclass(frozen=True)
+class MeasurementOptions:
+    """Options of a command that measures checkpoints."""
+
+    ckpt: Ckpt = ()
+    objective: ObjectiveKind = "train"
+    split: SplitName = "train"
+    batch_size: BatchSize = 16
+    seed: Seed = 0
+    device: Device = "auto"
+    data_root: DataRoot = None
+    out: Out = Path("figures")
+    force: Force = False
+
+    def group(self, measurement: str) -> str:
+        """Where in the HDF5 file a measurement of this objective belongs."""
+        name = f"{measurement}/{self.objective}"
+        return name if self.split == "train" else f"{name}_{self.split}"
+
+    def require(self, **least: int) -> None:
+        """Raise `InputError` if one of the named options is less than what is given for it."""
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise InputError(
+                    f"{name.replace('_', '-')}: {getattr(self, name)} found, "
+                    f"expected at least {bound}"
+                )
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """Load the checkpoints, and make sure that the figures can be written.
+
+        Raises `InputError` if a checkpoint is unusable or there is none.
+        """
+        from models.checkpoint import load_checkpoint
+
+        paths = self.ckpt or tuple(sorted(Path().glob(DEFAULT_CHECKPOINTS)))
+        if not paths:
+            raise InputError(f"ckpt: there is no {DEFAULT_CHECKPOINTS} here, name a checkpoint")
+        self.out.mkdir(parents=True, exist_ok=True)
+        return [load_checkpoint(path) for path in paths]
+
+    def build(self, checkpoint: Checkpoint, batches: int | None, **overrides: Any) -> Objective:
+        """The objective of a checkpoint on `batches` mini-batches of its dataset."""
+        from analysis.objective import build_objective
+        from models.datasets import load_dataset
+        from models.devices import choose_device
+
+        kind, split = (overrides.get(key, getattr(self, key)) for key in ("objective", "split"))
+        dataset = load_dataset(checkpoint.dataset, split, data_root=self.data_root)
+        if split == "train" and checkpoint.images is not None:
+            dataset = dataset.first(checkpoint.images)
+        return build_objective(
+            checkpoint,
+            dataset,
+            kind=kind,
+            batch_size=self.batch_size,
+            batches=batches,
+            seed=self.seed,
+            device=choose_device(self.device),
+        )

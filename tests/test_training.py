@@ -1,0 +1,199 @@
+"""Recipes, augmentation, checkpoints, and a training that is killed."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from models import CSAN, InputError, load_checkpoint, load_dataset
+from models.augment import Augmentation
+from models.checkpoint import FORMAT
+from models.recipes import PRESETS, Recipe
+from models.train import Options, untrained
+from models.training import evaluate, train
+
+TINY = dict(dim=6, depth=1, epochs=7, images=64)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset("digits").first(64), load_dataset("digits", "test").first(32)
+
+
+def tiny(out, digits, **options):
+    return untrained(Options(out=out, window=3, **{**TINY, **options}), digits[0])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, digits):
+    out = tmp_path_factory.mktemp("trained") / "tiny.pt"
+    return train(tiny(out, digits), out, *digits, snapshots=[6])
+
+
+def test_learning_rate_warms_up_and_falls_to_zero():
+    recipe = Recipe(epochs=12, warmup_epochs=2, learning_rate=0.5)
+    rates = [recipe.learning_rate_at(epoch) for epoch in (0, 1, 2, 7, 12, 13)]
+    assert rates == pytest.approx([0, 0.25, 0.5, 0.25, 0, 0])
+
+
+def test_loss_is_cross_entropy_against_smoothed_targets():
+    recipe = Recipe(epochs=1, warmup_epochs=0, learning_rate=1, label_smoothing=0.3)
+    outputs, targets = torch.randn(5, 4), torch.rand(5, 4).softmax(1)
+    smoothed = 0.7 * targets + 0.3 / 4
+    expected = -(smoothed * outputs.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(recipe.loss(outputs, targets), expected)
+
+
+def test_augmentation_is_that_of_the_recipe(digits):
+    plain = Recipe(epochs=1, warmup_epochs=0, learning_rate=1)
+    indices = torch.arange(8)
+    inputs, targets = Augmentation(plain, digits[0])(indices)
+    assert torch.equal(inputs, digits[0].inputs[:8])
+    assert torch.equal(targets, F.one_hot(digits[0].labels[:8], 10).float())
+
+    flipped = Augmentation(dataclasses.replace(plain, flip=True), digits[0])(indices)[0]
+    both = torch.stack([inputs, inputs.flip(-1)])
+    assert (flipped == both).all((2, 3, 4)).any(0).all()
+    assert not torch.equal(flipped, inputs)
+
+    _, mixed = Augmentation(dataclasses.replace(plain, mixup=1.0), digits[0])(indices)
+    torch.testing.assert_close(mixed.sum(1), torch.ones(8))
+    assert ((mixed > 0) & (mixed < 1)).any()
+
+    cut, _ = Augmentation(dataclasses.replace(plain, cutmix=1.0), digits[0])(indices)
+    assert ((cut == inputs) | (cut == inputs.roll(1, 0))).all()
+
+
+def test_every_preset_augments_and_trains_reproducibly(digits):
+    for preset in PRESETS.values():
+        augment = Augmentation(preset.recipe, digits[0])
+        draws = []
+        for _ in range(2):
+            torch.manual_seed(3)
+            draws.append(augment(torch.arange(6)))
+        assert torch.equal(draws[0][0], draws[1][0])
+        assert torch.equal(draws[0][1], draws[1][1])
+
+
+def test_records_what_is_asked_of_a_training(trained, digits):
+    history = trained.history
+    assert history["epoch"] == list(range(8))
+    assert set(history) == {
+        *("epoch", "objective", "learning_rate", "seconds"),
+        *("train_nll", "train_error", "test_nll", "test_error"),
+    }
+    again = evaluate(trained.model, *digits)
+    assert all(history[name][-1] == value for name, value in again.items())
+    model = trained.model.eval()
+    nll = F.cross_entropy(model(digits[0].inputs), digits[0].labels)
+    assert history["train_nll"][-1] == pytest.approx(nll.item(), rel=1e-6)
+    assert history["learning_rate"][5] == pytest.approx(trained.recipe.learning_rate)
+
+
+def test_keeps_snapshots_of_start_warmup_end_and_chosen_epochs(trained):
+    folder = trained.path.with_suffix("")
+    epochs = {path.name: load_checkpoint(path).epoch for path in folder.iterdir()}
+    assert epochs == {"epoch000.pt": 0, "epoch005.pt": 5, "epoch006.pt": 6}
+    assert trained.epoch == 7
+
+
+def test_interrupted_training_ends_with_the_same_weights(trained, tmp_path):
+    """Killed without warning in the middle, and started again."""
+    out = tmp_path / "killed.pt"
+    arguments = [f"--{name}={value}" for name, value in TINY.items()]
+    command = [sys.executable, "-m", "models.train", "--window=3", f"--out={out}", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    state = out.with_suffix("") / "resume.pt"
+    while process.poll() is None and not state.exists():
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert state.exists()
+    assert not out.exists()
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    reference = tmp_path / "whole.pt"
+    command[4] = f"--out={reference}"
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    resumed, whole = (load_checkpoint(path).model.state_dict() for path in (out, reference))
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+    assert not state.exists()
+
+
+def test_resuming_with_other_options_is_refused(tmp_path, digits, monkeypatch):
+    out = tmp_path / "other.pt"
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "unlink", interrupt)  # just before the state would be removed
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(out, digits, epochs=6), out, *digits)
+    with pytest.raises(InputError, match=r"resume.pt: saved by a training with other options"):
+        train(tiny(out, digits, epochs=6, seed=1), out, *digits)
+
+
+def test_checkpoint_rebuilds_model_recipe_and_history(trained, digits):
+    again = load_checkpoint(trained.path)
+    x = digits[0].inputs
+    assert torch.equal(again.model(x), trained.model(x))
+    for name in ("architecture", "recipe", "epoch", "seed", "history", "dataset", "images"):
+        assert repr(getattr(again, name)) == repr(getattr(trained, name))  # nan is not nan
+    assert isinstance(again.model, CSAN)
+    assert not again.model.training
+
+
+class RunsCode:
+    def __reduce__(self):
+        return (os.system, ("touch executed",))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (lambda content: RunsCode(), "it would run code"),
+        (lambda content: [1, 2], "its format is 'list'"),
+        (lambda content: {"state_dict": {}}, "its format is None"),
+        (lambda content: {"format": FORMAT}, "no usable 'architecture'"),
+        (lambda content: content | {"epoch": "five"}, "no usable 'epoch'"),
+        (lambda content: content | {"recipe": {"pace": 1}}, "options do not fit.*pace"),
+        (lambda content: change(content, "architecture", window=0), "window: 0"),
+        (lambda content: change(content, "architecture", border="wrap"), "border: 'wrap'"),
+        (lambda content: change(content, "architecture", head_window=4), "head_window: 4"),
+        (lambda content: content | {"state_dict": {}}, "weights do not fit.*Missing key"),
+        (
+            lambda content: change(content, "state_dict", **{"norm.bias": torch.zeros(3)}),
+            "weights do not fit.*size mismatch",
+        ),
+    ],
+)
+def test_unusable_checkpoints_are_refused(trained, tmp_path, monkeypatch, spoil, complaint):
+    monkeypatch.chdir(tmp_path)
+    content = torch.load(trained.path, weights_only=True)
+    torch.save(spoil(content), "bad.pt")
+    with pytest.raises(InputError, match=f"^bad.pt: .*{complaint}") as error:
+        load_checkpoint("bad.pt")
+    assert "\n" not in str(error.value)
+    assert not Path("executed").exists()
+
+
+def change(content, key, **values):
+    return content | {key: content[key] | values}
+
+
+def test_truncated_and_missing_checkpoints_are_refused(trained, tmp_path):
+    bad = tmp_path / "bad.pt"
+    with pytest.raises(InputError, match="there is no such file"):
+        load_checkpoint(bad)
+    whole = trained.path.read_bytes()
+    for length in (0, 100, len(whole) // 2, len(whole) - 10):
+        bad.write_bytes(whole[:length])
+        with pytest.raises(InputError, match="it is damaged"):
+            load_checkpoint(bad)
