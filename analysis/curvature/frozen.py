@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from analysis.parameters import select_parameters
+from analysis.functional import functional_call
+from analysis.parameters import select_parameters, unflatten
 from models.errors import InputError
+from models.seeds import derive_seed
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 Data = tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
@@ -85,6 +86,7 @@ class FrozenLoss:
         }
         first = next(iter(self.parameters.values()))
         self.dtype, self.device = first.dtype, first.device
+        self._cast: Callable[[Tensor], Tensor] = lambda tensor: tensor
         if any(
             (p.dtype, p.device) != (first.dtype, first.device) for p in self.parameters.values()
         ):
@@ -114,16 +116,17 @@ class FrozenLoss:
         """Model outputs of a chunk, here or at other parameters; inside, randomness is frozen."""
         # Batch normalisation in training mode writes to its buffers, and a graph that is kept must
         # not see those of the next chunk: every pass has its own.
-        buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
+        buffers = {name: self._cast(buffer.clone()) for name, buffer in self._model.named_buffers()}
         state = {**self._constants, **(parameters or self.parameters), **buffers}
-        x = chunk.x.to(self.device, non_blocking=True)
+        x = self._cast(chunk.x.to(self.device, non_blocking=True))
         # Only the math kernel of scaled_dot_product_attention has a second derivative.
         with self._randomness(chunk.seed), sdpa_kernel(SDPBackend.MATH):
-            yield functional_call(self._model, state, (x,))
+            yield functional_call(self._model, state, x)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean loss, a scalar; to be called inside of `forward`."""
-        loss = self._loss_fn(outputs, targets.to(self.device, non_blocking=True))
+        targets = self._cast(targets.to(self.device, non_blocking=True))
+        loss = self._loss_fn(outputs, targets)
         if loss.ndim:
             raise InputError(f"loss_fn: a result of shape {tuple(loss.shape)}, expected a scalar")
         return loss
@@ -136,6 +139,38 @@ class FrozenLoss:
             for device in devices:
                 torch.cuda.default_generators[device.index].manual_seed(seed)
             yield
+
+    def displaced(self, direction: Tensor, step: float) -> dict[str, Tensor]:
+        """Parameters ``theta + step * direction``, as leaves of a graph; `direction` is (P,)."""
+        return {
+            name: (self.parameters[name].detach() + step * piece).requires_grad_()
+            for name, piece in unflatten(direction, self.parameters).items()
+        }
+
+    def in_float64(self) -> FrozenLoss:
+        """The same function in double precision, or `self` where the model does not allow that.
+
+        It does not if it insists on a dtype, or draws other random numbers in another one.
+        """
+        if self.dtype == torch.float64:
+            return self
+        precise = copy.copy(self)
+        precise.dtype = torch.float64
+        precise.parameters = {
+            name: p.detach().double().requires_grad_() for name, p in self.parameters.items()
+        }
+        precise._constants = {name: p.double() for name, p in self._constants.items()}
+        precise._cast = lambda t: t.double() if t.is_floating_point() else t
+        chunk = self.chunks[0]
+        with torch.no_grad():
+            with self.forward(chunk) as outputs:
+                loss = self.loss(outputs, chunk.y)
+            try:
+                with precise.forward(chunk) as outputs:
+                    agrees = torch.isclose(precise.loss(outputs, chunk.y), loss.double(), 1e-4)
+            except RuntimeError:
+                return self
+        return precise if agrees else self
 
     def _why_whole(self, chunk: Chunk, size: int) -> str | None:
         """Why `chunk` cannot be cut into pieces of `size`, or None if it can."""
@@ -159,13 +194,6 @@ class FrozenLoss:
         if not torch.isclose(together, apart, rtol=rounding, atol=rounding, equal_nan=True):
             return "the loss of a batch is not the mean of the losses of its examples"
         return None
-
-
-def derive_seed(seed: int, *path: int) -> int:
-    """An independent seed for each `path`, the same on every machine."""
-    return int(
-        np.random.SeedSequence([seed, *path]).generate_state(1, np.uint64)[0] >> np.uint64(1)
-    )
 
 
 def _batches(data: Data) -> list[tuple[Tensor, Tensor]]:

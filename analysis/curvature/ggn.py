@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analysis.curvature.frozen import Chunk
+from analysis.curvature.frozen import Chunk, FrozenLoss
 from analysis.curvature.graphs import gradient, graph_bytes
 from analysis.curvature.operators import CurvatureOperator, LinearMap
 from analysis.parameters import flatten
@@ -28,7 +28,7 @@ class _OuterProduct(CurvatureOperator):
     """
 
     @abstractmethod
-    def _output_map(self, outputs: Tensor, chunk: Chunk) -> OutputMap:
+    def _output_map(self, objective: FrozenLoss, outputs: Tensor, chunk: Chunk) -> OutputMap:
         """The matrix `B` of the mean over a chunk; `outputs` is a leaf that requires a gradient."""
 
     def _linear_map(self, chunk: Chunk) -> LinearMap:
@@ -43,7 +43,7 @@ class _OuterProduct(CurvatureOperator):
                 allow_unused=True,
                 materialize_grads=True,
             )
-            output_map = self._output_map(outputs.detach().requires_grad_(), chunk)
+            output_map = self._output_map(self._objective, outputs.detach().requires_grad_(), chunk)
 
         def apply(vectors: Sequence[Tensor], block: bool) -> Sequence[Tensor]:
             (tangent,) = gradient(pulled, [cotangent], vectors, block=block)
@@ -52,20 +52,25 @@ class _OuterProduct(CurvatureOperator):
 
         return LinearMap(apply, lambda: graph_bytes([*pulled, outputs]))
 
-    def _difference(self, direction: Tensor, step: float) -> Tensor:
+    def _difference(self, objective: FrozenLoss, direction: Tensor, step: float) -> Tensor:
         total = self._weight_decay * direction
-        parameters = list(self._parameters.values())
-        for chunk in self._objective.chunks:
+        parameters = list(objective.parameters.values())
+        for chunk in objective.chunks:
             with torch.no_grad():
-                with self._objective.forward(chunk, self._displaced(direction, step)) as ahead:
-                    pass
-                with self._objective.forward(chunk, self._displaced(direction, -step)) as behind:
-                    pass
-            with torch.enable_grad(), self._objective.forward(chunk) as outputs:
-                output_map = self._output_map(outputs.detach().requires_grad_(), chunk)
+                ahead, behind = (
+                    self._outputs(objective, chunk, objective.displaced(direction, sign * step))
+                    for sign in (1, -1)
+                )
+            with torch.enable_grad(), objective.forward(chunk) as outputs:
+                output_map = self._output_map(objective, outputs.detach().requires_grad_(), chunk)
                 curved = output_map((ahead - behind) / (2 * step), False)
                 total += flatten(gradient([outputs], parameters, [chunk.weight * curved]))
         return total
+
+    @staticmethod
+    def _outputs(objective: FrozenLoss, chunk: Chunk, parameters: dict[str, Tensor]) -> Tensor:
+        with objective.forward(chunk, parameters) as outputs:
+            return outputs
 
 
 class GGN(_OuterProduct):
@@ -79,8 +84,8 @@ class GGN(_OuterProduct):
     See `CurvatureOperator` for the parameters.
     """
 
-    def _output_map(self, outputs: Tensor, chunk: Chunk) -> OutputMap:
-        loss = self._objective.loss(outputs, chunk.y)
+    def _output_map(self, objective: FrozenLoss, outputs: Tensor, chunk: Chunk) -> OutputMap:
+        loss = objective.loss(outputs, chunk.y)
         (slope,) = torch.autograd.grad(loss, outputs, create_graph=True, materialize_grads=True)
 
         def output_map(tangent: Tensor, block: bool) -> Tensor:
@@ -111,7 +116,7 @@ class Fisher(_OuterProduct):
         self._mc_samples = mc_samples
         super().__init__(*args, **options)
 
-    def _output_map(self, outputs: Tensor, chunk: Chunk) -> OutputMap:
+    def _output_map(self, objective: FrozenLoss, outputs: Tensor, chunk: Chunk) -> OutputMap:
         if self._mc_samples is None:
             targets = [chunk.y]
         else:
@@ -119,9 +124,9 @@ class Fisher(_OuterProduct):
         # The loss is a mean over the n examples, of which each one's outputs touch one term only.
         slopes = [
             len(outputs)
-            * torch.autograd.grad(
-                self._objective.loss(outputs, target), outputs, materialize_grads=True
-            )[0]
+            * torch.autograd.grad(objective.loss(outputs, target), outputs, materialize_grads=True)[
+                0
+            ]
             for target in targets
         ]
         inner = tuple(range(1 - outputs.ndim, 0))  # all dimensions of one example

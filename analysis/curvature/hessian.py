@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from analysis.curvature.frozen import Chunk
+from analysis.curvature.frozen import Chunk, FrozenLoss
 from analysis.curvature.graphs import gradient, graph_bytes
 from analysis.curvature.operators import CurvatureOperator, LinearMap
 from analysis.parameters import flatten
@@ -35,7 +35,7 @@ class Hessian(CurvatureOperator):
 
     def gradient(self) -> Tensor:
         """Gradient (P,) of the objective that this is the Hessian of, weight decay included."""
-        return self._gradient_at(self._parameters)
+        return self._gradient(self._objective, self._parameters)
 
     def _linear_map(self, chunk: Chunk) -> LinearMap:
         parameters = list(self._parameters.values())
@@ -50,17 +50,17 @@ class Hessian(CurvatureOperator):
 
         return LinearMap(apply, lambda: graph_bytes(gradients))
 
-    def _difference(self, direction: Tensor, step: float) -> Tensor:
-        ahead = self._gradient_at(self._displaced(direction, step))
-        behind = self._gradient_at(self._displaced(direction, -step))
+    def _difference(self, objective: FrozenLoss, direction: Tensor, step: float) -> Tensor:
+        ahead = self._gradient(objective, objective.displaced(direction, step))
+        behind = self._gradient(objective, objective.displaced(direction, -step))
         return (ahead - behind) / (2 * step)
 
-    def _gradient_at(self, parameters: dict[str, Tensor]) -> Tensor:
+    def _gradient(self, objective: FrozenLoss, parameters: dict[str, Tensor]) -> Tensor:
         variables = list(parameters.values())
         total = self._weight_decay * flatten(variable.detach() for variable in variables)
-        for chunk in self._objective.chunks:
-            with torch.enable_grad(), self._objective.forward(chunk, parameters) as outputs:
-                loss = chunk.weight * self._objective.loss(outputs, chunk.y)
+        for chunk in objective.chunks:
+            with torch.enable_grad(), objective.forward(chunk, parameters) as outputs:
+                loss = chunk.weight * objective.loss(outputs, chunk.y)
                 pieces = torch.autograd.grad(
                     loss, variables, allow_unused=True, materialize_grads=True
                 )
