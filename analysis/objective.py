@@ -111,3 +111,9 @@ def _shuffled(n: int, batch_size: int, batches: int | None, seed: int) -> list[T
         order = torch.Generator().manual_seed(derive_seed(seed, 0, len(drawn) // per_epoch))
         drawn.extend(torch.randperm(n, generator=order).split(batch_size))
     return drawn[:batches]
+
+
+def error_rate(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Share of (B, classes) outputs whose largest is not the label, or the largest soft target."""
+    labels = targets.argmax(1) if targets.ndim > 1 else targets
+    return (outputs.argmax(1) != labels).double().mean()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
@@ -62,35 +62,36 @@ class MeasurementOptions:
                     f"expected at least {bound}"
                 )
 
-    def checkpoints(self) -> list[Checkpoint]:
-        """Load the checkpoints, and make sure that the figures can be written.
-
-        Raises `InputError` if a checkpoint is unusable or there is none.
-        """
-        from models.checkpoint import load_checkpoint
-
-        paths = self.ckpt or tuple(sorted(Path().glob(DEFAULT_CHECKPOINTS)))
-        if not paths:
-            raise InputError(f"ckpt: there is no {DEFAULT_CHECKPOINTS} here, name a checkpoint")
-        self.out.mkdir(parents=True, exist_ok=True)
-        return [load_checkpoint(path) for path in paths]
-
-    def build(self, checkpoint: Checkpoint, batches: int | None, **overrides: Any) -> Objective:
+    def build(self, checkpoint: Checkpoint, batches: int) -> Objective:
         """The objective of a checkpoint on `batches` mini-batches of its dataset."""
         from analysis.objective import build_objective
         from models.datasets import load_dataset
         from models.devices import choose_device
 
-        kind, split = (overrides.get(key, getattr(self, key)) for key in ("objective", "split"))
-        dataset = load_dataset(checkpoint.dataset, split, data_root=self.data_root)
-        if split == "train" and checkpoint.images is not None:
+        dataset = load_dataset(checkpoint.dataset, self.split, data_root=self.data_root)
+        if self.split == "train" and checkpoint.images is not None:
             dataset = dataset.first(checkpoint.images)
         return build_objective(
             checkpoint,
             dataset,
-            kind=kind,
+            kind=self.objective,
             batch_size=self.batch_size,
             batches=batches,
             seed=self.seed,
             device=choose_device(self.device),
         )
+
+
+def open_checkpoints(paths: tuple[Path, ...], out: Path) -> list[Checkpoint]:
+    """Load the checkpoints that ``--ckpt`` names, and make the folder `out` of the figures.
+
+    Raises `InputError` if a checkpoint is unusable or there is none.
+    """
+    from models.checkpoint import load_checkpoint
+
+    paths = paths or tuple(sorted(Path().glob(DEFAULT_CHECKPOINTS)))
+    if not paths:
+        raise InputError(f"ckpt: there is no {DEFAULT_CHECKPOINTS} here, name a checkpoint")
+    checkpoints = [load_checkpoint(path) for path in paths]
+    out.mkdir(parents=True, exist_ok=True)
+    return checkpoints

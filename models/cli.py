@@ -48,10 +48,14 @@ def run(main: Callable[[Options], None], options_type: type[Options]) -> None:
 
 
 def _parse(options_type: type[Options]) -> Options:
+    spec = sys.modules["__main__"].__spec__
+    module = spec.name.removesuffix(".__main__") if spec else sys.argv[0]
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(options_type, config=(tyro.conf.FlagCreatePairsOff,))
+            return tyro.cli(
+                options_type, prog=f"python -m {module}", config=(tyro.conf.FlagCreatePairsOff,)
+            )
     except SystemExit as stop:
         if stop.code != 2:
             raise

@@ -1,0 +1,313 @@
+"""Which measurements go into which figure. How they are drawn is in `analysis.plots`.
+
+Every function writes into the folder `out` and returns the files it wrote. No PyTorch is needed.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
+
+from analysis import plots
+from analysis.measurements import Measurement, collect
+from analysis.statistics import across_seeds
+from models.errors import InputError
+from models.files import replacing
+
+FORMATS = ("png", "svg", "pdf")
+WINDOW_COLORS = {3: plots.COLORS[2], 5: plots.COLORS[1], 8: plots.COLORS[0]}
+
+
+def draw_all(folder: Path, out: Path, formats: Sequence[str] = ("png",)) -> list[Path]:
+    """Every figure of the measurements in `folder` and below it.
+
+    Raises `InputError` if there are none, or a format is unknown.
+    """
+    for extension in formats:
+        if extension not in FORMATS:
+            raise InputError(f"formats: {extension!r} found, expected some of {', '.join(FORMATS)}")
+    if not any(folder.rglob("*.h5")):
+        raise InputError(f"measurements: no HDF5 file in {folder}, measure a checkpoint first")
+    written = []
+    for objective in ("train", "train_test", "clean", "clean_test"):
+        spectra = collect([folder], f"hessian/{objective}")
+        written += draw_hessians([m for m in spectra if m.path.parent == folder], out, formats)
+        written += draw_hessian_comparison(spectra, out, formats)
+        surfaces = collect([folder], f"landscape/{objective}")
+        written += draw_landscapes(surfaces, out, formats)
+    return written + draw_nll(collect([folder], "history"), out, formats)
+
+
+def name(measurement: Measurement) -> str:
+    """Short name of the checkpoint: ``csan8``, or ``csan8-epoch005`` for a snapshot."""
+    stem = measurement.path.stem
+    is_snapshot = stem.startswith("epoch") and stem[5:].isdigit()
+    return f"{measurement.path.parent.name}-{stem}" if is_snapshot else stem
+
+
+def label(measurement: Measurement) -> str:
+    """What distinguishes the architecture: ``3×3``, ``8×8 (global)``, ``3×3, 3 heads``."""
+    architecture = measurement.checkpoint["architecture"]
+    window = architecture["window"]
+    text = f"{window}×{window}"
+    if window * architecture["patch_size"] >= architecture["image_size"]:
+        text += " (global)"
+    if architecture["head_window"] > 1:
+        text += f", {architecture['head_window']} heads"
+    text += "".join(
+        f", {architecture[option]}"
+        for option, usual in (("border", "clamp"), ("pooling", "gap"))
+        if architecture[option] != usual
+    )
+    return text
+
+
+def colors(labels: Iterable[str]) -> dict[str, str]:
+    """The same colour for the same window everywhere; the rest from what remains of the cycle."""
+    unique = list(dict.fromkeys(labels))
+    fixed = {f"{w}×{w}": color for w, color in WINDOW_COLORS.items()}
+    assigned = {text: fixed[text.split(" ")[0]] for text in unique if text.split(" ")[0] in fixed}
+    free = [color for color in plots.COLORS if color not in assigned.values()]
+    rest = [text for text in unique if text not in assigned]
+    return assigned | {text: free[i % len(free)] for i, text in enumerate(rest)}
+
+
+def stage(measurement: Measurement) -> str:
+    """At which point of its training the checkpoint was kept."""
+    epoch, recipe = measurement.checkpoint["epoch"], measurement.checkpoint["recipe"]
+    if epoch == recipe["epochs"]:
+        return f"end of training (epoch {epoch})"
+    if epoch == recipe["warmup_epochs"]:
+        return f"end of warm-up (epoch {epoch})"
+    return f"epoch {epoch}"
+
+
+def draw_hessians(
+    measurements: Iterable[Measurement], out: Path, formats: Sequence[str] = ("png",)
+) -> list[Path]:
+    """For each checkpoint: ``hessian_NAME``, its max eigenvalues and its spectral density."""
+    written = []
+    for m in measurements:
+        with mpl.rc_context(plots.STYLE):
+            figure = Figure(figsize=(9, 2.8))
+            negative, positive, density = figure.subplots(1, 3)
+            color = colors([label(m)])[label(m)]
+            eigenvalues = m.arrays["eigenvalues"]
+            for half, ax in (("negative", negative), ("positive", positive)):
+                plots.plot_max_eigenvalues(eigenvalues, half, label="share", color=color, ax=ax)
+                ax.legend(loc="upper right")
+            plots.plot_spectral_density(
+                *(m.arrays[f"density/{key}"] for key in ("grid", "density", "standard_error")),
+                color=color,
+                ax=density,
+            )
+            batches, k = eigenvalues.shape
+            figure.suptitle(
+                f"{name(m)}: window {label(m)}, {stage(m)}, {objective(m)}; top {k} of each of "
+                f"{batches} mini-batches of {m.options['batch_size']} images"
+            )
+            written += save(figure, out, f"hessian_{name(m)}{suffix(m)}", formats)
+    return written
+
+
+def draw_hessian_comparison(
+    measurements: Iterable[Measurement], out: Path, formats: Sequence[str] = ("png",)
+) -> list[Path]:
+    """For each dataset and epoch with several windows: ``hessian_DATASET_epochN``.
+
+    Max eigenvalues of all seeds of a window pooled, negative and positive halves side by side, as
+    in Park and Kim 2022, Figure 7 (right).
+    """
+    groups: dict[tuple[str, int], list[Measurement]] = defaultdict(list)
+    for m in measurements:
+        groups[dataset(m), m.checkpoint["epoch"]].append(m)
+    written = []
+    for (data, epoch), group in sorted(groups.items()):
+        by_label: dict[str, list[Measurement]] = defaultdict(list)
+        for m in sorted(group, key=by_window):
+            by_label[label(m)].append(m)
+        if len(by_label) < 2:
+            continue
+        palette = colors(by_label)
+        with mpl.rc_context(plots.STYLE):
+            figure = Figure(figsize=(7, 3))
+            axes = figure.subplots(1, 2)
+            for half, ax in zip(("negative", "positive"), axes, strict=True):
+                for text, members in by_label.items():
+                    plots.plot_max_eigenvalues(
+                        np.concatenate([m.arrays["eigenvalues"] for m in members]),
+                        half,
+                        label=text,
+                        color=palette[text],
+                        ax=ax,
+                    )
+                ax.legend(loc="upper left" if half == "negative" else "upper right")
+            seeds = max(len(members) for members in by_label.values())
+            figure.suptitle(
+                f"Hessian max eigenvalue spectra on {data}, {stage(group[0])}, "
+                f"{objective(group[0])}, {seeds} seed{'s' * (seeds > 1)}"
+            )
+            written += save(
+                figure, out, f"hessian_{data}_epoch{epoch:03d}{suffix(group[0])}", formats
+            )
+    return written
+
+
+def draw_landscapes(
+    measurements: Iterable[Measurement], out: Path, formats: Sequence[str] = ("png",)
+) -> list[Path]:
+    """For each dataset: ``landscape_DATASET_lines``, ``..._contours`` and ``..._surfaces``."""
+    groups: dict[str, list[Measurement]] = defaultdict(list)
+    for m in measurements:
+        groups[dataset(m)].append(m)
+    written = []
+    for data, group in sorted(groups.items()):
+        group.sort(key=by_window)
+        with mpl.rc_context(plots.STYLE):
+            for kind, figure in (
+                ("lines", _lines(group)),
+                ("contours", _contours(group)),
+                ("surfaces", _surfaces(group)),
+            ):
+                figure.suptitle(f"Loss landscape on {data}, {objective(group[0])}")
+                written += save(figure, out, f"landscape_{data}_{kind}{suffix(group[0])}", formats)
+    return written
+
+
+def _lines(group: Sequence[Measurement]) -> Figure:
+    figure = Figure(figsize=(7, 2.9))
+    loss, error = figure.subplots(1, 2)
+    palette = colors(label(m) for m in group)
+    for m in group:
+        xs, style = m.arrays["line/xs"], dict(label=name(m), color=palette[label(m)])
+        plots.plot_line(xs, total(m, "line"), ylabel=loss_label(m), ax=loss, **style)
+        error_rate = 100 * m.arrays["line/error"]
+        plots.plot_line(xs, error_rate, ylabel="error (%)", ax=error, **style)
+    loss.set_yscale("log")
+    loss.legend()
+    return figure
+
+
+def _contours(group: Sequence[Measurement]) -> Figure:
+    columns = min(len(group), 3)
+    rows = -(-len(group) // columns)
+    figure = Figure(figsize=(2.6 * columns + 0.8, 2.6 * rows + 0.4))
+    axes = figure.subplots(rows, columns, squeeze=False)
+    norm = plots.shared_norm([total(m, "surface") for m in group])
+    for m, ax in zip(group, axes.flat, strict=False):
+        xs, ys = m.arrays["surface/xs"], m.arrays["surface/ys"]
+        plots.plot_contours(xs, ys, total(m, "surface"), norm=norm, ax=ax)
+        ax.set_title(f"{name(m)}: {label(m)}")
+    for ax in axes.flat[len(group) :]:
+        ax.remove()
+    scale = ScalarMappable(norm, plots.STYLE["image.cmap"])
+    figure.colorbar(scale, ax=axes, label=loss_label(group[0]), shrink=0.8)
+    return figure
+
+
+def _surfaces(group: Sequence[Measurement]) -> Figure:
+    columns = min(len(group), 3)
+    rows = -(-len(group) // columns)
+    figure = Figure(figsize=(3.1 * columns, 3 * rows + 0.3))
+    norm = plots.shared_norm([total(m, "surface") for m in group])
+    for i, m in enumerate(group):
+        ax = figure.add_subplot(rows, columns, i + 1, projection="3d")
+        xs, ys = m.arrays["surface/xs"], m.arrays["surface/ys"]
+        plots.plot_surface(xs, ys, total(m, "surface"), zlabel=loss_label(m), norm=norm, ax=ax)
+        ax.set_title(f"{name(m)}: {label(m)}")
+    return figure
+
+
+def total(measurement: Measurement, part: str) -> np.ndarray:
+    """NLL + L2 of a "line" or "surface", or the NLL where the objective has no penalty."""
+    nll, l2 = (measurement.arrays.get(f"{part}/{key}") for key in ("nll", "l2"))
+    assert nll is not None
+    return nll if l2 is None else nll + l2
+
+
+def loss_label(measurement: Measurement) -> str:
+    """What `total` is."""
+    return "NLL + L2" if "line/l2" in measurement.arrays else "NLL"
+
+
+def draw_nll(
+    histories: Iterable[Measurement], out: Path, formats: Sequence[str] = ("png",)
+) -> list[Path]:
+    """For each dataset: ``nll_DATASET``, curves over epochs and the plane of the end points."""
+    groups: dict[tuple[str, int], list[Measurement]] = defaultdict(list)
+    for m in histories:
+        groups[dataset(m), m.checkpoint["recipe"]["epochs"]].append(m)
+    longest = dict(sorted(groups))  # of trainings that differ in length, the longest
+    written = []
+    for data, epochs in longest.items():
+        by_label: dict[str, list[Measurement]] = defaultdict(list)
+        for m in sorted(groups[data, epochs], key=by_window):
+            by_label[label(m)].append(m)
+        with mpl.rc_context(plots.STYLE):
+            figure = Figure(figsize=(8, 3.2))
+            curves, plane = figure.subplots(1, 2)
+            points = {}
+            palette = colors(by_label)
+            for text, members in by_label.items():
+                nll = np.array([m.arrays["train_nll"] for m in members])
+                error = np.array([m.arrays["test_error"] for m in members])
+                estimates = [across_seeds(column) for column in nll.T]
+                plots.plot_history(
+                    members[0].arrays["epoch"],
+                    np.array([e.mean for e in estimates]),
+                    np.array([e.half_width for e in estimates]),
+                    ylabel="train NLL",
+                    label=text,
+                    color=palette[text],
+                    ax=curves,
+                )
+                x, y = across_seeds(nll[:, -1]), across_seeds(error[:, -1])
+                points[text] = (x.mean, x.half_width, y.mean, y.half_width)
+            origin = next((text for text in points if "global" in text), next(iter(points)))
+            plots.plot_optimisation_plane(points, origin=origin, colors=palette, ax=plane)
+            curves.legend(title="window")
+            seeds = max(len(members) for members in by_label.values())
+            interval = f"mean and 95 % interval over {seeds} seeds" if seeds > 1 else "one seed"
+            figure.suptitle(f"Optimisation and regularisation on {data}, {interval}")
+            written += save(figure, out, f"nll_{data}", formats)
+    return written
+
+
+def dataset(measurement: Measurement) -> str:
+    """Name of the dataset, with the number of images if it was a part of it."""
+    spec, images = measurement.checkpoint["dataset"], measurement.checkpoint["images"]
+    return Path(spec).stem if images is None else f"{Path(spec).stem}-{images}"
+
+
+def objective(measurement: Measurement) -> str:
+    """In words, what was differentiated or evaluated."""
+    kind, split = measurement.options["objective"], measurement.options["split"]
+    images = {"train": "augmented", "clean": "clean"}[kind]
+    return f"{'NLL + L2' if kind == 'train' else 'NLL'} on {images} {split} images"
+
+
+def suffix(measurement: Measurement) -> str:
+    """Of file names: nothing for the usual objective, else which one it is."""
+    which = measurement.name.partition("/")[2]
+    return "" if which == "train" else f"_{which}"
+
+
+def by_window(measurement: Measurement) -> tuple[int, int, str]:
+    """Order of curves and panels: from local to global."""
+    architecture = measurement.checkpoint["architecture"]
+    return architecture["window"], architecture["head_window"], str(measurement.path)
+
+
+def save(figure: Figure, out: Path, stem: str, formats: Sequence[str]) -> list[Path]:
+    """Write `figure` in each format, whole or not at all."""
+    paths = [out / f"{stem}.{extension}" for extension in formats]
+    for path in paths:
+        with replacing(path) as partial:
+            figure.savefig(partial, format=path.suffix[1:], dpi=150)
+    return paths

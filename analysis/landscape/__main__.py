@@ -1,0 +1,146 @@
+"""``python -m analysis.landscape``: lines and surfaces of checkpoints."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import arg
+
+from analysis.options import MeasurementOptions, open_checkpoints
+from models.cli import run
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from analysis.landscape import Slice
+    from analysis.measurements import Measurement
+    from models.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Options(MeasurementOptions):
+    """Cut the loss landscape of checkpoints along random filter-normalised directions.
+
+    Evaluates NLL, error and L2 on fixed mini-batches, along a line and on a surface around the
+    weights, and draws NLL + L2 of all checkpoints on one scale. An interrupted run goes on where it
+    stopped.
+    """
+
+    batch_size: Annotated[int, arg(help="images in a mini-batch")] = 32
+    batches: Annotated[int, arg(help="mini-batches that the loss is the mean over")] = 8
+    points: Annotated[int, arg(help="points along each axis of the surface")] = 21
+    line_points: Annotated[int, arg(help="points along the line")] = 51
+    span: Annotated[float, arg(help="largest step; 1 is as long as the weights")] = 1.0
+
+
+def main(options: Options) -> None:
+    """Measure each checkpoint, print a table, draw, and name the files."""
+    from analysis import drawing
+    from analysis.tables import print_table
+
+    options.require(batches=1, points=2, line_points=2)
+    measurements = [measure(c, options) for c in open_checkpoints(options.ckpt, options.out)]
+    rows = []
+    for m in measurements:
+        line, surface = drawing.total(m, "line"), drawing.total(m, "surface")
+        centre = line[len(line) // 2]
+        values = (centre, (line[0] + line[-1]) / 2, surface.max())
+        rows.append([drawing.name(m), drawing.label(m), *(f"{value:.3f}" for value in values)])
+    print_table(
+        drawing.objective(measurements[0]),
+        ["checkpoint", "window", "at the weights", f"at ±{options.span:g}", "highest of surface"],
+        rows,
+    )
+    for m in measurements:
+        print(f"stored in {m.path}:/{m.name}")
+    for path in drawing.draw_landscapes(measurements, options.out):
+        print(f"wrote {path}")
+
+
+def measure(checkpoint: Checkpoint, options: Options) -> Measurement:
+    """Line and surface of a checkpoint, stored, or as they were stored before."""
+    import numpy as np
+
+    from analysis.landscape import line, random_directions, surface
+    from analysis.measurements import store, stored
+    from analysis.objective import error_rate
+
+    settings = {
+        key: getattr(options, key)
+        for key in ("objective", "split", "batch_size", "batches", "points", "line_points", "span")
+    }
+    settings["seed"] = options.seed
+    group = options.group("landscape")
+    earlier = None
+    if not options.force:
+        earlier = stored(group, checkpoint=checkpoint, options=settings)
+    if earlier and earlier.complete:
+        print(f"{earlier.path}:/{group} is there already; --force measures it again")
+        return earlier
+
+    if earlier:
+        print(f"{earlier.path}:/{group} was interrupted; going on from there")
+    objective = options.build(checkpoint, options.batches)
+    directions = random_directions(objective.model, 2, seed=options.seed)
+    grid = np.linspace(-options.span, options.span, options.points)
+    steps = np.linspace(-options.span, options.span, options.line_points)
+    arrays: dict[str, np.ndarray] = {}
+
+    def save(part: str, unfinished: Slice) -> None:
+        so_far = arrays | pack(part, unfinished)
+        store(group, so_far, checkpoint=checkpoint, options=settings, complete=False)
+
+    for part, cut, arguments in (
+        ("line", line, (directions[0], steps)),
+        ("surface", surface, (directions, grid, grid)),
+    ):
+        result = cut(
+            objective.model,
+            {"nll": objective.loss, "error": error_rate},
+            objective.batches,
+            *arguments,
+            weight_decay=objective.weight_decay or None,
+            seed=options.seed,
+            resume=unpack(part, earlier),
+            save=partial(save, part),
+        )
+        arrays |= pack(part, result)
+    return store(group, arrays, checkpoint=checkpoint, options=settings)
+
+
+def pack(part: str, result: Slice) -> dict[str, np.ndarray]:
+    """Arrays of a slice, by the names they are stored under."""
+    import numpy as np
+
+    arrays = {**result, "xs": result.xs, "done": result.done}
+    if result.ys is not None:
+        arrays["ys"] = result.ys
+    arrays["attributes"] = np.bytes_(json.dumps(result.attributes))
+    return {f"{part}/{key}": array for key, array in arrays.items()}
+
+
+def unpack(part: str, measurement: Measurement | None) -> Slice | None:
+    """Inverse of `pack`; None if the part has not been begun."""
+    from analysis.landscape import Slice
+
+    if measurement is None or f"{part}/done" not in measurement.arrays:
+        return None
+    arrays = {
+        key.removeprefix(f"{part}/"): array
+        for key, array in measurement.arrays.items()
+        if key.startswith(f"{part}/")
+    }
+    return Slice(
+        xs=arrays.pop("xs"),
+        ys=arrays.pop("ys", None),
+        done=arrays.pop("done"),
+        attributes=json.loads(arrays.pop("attributes")),
+        metrics=arrays,
+    )
+
+
+if __name__ == "__main__":
+    run(main, Options)

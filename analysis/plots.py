@@ -1,0 +1,271 @@
+"""Plots of measurements: arrays in, ``ax`` out, composable, in one style.
+
+Every function draws into `ax` (the current axes by default) and returns it. NaN and infinity are
+left as holes. This module needs no PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
+from scipy.stats import gaussian_kde
+
+STYLE: dict[str, Any] = {
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 150,
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "image.cmap": "viridis",
+    "svg.hashsalt": "locality-landscapes",  # the same bytes every time
+}
+COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#000000")
+
+
+def plot_max_eigenvalues(
+    eigenvalues: np.ndarray,
+    half: str,
+    *,
+    label: str | None = None,
+    color: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Density of the Hessian max eigenvalues on one side of zero.
+
+    The curve is a Gaussian kernel density (Scott's bandwidth) of the eigenvalues on that side, in
+    the logarithm of their magnitude, times their share of all; the ticks below are the eigenvalues.
+
+    Parameters
+    ----------
+    eigenvalues : (n_batches, k) array
+    half : {"negative", "positive"}
+    """
+    ax = ax or plt.gca()
+    finite = eigenvalues[np.isfinite(eigenvalues)]
+    magnitudes = np.abs(finite[finite < 0 if half == "negative" else finite > 0])
+    share = len(magnitudes) / max(eigenvalues.size, 1)
+    label = f"{label or ''} ({share:.1%})".strip()
+    logs = np.log10(magnitudes)
+    if len(logs) > 1 and np.ptp(logs) > 0:
+        density = gaussian_kde(logs)
+        margin = 3 * np.sqrt(density.covariance[0, 0])
+        grid = np.linspace(logs.min() - margin, logs.max() + margin, 400)
+        ax.plot(10**grid, share * density(grid), color=color, label=label)
+        ax.fill_between(10**grid, share * density(grid), color=color, alpha=0.15, linewidth=0)
+    else:
+        ax.plot([], [], color=color, label=label)
+    ax.plot(magnitudes, np.zeros(len(magnitudes)), "|", color=color, markersize=6, alpha=0.4)
+    ax.set_xscale("log")
+    if half == "negative":
+        ax.xaxis.set_inverted(True)
+        ax.xaxis.set_major_formatter(lambda value, _: f"$-10^{{{np.log10(value):.0f}}}$")
+    ax.set(xlabel=f"{half} Hessian max eigenvalues", ylabel="density per decade")
+    ax.set_ylim(bottom=0)
+    return ax
+
+
+def plot_spectral_density(
+    grid: np.ndarray,
+    density: np.ndarray,
+    standard_error: np.ndarray,
+    *,
+    label: str | None = None,
+    color: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Density of all eigenvalues on a logarithmic axis, with a band of two standard errors.
+
+    `grid`, `density` and `standard_error` are (n,) arrays.
+    """
+    ax = ax or plt.gca()
+    (curve,) = ax.plot(grid, density, color=color, label=label)
+    low, high = density - 2 * standard_error, density + 2 * standard_error
+    ax.fill_between(grid, low, high, color=curve.get_color(), alpha=0.2, linewidth=0)
+    ax.set_yscale("log")
+    ax.set(xlabel="Hessian eigenvalue", ylabel="spectral density")
+    if np.isfinite(density).any():
+        ax.set_ylim(1e-7 * np.nanmax(density), 3 * np.nanmax(density))
+    return ax
+
+
+def plot_line(
+    xs: np.ndarray,
+    values: np.ndarray,
+    *,
+    ylabel: str,
+    label: str | None = None,
+    color: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """One metric along a direction; `xs` and `values` are (n,) arrays."""
+    ax = ax or plt.gca()
+    ax.plot(xs, np.where(np.isfinite(values), values, np.nan), color=color, label=label)
+    ax.set(xlabel="step along a filter-normalised direction", ylabel=ylabel)
+    return ax
+
+
+def shared_norm(surfaces: Sequence[np.ndarray], *, log: bool = True) -> Normalize:
+    """One colour scale for several surfaces, from the least to the largest finite value."""
+    values = np.concatenate([s[np.isfinite(s)] for s in surfaces] or [np.empty(0)])
+    if not len(values):
+        return Normalize(0, 1)
+    low, high = float(values.min()), float(values.max())
+    return LogNorm(low, high) if log and low > 0 and high > low else Normalize(low, high)
+
+
+def plot_contours(
+    xs: np.ndarray,
+    ys: np.ndarray,
+    values: np.ndarray,
+    *,
+    norm: Normalize | None = None,
+    levels: int = 14,
+    ax: Axes | None = None,
+) -> Axes:
+    """Filled contours with labelled levels of a (len(ys), len(xs)) surface.
+
+    Levels are evenly spaced on the scale of `norm`; give one `norm` to several plots to compare
+    them. The cross marks the trained weights.
+    """
+    ax = ax or plt.gca()
+    norm = norm or shared_norm([values])
+    surface = np.ma.masked_invalid(values)
+    edges = norm.inverse(np.linspace(0, 1, levels + 1))
+    ax.contourf(xs, ys, surface, levels=edges, norm=norm)
+    lines = ax.contour(xs, ys, surface, levels=edges[1:-1], colors="white", linewidths=0.5)
+    ax.clabel(lines, lines.levels[::2], fontsize=6, fmt="%.3g")
+    ax.plot(0, 0, "+", color="white", markersize=7)
+    ax.set(xlabel="step along direction 1", ylabel="step along direction 2", aspect="equal")
+    ax.grid(False)
+    return ax
+
+
+def plot_surface(
+    xs: np.ndarray,
+    ys: np.ndarray,
+    values: np.ndarray,
+    *,
+    zlabel: str,
+    norm: Normalize | None = None,
+    ax: Any = None,
+) -> Any:
+    """A (len(ys), len(xs)) surface in three dimensions, its height on the scale of `norm`.
+
+    `ax` has the projection "3d". matplotlib has no logarithmic axis in 3D, so heights are
+    logarithms, labelled with the values, where the scale is.
+    """
+    ax = ax if ax is not None else plt.subplot(projection="3d")
+    norm = norm or shared_norm([values])
+    finite = np.where(np.isfinite(values), values, np.nan)
+    log = isinstance(norm, LogNorm)
+    ax.plot_surface(
+        *np.meshgrid(xs, ys),
+        np.log10(finite) if log else finite,
+        facecolors=mpl.colormaps[STYLE["image.cmap"]](norm(finite)),
+        rstride=1,
+        cstride=1,
+        linewidth=0.1,
+        edgecolor=(0, 0, 0, 0.25),
+        shade=False,
+    )
+    if log:
+        ticks = np.linspace(np.log10(norm.vmin), np.log10(norm.vmax), 5)
+        ax.set_zlim(ticks[0], ticks[-1])
+        ax.set_zticks(ticks, [f"{10**tick:.2g}" for tick in ticks])
+    ax.set(xlabel="direction 1", ylabel="direction 2", zlabel=zlabel)
+    ax.tick_params(labelsize=7, pad=0)
+    ax.view_init(elev=30, azim=-55)
+    return ax
+
+
+def plot_history(
+    epochs: np.ndarray,
+    mean: np.ndarray,
+    half_width: np.ndarray,
+    *,
+    ylabel: str,
+    label: str | None = None,
+    color: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """A quantity over the epochs with its interval: (n,) arrays; NaN is no interval."""
+    ax = ax or plt.gca()
+    (curve,) = ax.plot(epochs, mean, color=color, label=label)
+    ax.fill_between(
+        epochs,
+        mean - half_width,
+        mean + half_width,
+        color=curve.get_color(),
+        alpha=0.2,
+        linewidth=0,
+    )
+    ax.set_yscale("log")
+    ax.set(xlabel="epoch", ylabel=ylabel)
+    return ax
+
+
+def plot_optimisation_plane(
+    points: Mapping[str, tuple[float, float, float, float]],
+    *,
+    origin: str,
+    colors: Mapping[str, str] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Train NLL against test error, with arrows from `origin` to every other point.
+
+    Where an arrow points says what the bias did: to lower train NLL, it helped the optimisation; to
+    lower test error at higher train NLL, it regularised (Park and Kim 2022, Figure 5).
+
+    Parameters
+    ----------
+    points : mapping of label to (train NLL, its half-interval, test error, its half-interval)
+        Half-intervals may be NaN.
+    origin : str
+        The point that the regions are relative to: the model without the bias.
+    """
+    ax = ax or plt.gca()
+    x0, _, y0, _ = points[origin]
+    for i, (label, (x, dx, y, dy)) in enumerate(points.items()):
+        color = colors[label] if colors else COLORS[i]
+        errors = {"xerr": dx, "yerr": 100 * dy} if np.isfinite([dx, dy]).all() else {}
+        ax.errorbar(x, 100 * y, **errors, fmt="o", color=color, label=label, capsize=2, zorder=3)
+        if label != origin:
+            ax.annotate(
+                "",
+                (x, 100 * y),
+                (x0, 100 * y0),
+                arrowprops=dict(arrowstyle="->", color=color, shrinkA=5, shrinkB=5),
+            )
+    ax.axvline(x0, color="gray", linewidth=0.7, linestyle=":")
+    ax.axhline(100 * y0, color="gray", linewidth=0.7, linestyle=":")
+    for (x, y), name in {
+        (0, 0): "stronger representation",
+        (1, 0): "regularised",
+        (0, 1): "overfitted",
+        (1, 1): "weaker representation",
+    }.items():
+        ax.text(
+            0.02 + 0.96 * x,
+            0.02 + 0.96 * y,
+            name,
+            transform=ax.transAxes,
+            ha=("left", "right")[x],
+            va=("bottom", "top")[y],
+            color="gray",
+            style="italic",
+            fontsize=8,
+        )
+    ax.margins(0.3)
+    ax.set(xlabel="train NLL", ylabel="test error (%)")
+    return ax
