@@ -189,8 +189,7 @@ def _lines(group: Sequence[Measurement]) -> Figure:
         plots.plot_line(xs, total(m, "line"), ylabel=loss_label(m), ax=loss, **style)
         error_rate = 100 * m.arrays["line/error"]
         plots.plot_line(xs, error_rate, ylabel="error (%)", ax=error, **style)
-    loss.set_yscale("log")
-    loss.legend()
+    plots.log_scale(loss).legend()
     return figure
 
 

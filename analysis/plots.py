@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
+from matplotlib.ticker import LogLocator, NullFormatter
 from scipy.stats import gaussian_kde
 
 STYLE: dict[str, Any] = {
@@ -210,8 +211,17 @@ def plot_history(
         alpha=0.2,
         linewidth=0,
     )
-    ax.set_yscale("log")
+    log_scale(ax)
     ax.set(xlabel="epoch", ylabel=ylabel)
+    return ax
+
+
+def log_scale(ax: Axes) -> Axes:
+    """Logarithmic y axis whose ticks, at 1, 2 and 5, are plain numbers."""
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
     return ax
 
 
@@ -266,6 +276,11 @@ def plot_optimisation_plane(
             style="italic",
             fontsize=8,
         )
-    ax.margins(0.3)
+    for centre, values, limits in (
+        (x0, [x for x, _, _, _ in points.values()], ax.set_xlim),
+        (100 * y0, [100 * y for _, _, y, _ in points.values()], ax.set_ylim),
+    ):
+        reach = 1.4 * max((abs(value - centre) for value in values), default=0) or 1.0
+        limits(centre - reach, centre + reach)  # all four regions are in sight
     ax.set(xlabel="train NLL", ylabel="test error (%)")
     return ax

@@ -1,0 +1,34 @@
+# Everything happens in .venv; nothing else has to be installed first but Python >= 3.10.
+PYTHON ?= python3
+PIP = .venv/bin/pip --quiet --disable-pip-version-check
+RUN = .venv/bin/python -m
+
+.PHONY: figures test bench clean
+
+figures: .venv/installed  ## measure the shipped checkpoints and draw every figure
+	$(RUN) analysis.hessian
+	$(RUN) analysis.hessian --ckpt checkpoints/csan*/epoch005.pt
+	$(RUN) analysis.landscape
+	$(RUN) analysis.nll
+	$(RUN) analysis.figures
+
+test: .venv/installed-test  ## lint, types, tests
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/pytest -n auto
+
+bench: .venv/installed-bench  ## speed and accuracy against other packages
+	$(RUN) tests.benchmarks
+
+clean:
+	rm -rf .venv
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x .venv/bin/pip || $(PYTHON) -m venv .venv
+	$(PIP) install --constraint constraints.txt --editable .
+	touch $@
+
+.venv/installed-%: .venv/installed
+	$(PIP) install --constraint constraints.txt --editable '.[$*]'
+	touch $@

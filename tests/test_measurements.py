@@ -1,0 +1,132 @@
+import dataclasses
+import multiprocessing
+import os
+
+import h5py
+import numpy as np
+import pytest
+
+from analysis.measurements import collect, load, measurement_file, store, stored
+from models import InputError, load_checkpoint, load_dataset
+from models.files import replacing
+from models.train import Options, untrained
+
+ARRAYS = {"values": np.arange(3.0), "part/holes": np.array([np.nan, np.inf]), "scalar": np.array(2)}
+OPTIONS = {"seed": 3, "objective": "train", "tol": 1e-3}
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    path = tmp_path / "tiny.pt"
+    start = untrained(Options(out=path, dim=3, depth=1), load_dataset("digits").first(4))
+    start.save(path)
+    return load_checkpoint(path)
+
+
+def test_what_was_stored_is_read_again(checkpoint):
+    store("hessian/train", ARRAYS, checkpoint=checkpoint, options=OPTIONS)
+    found = stored("hessian/train", checkpoint=checkpoint, options=OPTIONS)
+    assert found.arrays.keys() == ARRAYS.keys()
+    for name, array in ARRAYS.items():
+        np.testing.assert_array_equal(found.arrays[name], array)
+    assert found.options == OPTIONS
+    assert found.checkpoint["sha256"] == checkpoint.sha256
+    assert found.checkpoint["architecture"] == checkpoint.architecture
+    assert found.checkpoint["recipe"] == dataclasses.asdict(checkpoint.recipe)
+    assert found.versions["torch"]
+    assert found.date.endswith("+00:00")
+    assert found.complete
+
+
+def test_other_options_or_other_weights_are_another_measurement(checkpoint):
+    store("hessian/train", ARRAYS, checkpoint=checkpoint, options=OPTIONS)
+    assert not stored("hessian/train", checkpoint=checkpoint, options=OPTIONS | {"seed": 4})
+    retrained = dataclasses.replace(checkpoint, sha256="0" * 64)
+    assert not stored("hessian/train", checkpoint=retrained, options=OPTIONS)
+    assert not stored("hessian/clean", checkpoint=checkpoint, options=OPTIONS)
+
+
+def test_measurements_replace_their_namesake_and_nothing_else(checkpoint):
+    for name in ("one", "two"):
+        store(name, ARRAYS, checkpoint=checkpoint, options=OPTIONS)
+    store("one", {"new": np.zeros(1)}, checkpoint=checkpoint, options=OPTIONS)
+    path = measurement_file(checkpoint.path)
+    assert load(path, "one").arrays.keys() == {"new"}
+    assert load(path, "two").arrays.keys() == ARRAYS.keys()
+
+
+def test_failure_while_writing_leaves_the_file_as_it_was(checkpoint, monkeypatch):
+    store("one", ARRAYS, checkpoint=checkpoint, options=OPTIONS)
+    path = measurement_file(checkpoint.path)
+    before = path.read_bytes()
+    with pytest.raises(TypeError):
+        store("one", {"bad": np.array([object()])}, checkpoint=checkpoint, options=OPTIONS)
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk is full")))
+    with pytest.raises(OSError, match="disk is full"):
+        store("one", {"new": np.zeros(1)}, checkpoint=checkpoint, options=OPTIONS)
+    assert path.read_bytes() == before
+    assert {p.suffix for p in path.parent.iterdir()} <= {".pt", ".h5", ".lock"}
+
+
+def _store_many(path, names):
+    checkpoint = load_checkpoint(path)
+    for name in names:
+        store(name, ARRAYS, checkpoint=checkpoint, options=OPTIONS)
+
+
+def test_two_processes_do_not_lose_each_others_measurements(checkpoint):
+    names = [[f"{who}{i}" for i in range(5)] for who in "ab"]  # a process each
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=_store_many, args=(checkpoint.path, part)) for part in names
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    with h5py.File(measurement_file(checkpoint.path)) as file:
+        assert sorted(file) == sorted(names[0] + names[1])
+
+
+def test_collects_complete_measurements_from_files_and_folders(checkpoint):
+    path = measurement_file(checkpoint.path)
+    store("one", ARRAYS, checkpoint=checkpoint, options=OPTIONS)
+    store("begun", ARRAYS, checkpoint=checkpoint, options=OPTIONS, complete=False)
+    assert [m.path for m in collect([path.parent], "one")] == [path]
+    assert [m.path for m in collect([path], "one")] == [path]
+    assert collect([path.parent], "begun") == []
+    assert not stored("begun", checkpoint=checkpoint, options=OPTIONS).complete
+
+
+def test_damaged_files_are_named(checkpoint):
+    path = measurement_file(checkpoint.path)
+    path.write_bytes(b"not HDF5")
+    with pytest.raises(InputError, match=f"^{path}: not a usable"):
+        load(path, "one")
+    with pytest.raises(InputError, match=f"^{path}: not a usable"):
+        store("one", ARRAYS, checkpoint=checkpoint, options=OPTIONS)
+    assert path.read_bytes() == b"not HDF5"
+    path.unlink()
+    with h5py.File(path, "w") as file:
+        file["one/values"] = 1.0
+    with pytest.raises(InputError, match=f"^{path}: not a usable"):
+        load(path, "one")
+
+
+def test_missing_file_or_group_is_no_measurement(checkpoint):
+    path = measurement_file(checkpoint.path)
+    assert load(path, "one") is None
+    store("one", ARRAYS, checkpoint=checkpoint, options=OPTIONS)
+    assert load(path, "two") is None
+
+
+def test_replacing_makes_folders_and_is_all_or_nothing(tmp_path):
+    path = tmp_path / "new" / "file"
+    with replacing(path) as partial:
+        partial.write_text("one")
+    assert path.read_text() == "one"
+    with pytest.raises(KeyError), replacing(path) as partial:
+        partial.write_text("two")
+        raise KeyError
+    assert path.read_text() == "one"
+    assert list(path.parent.iterdir()) == [path]
