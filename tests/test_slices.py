@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from analysis.landscape import Slice, line, random_directions, slices, surface
+from analysis.landscape import Slice, line, random_directions, sampling, surface
 from models.errors import InputError
 
 XS, YS = [-1.0, -0.3, 0.0, 0.7], [-0.5, 0.0, 2.0]
@@ -235,7 +235,7 @@ def test_direction_of_a_tied_parameter_moves_both_uses() -> None:
 
 @pytest.fixture
 def saving_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slices, "SAVE_EVERY", 0)
+    monkeypatch.setattr(sampling, "SAVE_EVERY", 0)
 
 
 class Killed(Exception):

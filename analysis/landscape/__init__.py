@@ -17,7 +17,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "random_directions",
             "towards",
         ],
-        "slices": ["Slice", "line", "surface"],
+        "sampling": ["Slice"],
+        "slices": ["line", "surface"],
     },
 )
 
@@ -31,4 +32,5 @@ if TYPE_CHECKING:
         random_directions,
         towards,
     )
-    from analysis.landscape.slices import Slice, line, surface
+    from analysis.landscape.sampling import Slice
+    from analysis.landscape.slices import line, surface

@@ -2,47 +2,18 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import nn
-from tqdm import tqdm
 
+from analysis.landscape.adaptive import fill_adaptively
 from analysis.landscape.directions import Direction
-from analysis.landscape.evaluation import Data, Evaluator, Metric, displaced, fingerprint
+from analysis.landscape.evaluation import Data, Evaluator, Metric
+from analysis.landscape.sampling import Sampler, Slice
 from models.errors import InputError
-
-SAVE_EVERY = 10.0  # seconds
-
-Save = Callable[["Slice"], None]
-
-
-@dataclass(frozen=True)
-class Slice(Mapping[str, np.ndarray]):
-    """Metrics on a grid of points; ``slice["nll"]`` is an array. What a metric gave is kept as is.
-
-    The shape of each array is (len(ys), len(xs)) for a surface, (len(xs),) for a line.
-    """
-
-    xs: np.ndarray  # (nx,) steps along the first direction
-    ys: np.ndarray | None  # (ny,) steps along the second; None for a line
-    metrics: dict[str, np.ndarray]  # {metric: float64 of the shape above}
-    done: np.ndarray  # bool of the shape above: which points have been evaluated
-    attributes: dict[str, Any]  # how it was measured: plain strings, numbers and booleans
-
-    def __getitem__(self, metric: str) -> np.ndarray:
-        return self.metrics[metric]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.metrics)
-
-    def __len__(self) -> int:
-        return len(self.metrics)
 
 
 def line(
@@ -55,21 +26,21 @@ def line(
     weight_decay: float | None = None,
     recalibrate: Data | None = None,
     seed: int = 0,
+    processes: int = 1,
     resume: Slice | None = None,
-    save: Save | None = None,
+    save: Callable[[Slice], None] | None = None,
 ) -> Slice:
     """Metrics at ``weights + x * direction`` for each x: arrays of shape (len(xs),).
 
     Options and errors are those of `surface`.
     """
-    return _evaluate(
-        Evaluator(model, metrics, data, seed=seed, recalibrate=recalibrate),
-        [direction],
-        [_axis("xs", xs)],
-        weight_decay=weight_decay,
-        resume=resume,
-        save=save,
-    )
+    evaluator = Evaluator(model, metrics, data, seed=seed, recalibrate=recalibrate)
+    axes = [_axis("xs", xs)]
+    sampler = Sampler(evaluator, [direction], axes, resume=resume, save=save, processes=processes)
+    l2 = _penalty(evaluator, [direction], axes, weight_decay)
+    sampler.evaluate(np.ndindex(sampler.slice.done.shape))
+    sampler.slice.metrics.update(l2)
+    return sampler.slice
 
 
 def surface(
@@ -81,10 +52,12 @@ def surface(
     ys: ArrayLike,
     *,
     weight_decay: float | None = None,
+    adaptive: float | None = None,
     recalibrate: Data | None = None,
     seed: int = 0,
+    processes: int = 1,
     resume: Slice | None = None,
-    save: Save | None = None,
+    save: Callable[[Slice], None] | None = None,
 ) -> Slice:
     """Metrics at ``weights + x * directions[0] + y * directions[1]`` on a grid.
 
@@ -105,11 +78,17 @@ def surface(
         Steps along the two directions.
     weight_decay : float, optional
         Adds the metric "l2" = weight_decay / 2 * |weights|^2, over all parameters, at each point.
+    adaptive : float, optional
+        Largest relative error of the objective, which is the first metric plus the penalty. Only
+        as many points of the grid are evaluated as it takes, and the others interpolated; the
+        attributes then state the error, see `analysis.landscape.adaptive.fill_adaptively`.
     recalibrate : (x, y), or iterable of (x, y), optional
         Training data on which the statistics of every BatchNorm are computed anew at each point; by
         default they stay those of the model. The attribute "batchnorm" of the result says which.
     seed : int
         Of what the model draws in training mode.
+    processes : int
+        On a CPU, processes of one thread each that share the points.
     resume : Slice, optional
         What `save` received from the same call before it was interrupted. Points that are done are
         not evaluated again, and the result equals that of an uninterrupted call to the last bit.
@@ -129,121 +108,44 @@ def surface(
         If directions do not fit the model, there are no metrics, examples or points, or `resume`
         belongs to another grid or other options.
     """
-    return _evaluate(
-        Evaluator(model, metrics, data, seed=seed, recalibrate=recalibrate),
-        directions,
-        [_axis("xs", xs), _axis("ys", ys)],
-        weight_decay=weight_decay,
-        resume=resume,
-        save=save,
-    )
+    if len(directions) != 2:
+        raise InputError(f"directions: {len(directions)}, expected 2")
+    evaluator = Evaluator(model, metrics, data, seed=seed, recalibrate=recalibrate)
+    axes = [_axis("xs", xs), _axis("ys", ys)]
+    sampler = Sampler(evaluator, directions, axes, resume=resume, save=save, processes=processes)
+    l2 = _penalty(evaluator, directions, axes, weight_decay)
+    if adaptive is None:
+        sampler.evaluate(np.ndindex(sampler.slice.done.shape))
+    else:
+        fill_adaptively(sampler, adaptive, l2.get("l2", 0.0))
+    sampler.slice.metrics.update(l2)
+    return sampler.slice
 
 
-def _evaluate(
+def _penalty(
     evaluator: Evaluator,
     directions: Sequence[Direction],
     axes: Sequence[np.ndarray],
-    *,
     weight_decay: float | None,
-    resume: Slice | None,
-    save: Save | None,
-) -> Slice:
-    _require_fit(evaluator, directions, len(axes))
-    result = _empty(evaluator, axes, weight_decay)
-    result.attributes["directions"] = fingerprint(t for d in directions for t in d.values())
-    if resume is not None:
-        _take_over(result, resume)
-    if weight_decay is not None:
-        result.metrics["l2"][...] = penalty(evaluator.weights, directions, axes, weight_decay)
-    todo = np.argwhere(~result.done)
-    saved = time.monotonic()
-    progress = tqdm(total=result.done.size, initial=result.done.sum(), unit="point", disable=None)
-    try:
-        for index in map(tuple, todo):
-            steps = [float(axis[i]) for axis, i in zip(axes, reversed(index), strict=True)]
-            point = displaced(evaluator.weights, directions, steps)
-            for name, value in zip(evaluator.metrics, evaluator(point), strict=True):
-                result.metrics[name][index] = value
-            result.done[index] = True
-            progress.update()
-            if save is not None and time.monotonic() - saved >= SAVE_EVERY:
-                save(result)
-                saved = time.monotonic()
-    finally:
-        progress.close()
-        if save is not None and not result.done.all():
-            save(result)
-    return result
+) -> dict[str, np.ndarray]:
+    """The metric "l2" on the grid of `axes`, if there is a `weight_decay`.
 
-
-def penalty(
-    weights: Direction,
-    directions: Sequence[Direction],
-    axes: Sequence[np.ndarray],
-    weight_decay: float,
-) -> np.ndarray:
-    """``weight_decay / 2 * |weights + sum of steps * directions|^2`` on the grid of `axes`.
-
-    A quadratic polynomial of the steps, whose coefficients are inner products. Axis 0 of the result
-    belongs to the last of `axes`.
+    It is a quadratic polynomial of the steps, whose coefficients are inner products.
     """
-    vectors = [weights, *directions]
+    if weight_decay is None:
+        return {}
+    if "l2" in evaluator.metrics:
+        raise InputError("metrics: 'l2' is the name of the penalty, expected another name")
+    vectors = [evaluator.weights, *directions]
     gram = np.array([[_dot(a, b) for b in vectors] for a in vectors])
     grid = np.meshgrid(*reversed(axes), indexing="ij")[::-1]
     steps = np.stack([np.ones_like(grid[0]), *grid])
-    return weight_decay / 2 * np.einsum("i...,ij,j...->...", steps, gram, steps)
+    return {"l2": weight_decay / 2 * np.einsum("i...,ij,j...->...", steps, gram, steps)}
 
 
 def _dot(a: Direction, b: Direction) -> float:
     products = [(a[name].double() * b[name].double()).sum() for name in a if name in b]
     return float(torch.stack(products).sum()) if products else 0.0
-
-
-def _empty(evaluator: Evaluator, axes: Sequence[np.ndarray], weight_decay: float | None) -> Slice:
-    if weight_decay is not None and "l2" in evaluator.metrics:
-        raise InputError("metrics: 'l2' is the name of the penalty, expected another name")
-    shape = tuple(len(axis) for axis in reversed(axes))
-    names = [*evaluator.metrics, *(["l2"] if weight_decay is not None else [])]
-    return Slice(
-        xs=axes[0],
-        ys=axes[1] if len(axes) == 2 else None,
-        metrics={name: np.full(shape, np.nan) for name in names},
-        done=np.zeros(shape, dtype=bool),
-        attributes={
-            **evaluator.attributes,
-            **({} if weight_decay is None else {"weight_decay": weight_decay}),
-        },
-    )
-
-
-def _take_over(result: Slice, earlier: Slice) -> None:
-    """Fill `result` with what `earlier` already has, provided that it was measured alike."""
-    measured, wanted = (
-        {"metrics": list(s), "xs": s.xs.tolist(), "ys": s.ys is not None and s.ys.tolist()}
-        | s.attributes
-        for s in (earlier, result)
-    )
-    for what, expected in wanted.items():
-        if measured[what] != expected:
-            raise InputError(f"resume: {what} was {measured[what]}, expected {expected}")
-    result.done[...] = earlier.done
-    for name, values in result.metrics.items():
-        values[...] = earlier[name]
-
-
-def _require_fit(evaluator: Evaluator, directions: Sequence[Direction], expected: int) -> None:
-    if len(directions) != expected:
-        raise InputError(f"directions: {len(directions)}, expected {expected}")
-    for direction in directions:
-        for name, step in direction.items():
-            weight = evaluator.weights.get(name)
-            if weight is None:
-                raise InputError(f"directions: {name!r} is not a parameter of the model")
-            if step.shape != weight.shape:
-                raise InputError(
-                    f"directions: shape {tuple(step.shape)} for {name}, "
-                    f"expected {tuple(weight.shape)}"
-                )
 
 
 def _axis(name: str, values: ArrayLike) -> np.ndarray:

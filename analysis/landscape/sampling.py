@@ -1,0 +1,212 @@
+"""A slice of a loss landscape, and how its points are evaluated: saved, resumed, in parallel."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from analysis.landscape.directions import Direction
+from analysis.landscape.evaluation import Evaluator, displaced, fingerprint
+from models.errors import InputError
+
+SAVE_EVERY = 10.0  # seconds
+
+Index: TypeAlias = tuple[int, ...]  # of a point: (i,) or (i, j), as in the arrays of a Slice
+
+
+@dataclass(frozen=True)
+class Slice(Mapping[str, np.ndarray]):
+    """Metrics on a grid of points; ``slice["nll"]`` is an array.
+
+    The shape of each array is (len(ys), len(xs)) for a surface, (len(xs),) for a line. Values are
+    what the metrics gave, NaN and infinity included; where `done` is False they are NaN in an
+    unfinished slice and interpolated in an adaptive one.
+    """
+
+    xs: np.ndarray  # (nx,) steps along the first direction
+    ys: np.ndarray | None  # (ny,) steps along the second; None for a line
+    metrics: dict[str, np.ndarray]  # {name: float64 of the shape above}
+    done: np.ndarray  # bool of the shape above: which points have been evaluated
+    attributes: dict[str, Any]  # how it was measured: plain strings, numbers and booleans
+
+    def __getitem__(self, metric: str) -> np.ndarray:
+        return self.metrics[metric]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.metrics)
+
+    def __len__(self) -> int:
+        return len(self.metrics)
+
+
+class Sampler:
+    """Fills a `Slice` point by point.
+
+    Parameters
+    ----------
+    evaluator : Evaluator
+    directions : sequence of directions
+    axes : sequence of (n,) arrays
+        Steps along each direction.
+    resume : Slice, optional
+        What `save` received from the same measurement before: its points are not evaluated again.
+    save : callable, optional
+        Called with the unfinished slice after about every `SAVE_EVERY` seconds of work, and when
+        interrupted.
+    processes : int
+        On a CPU, processes that share the points; with more than one each has a single thread.
+
+    Raises
+    ------
+    InputError
+        If directions do not fit the model, `resume` belongs to another measurement, or there are
+        several processes for a model that is not on a CPU.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        directions: Sequence[Direction],
+        axes: Sequence[np.ndarray],
+        *,
+        resume: Slice | None = None,
+        save: Callable[[Slice], None] | None = None,
+        processes: int = 1,
+    ) -> None:
+        _require_fit(evaluator, directions)
+        if processes < 1 or (processes > 1 and evaluator.device.type != "cpu"):
+            raise InputError(
+                f"processes: {processes} with a model on {evaluator.device}, expected 1"
+                + (" or more" if evaluator.device.type == "cpu" else "")
+            )
+        self._evaluator = evaluator
+        self._directions = directions
+        self._axes = axes
+        self._save = save
+        self._saved = time.monotonic()
+        self._processes = processes
+        shape = tuple(len(axis) for axis in reversed(axes))
+        self.slice = Slice(
+            xs=axes[0],
+            ys=axes[1] if len(axes) == 2 else None,
+            metrics={name: np.full(shape, np.nan) for name in evaluator.metrics},
+            done=np.zeros(shape, dtype=bool),
+            attributes={
+                **evaluator.attributes,
+                "directions": fingerprint(t for d in directions for t in d.values()),
+            },
+        )
+        if resume is not None:
+            _take_over(self.slice, resume)
+
+    def evaluate(self, indices: Iterable[Index]) -> None:
+        """Evaluate those points that are not done."""
+        todo = [index for index in indices if not self.slice.done[index]]
+        progress = tqdm(total=len(todo), unit="point", disable=None, leave=False)
+        results = self._parallel(todo) if self._processes > 1 else map(self._point, todo)
+        try:
+            for index, values in results:
+                for name, value in zip(self._evaluator.metrics, values, strict=True):
+                    self.slice.metrics[name][index] = value
+                self.slice.done[index] = True
+                progress.update()
+                if self._save is not None and time.monotonic() - self._saved >= SAVE_EVERY:
+                    self._save(self.slice)
+                    self._saved = time.monotonic()
+        except BaseException:
+            if self._save is not None:
+                self._save(self.slice)
+            raise
+        finally:
+            progress.close()
+
+    def _point(self, index: Index) -> tuple[Index, np.ndarray]:
+        steps = [float(axis[i]) for axis, i in zip(self._axes, reversed(index), strict=True)]
+        return index, self._evaluator(displaced(self._evaluator.weights, self._directions, steps))
+
+    def _parallel(self, todo: Sequence[Index]) -> Iterator[tuple[Index, np.ndarray]]:
+        """Results of all points in no particular order, from forked processes."""
+        fork = multiprocessing.get_context("fork")  # the model and the metrics need no pickling
+        readers: list[Connection] = []
+        workers = []
+        missing = len(todo)
+        try:
+            for rank in range(self._processes):
+                reader, writer = fork.Pipe(duplex=False)
+                readers.append(reader)
+                share = todo[rank :: self._processes]
+                workers.append(fork.Process(target=self._work, args=(share, writer, readers)))
+                workers[-1].start()
+                writer.close()
+            while missing:
+                for reader in cast("list[Connection]", wait(readers)):
+                    try:
+                        message = reader.recv()
+                    except EOFError:
+                        readers.remove(reader)
+                        if not readers:
+                            raise RuntimeError(
+                                "a process died before its points were done"
+                            ) from None
+                        continue
+                    if isinstance(message, Exception):
+                        raise message
+                    missing -= 1
+                    yield message
+        finally:
+            for worker in workers:
+                worker.kill()
+                worker.join()
+
+    def _work(
+        self, todo: Sequence[Index], writer: Connection, readers: Sequence[Connection]
+    ) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+        for reader in readers:
+            reader.close()  # else this process would not notice that the parent is gone
+        torch.set_num_threads(1)
+        try:
+            for index in todo:
+                writer.send(self._point(index))
+        except BrokenPipeError:
+            return
+        except Exception as error:
+            writer.send(error)
+
+
+def _take_over(result: Slice, earlier: Slice) -> None:
+    """Fill `result` with what `earlier` already has, provided that it was measured alike."""
+    measured, wanted = (
+        {"xs": s.xs.tolist(), "ys": s.ys is not None and s.ys.tolist()} | s.attributes
+        for s in (earlier, result)
+    )
+    for what, expected in wanted.items():
+        if measured.get(what) != expected:
+            raise InputError(f"resume: {what} was {measured.get(what)}, expected {expected}")
+    for name, values in result.metrics.items():
+        if name not in earlier:
+            raise InputError(f"resume: no metric {name!r}, expected it")
+        values[earlier.done] = earlier[name][earlier.done]
+    result.done[...] = earlier.done
+
+
+def _require_fit(evaluator: Evaluator, directions: Sequence[Direction]) -> None:
+    for direction in directions:
+        for name, step in direction.items():
+            weight = evaluator.weights.get(name)
+            if weight is None:
+                raise InputError(f"directions: {name!r} is not a parameter of the model")
+            if step.shape != weight.shape:
+                raise InputError(
+                    f"directions: shape {tuple(step.shape)} for {name}, "
+                    f"expected {tuple(weight.shape)}"
+                )
