@@ -181,58 +181,63 @@ def draw_landscapes(
 
 
 def _lines(group: Sequence[Measurement]) -> Figure:
-    figure = Figure(figsize=(7, 2.9))
-    loss, error = figure.subplots(1, 2)
+    shown = {**losses(group[0], "line"), "error (%)": None}
+    figure = Figure(figsize=(3.2 * len(shown), 2.9))
+    axes = figure.subplots(1, len(shown))
     palette = colors(label(m) for m in group)
     for m in group:
-        xs, style = m.arrays["line/xs"], dict(label=name(m), color=palette[label(m)])
-        plots.plot_line(xs, total(m, "line"), ylabel=loss_label(m), ax=loss, **style)
-        error_rate = 100 * m.arrays["line/error"]
-        plots.plot_line(xs, error_rate, ylabel="error (%)", ax=error, **style)
-    plots.log_scale(loss).legend()
+        curves = {**losses(m, "line"), "error (%)": 100 * m.arrays["line/error"]}
+        for (ylabel, values), ax in zip(curves.items(), axes, strict=True):
+            plots.plot_line(
+                m.arrays["line/xs"],
+                values,
+                ylabel=ylabel,
+                label=f"{name(m)}: {label(m)}",
+                color=palette[label(m)],
+                ax=ax,
+            )
+    for ax in axes[:-1]:
+        plots.log_scale(ax)
+    axes[0].legend()
     return figure
 
 
 def _contours(group: Sequence[Measurement]) -> Figure:
-    columns = min(len(group), 3)
-    rows = -(-len(group) // columns)
-    figure = Figure(figsize=(2.6 * columns + 0.8, 2.6 * rows + 0.4))
-    axes = figure.subplots(rows, columns, squeeze=False)
-    norm = plots.shared_norm([total(m, "surface") for m in group])
-    for m, ax in zip(group, axes.flat, strict=False):
-        xs, ys = m.arrays["surface/xs"], m.arrays["surface/ys"]
-        plots.plot_contours(xs, ys, total(m, "surface"), norm=norm, ax=ax)
-        ax.set_title(f"{name(m)}: {label(m)}")
-    for ax in axes.flat[len(group) :]:
-        ax.remove()
-    scale = ScalarMappable(norm, plots.STYLE["image.cmap"])
-    figure.colorbar(scale, ax=axes, label=loss_label(group[0]), shrink=0.8)
+    rows = list(losses(group[0], "surface"))
+    figure = Figure(figsize=(2.6 * len(group) + 0.9, 2.5 * len(rows) + 0.4))
+    axes = figure.subplots(len(rows), len(group), squeeze=False, sharex=True, sharey=True)
+    for loss, row in zip(rows, axes, strict=True):
+        norm = plots.shared_norm([losses(m, "surface")[loss] for m in group])
+        for m, ax in zip(group, row, strict=True):
+            xs, ys = m.arrays["surface/xs"], m.arrays["surface/ys"]
+            plots.plot_contours(xs, ys, losses(m, "surface")[loss], norm=norm, ax=ax)
+            ax.set_title(f"{name(m)}: {label(m)}")
+            ax.label_outer()
+        ticks = norm.inverse(np.linspace(0, 1, 5))
+        scale = ScalarMappable(norm, plots.STYLE["image.cmap"])
+        bar = figure.colorbar(scale, ax=row, label=loss, ticks=ticks, format="%.3g")
+        bar.ax.minorticks_off()
     return figure
 
 
 def _surfaces(group: Sequence[Measurement]) -> Figure:
-    columns = min(len(group), 3)
-    rows = -(-len(group) // columns)
-    figure = Figure(figsize=(3.1 * columns, 3 * rows + 0.3))
-    norm = plots.shared_norm([total(m, "surface") for m in group])
-    for i, m in enumerate(group):
-        ax = figure.add_subplot(rows, columns, i + 1, projection="3d")
-        xs, ys = m.arrays["surface/xs"], m.arrays["surface/ys"]
-        plots.plot_surface(xs, ys, total(m, "surface"), zlabel=loss_label(m), norm=norm, ax=ax)
-        ax.set_title(f"{name(m)}: {label(m)}")
+    rows = list(losses(group[0], "surface"))
+    figure = Figure(figsize=(3.1 * len(group), 3.2 * len(rows) + 0.3))
+    axes = figure.subplots(len(rows), len(group), squeeze=False, subplot_kw=dict(projection="3d"))
+    for loss, row in zip(rows, axes, strict=True):
+        norm = plots.shared_norm([losses(m, "surface")[loss] for m in group])
+        for m, ax in zip(group, row, strict=True):
+            xs, ys = m.arrays["surface/xs"], m.arrays["surface/ys"]
+            plots.plot_surface(xs, ys, losses(m, "surface")[loss], norm=norm, ax=ax)
+            ax.set_title(f"{name(m)}: {label(m)}, {loss}")
     return figure
 
 
-def total(measurement: Measurement, part: str) -> np.ndarray:
-    """NLL + L2 of a "line" or "surface", or the NLL where the objective has no penalty."""
+def losses(measurement: Measurement, part: str) -> dict[str, np.ndarray]:
+    """What is drawn of a "line" or "surface": NLL + L2, where there is a penalty, and NLL."""
     nll, l2 = (measurement.arrays.get(f"{part}/{key}") for key in ("nll", "l2"))
     assert nll is not None
-    return nll if l2 is None else nll + l2
-
-
-def loss_label(measurement: Measurement) -> str:
-    """What `total` is."""
-    return "NLL + L2" if "line/l2" in measurement.arrays else "NLL"
+    return {"NLL": nll} if l2 is None else {"NLL + L2": nll + l2, "NLL": nll}
 
 
 def draw_nll(

@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from scipy.stats import gaussian_kde
 
 STYLE: dict[str, Any] = {
@@ -157,7 +157,6 @@ def plot_surface(
     ys: np.ndarray,
     values: np.ndarray,
     *,
-    zlabel: str,
     norm: Normalize | None = None,
     ax: Any = None,
 ) -> Any:
@@ -183,10 +182,13 @@ def plot_surface(
     if log:
         ticks = np.linspace(np.log10(norm.vmin), np.log10(norm.vmax), 5)
         ax.set_zlim(ticks[0], ticks[-1])
-        ax.set_zticks(ticks, [f"{10**tick:.2g}" for tick in ticks])
-    ax.set(xlabel="direction 1", ylabel="direction 2", zlabel=zlabel)
+        ax.set_zticks(ticks, [f"{10**tick:.3g}" for tick in ticks])
+    ax.xaxis.set_major_locator(MaxNLocator(3))
+    ax.yaxis.set_major_locator(MaxNLocator(3))
+    ax.set(xlabel="direction 1", ylabel="direction 2")
     ax.tick_params(labelsize=7, pad=0)
     ax.view_init(elev=30, azim=-55)
+    ax.set_box_aspect(None, zoom=0.85)  # leaves room for the labels
     return ax
 
 
@@ -217,9 +219,9 @@ def plot_history(
 
 
 def log_scale(ax: Axes) -> Axes:
-    """Logarithmic y axis whose ticks, at 1, 2 and 5, are plain numbers."""
+    """Logarithmic y axis whose ticks are plain numbers."""
     ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     ax.yaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_minor_formatter(NullFormatter())
     return ax

@@ -38,6 +38,8 @@ class Options(MeasurementOptions):
 
 def main(options: Options) -> None:
     """Measure each checkpoint, print a table, draw, and name the files."""
+    import numpy as np
+
     from analysis import drawing
     from analysis.tables import print_table
 
@@ -45,13 +47,15 @@ def main(options: Options) -> None:
     measurements = [measure(c, options) for c in open_checkpoints(options.ckpt, options.out)]
     rows = []
     for m in measurements:
-        line, surface = drawing.total(m, "line"), drawing.total(m, "surface")
-        centre = line[len(line) // 2]
-        values = (centre, (line[0] + line[-1]) / 2, surface.max())
-        rows.append([drawing.name(m), drawing.label(m), *(f"{value:.3f}" for value in values)])
+        nll, l2 = m.arrays["line/nll"], m.arrays.get("line/l2", np.zeros(options.line_points))
+        loss = nll + l2
+        centre, ends = options.line_points // 2, [0, -1]
+        values = (nll[centre], nll[ends].mean(), loss[centre], loss[ends].mean())
+        rows.append([drawing.name(m), drawing.label(m), *(f"{value:.4g}" for value in values)])
+    far = f"at ±{options.span:g}"
     print_table(
-        drawing.objective(measurements[0]),
-        ["checkpoint", "window", "at the weights", f"at ±{options.span:g}", "highest of surface"],
+        f"Along a filter-normalised direction, {drawing.objective(measurements[0])}",
+        ["checkpoint", "window", "NLL at the weights", f"NLL {far}", "with L2", f"with L2 {far}"],
         rows,
     )
     for m in measurements:
