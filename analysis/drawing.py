@@ -222,14 +222,14 @@ def _contours(group: Sequence[Measurement]) -> Figure:
 
 def _surfaces(group: Sequence[Measurement]) -> Figure:
     rows = list(losses(group[0], "surface"))
-    figure = Figure(figsize=(3.1 * len(group), 3.2 * len(rows) + 0.3))
+    figure = Figure(figsize=(3.1 * len(group), 3.0 * len(rows) + 0.3))
     axes = figure.subplots(len(rows), len(group), squeeze=False, subplot_kw=dict(projection="3d"))
     for loss, row in zip(rows, axes, strict=True):
         norm = plots.shared_norm([losses(m, "surface")[loss] for m in group])
         for m, ax in zip(group, row, strict=True):
             xs, ys = m.arrays["surface/xs"], m.arrays["surface/ys"]
             plots.plot_surface(xs, ys, losses(m, "surface")[loss], norm=norm, ax=ax)
-            ax.set_title(f"{name(m)}: {label(m)}, {loss}")
+            ax.set_title(f"{name(m)}: {label(m)}, {loss}", y=0.95)
     return figure
 
 

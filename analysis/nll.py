@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,20 +15,13 @@ if TYPE_CHECKING:
     from analysis.measurements import Measurement
 
 
-_COLUMNS = {
-    "train_nll": ("train NLL", ".4f", 1),
-    "train_error": ("train error %", ".2f", 100),
-    "test_nll": ("test NLL", ".4f", 1),
-    "test_error": ("test error %", ".2f", 100),
-}
-
-
 @dataclass(frozen=True)
 class Options:
     """Draw train NLL over the epochs, and train NLL against test error at the end.
 
     The histories of the given checkpoints are stored in their HDF5 files; drawn are these and all
-    others in the same folders and below, with the mean and the 95 % interval over seeds.
+    others in the same folders and below, with the mean and the 95 % interval over seeds. The table
+    also has NEP and APE at the end of warm-up, where analysis.hessian has measured them.
     """
 
     ckpt: Ckpt = ()
@@ -47,31 +41,62 @@ def main(options: Options) -> None:
         if options.force or not stored("history", checkpoint=checkpoint, options={}):
             arrays = {name: np.array(values) for name, values in checkpoint.history.items()}
             store("history", arrays, checkpoint=checkpoint, options={})
-    histories = collect({c.path.parent for c in checkpoints if c.path}, "history")
-    print_end_points(histories)
+    folders = {checkpoint.path.parent for checkpoint in checkpoints if checkpoint.path}
+    histories = collect(folders, "history")
+    print_end_points(histories, collect(folders, "hessian/train"))
     for path in drawing.draw_nll(histories, options.out):
         print(f"wrote {path}")
 
 
-def print_end_points(histories: list[Measurement]) -> None:
-    """Table of train NLL and test error at the end of training, over seeds."""
+def print_end_points(histories: Iterable[Measurement], spectra: Iterable[Measurement]) -> None:
+    """Table over seeds of the end of training, and of NEP and APE at the end of warm-up."""
     from analysis import drawing
     from analysis.statistics import across_seeds
     from analysis.tables import print_table
 
+    early = {
+        training(m): m
+        for m in spectra
+        if m.checkpoint["epoch"] == m.checkpoint["recipe"]["warmup_epochs"]
+    }
     groups: dict[tuple[str, int, str], list[Measurement]] = defaultdict(list)
     for m in sorted(histories, key=drawing.by_window):
         groups[drawing.dataset(m), m.checkpoint["recipe"]["epochs"], drawing.label(m)].append(m)
     rows = []
     for (dataset, epochs, label), members in groups.items():
-        end = {key: across_seeds([m.arrays[key][-1] for m in members]) for key in _COLUMNS}
-        cells = [end[key].format(digits, scale) for key, (_, digits, scale) in _COLUMNS.items()]
-        rows.append([dataset, label, str(epochs), str(len(members)), *cells])
+        row = [dataset, label, str(epochs), str(len(members))]
+        for key, digits, scale in (
+            ("train_nll", ".4f", 1),
+            ("train_error", ".2f", 100),
+            ("test_nll", ".4f", 1),
+            ("test_error", ".2f", 100),
+        ):
+            ends = [m.arrays[key][-1] for m in members]
+            row.append(across_seeds(ends).format(digits, scale))
+        measured = [early[training(m)].arrays for m in members if training(m) in early]
+        for key, digits, scale in (("nep", ".1f", 100), ("ape", ".2f", 1)):
+            values = [float(arrays[key]) for arrays in measured]
+            row.append(across_seeds(values).format(digits, scale) if values else "–")
+        rows.append(row)
     print_table(
-        "End of training: mean ± half of the 95 % interval over seeds",
-        ["dataset", "window", "epochs", "seeds", *(title for title, _, _ in _COLUMNS.values())],
+        "Mean ± half of the 95 % interval over seeds; NEP and APE at the end of warm-up",
+        [
+            *["dataset", "window", "epochs", "seeds"],
+            "train NLL",
+            "train error %",
+            "test NLL",
+            "test error %",
+            "NEP %",
+            "APE",
+        ],
         rows,
     )
+
+
+def training(measurement: Measurement) -> str:
+    """What all checkpoints of one training share."""
+    made_by = ("architecture", "recipe", "dataset", "images", "seed")
+    return repr([measurement.checkpoint[key] for key in made_by])
 
 
 if __name__ == "__main__":

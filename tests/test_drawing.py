@@ -1,0 +1,188 @@
+"""Figures from measurements alone: which are drawn, with what on them, and without PyTorch."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from scipy.integrate import trapezoid
+
+from analysis import drawing, plots
+from analysis.measurements import collect
+from analysis.statistics import across_seeds
+from models import InputError
+
+EPOCHS = 12
+
+
+def write(path, name, arrays, *, window=3, seed=0, epoch=EPOCHS, complete=True, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    architecture = dict(window=window, patch_size=1, image_size=8)
+    architecture |= dict(head_window=1, border="clamp", pooling="gap")
+    checkpoint = dict(
+        architecture=architecture,
+        recipe=dict(epochs=EPOCHS, warmup_epochs=2),
+        dataset="digits",
+        images=None,
+        epoch=epoch,
+        seed=seed,
+        sha256="0",
+    )
+    with h5py.File(path, "a") as file:
+        group = file.create_group(name)
+        for key, array in arrays.items():
+            group[key] = array
+        group.attrs.update(
+            options=json.dumps(dict(objective="train", split="train", batch_size=16) | options),
+            checkpoint=json.dumps(checkpoint),
+            versions="{}",
+            date="2026-01-01T00:00:00+00:00",
+            complete=complete,
+        )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "checkpoints"
+    grid = np.linspace(-1, 1, 5)
+    for window in (3, 8):
+        for seed in (0, 1):
+            own = folder if seed == 0 else folder / "seed1"
+            file = own / f"csan{window}.h5"
+            decay = np.exp(-np.arange(EPOCHS + 1.0)) + 0.01 * window + 0.001 * seed
+            history = {"epoch": np.arange(EPOCHS + 1.0), "train_nll": decay, "test_error": decay}
+            write(file, "history", history, window=window, seed=seed)
+            spectrum = {
+                "eigenvalues": rng.normal(5, 4, (10, 5)),
+                "density/grid": np.linspace(-1, 9, 50),
+                "density/density": np.exp(-np.linspace(-1, 9, 50)),
+                "density/standard_error": np.full(50, 1e-3),
+            }
+            write(file, "hessian/train", spectrum, window=window, seed=seed)
+        line = {f"line/{key}": 1 + grid**2 for key in ("nll", "l2", "error")}
+        surface = {f"surface/{key}": 1 + grid**2 + grid[:, None] ** 2 for key in ("nll", "l2")}
+        axes = {"line/xs": grid, "surface/xs": grid, "surface/ys": grid}
+        write(folder / f"csan{window}.h5", "landscape/train", line | surface | axes, window=window)
+    return folder
+
+
+def test_draws_every_figure_once(folder, tmp_path):
+    written = drawing.draw_all(folder, tmp_path / "figures", ("png", "svg"))
+    assert {path.name for path in written if path.suffix == ".png"} == {
+        "hessian_csan3.png",
+        "hessian_csan8.png",
+        "hessian_digits_epoch012.png",
+        "landscape_digits_lines.png",
+        "landscape_digits_contours.png",
+        "landscape_digits_surfaces.png",
+        "nll_digits.png",
+    }
+    assert set(written) == set((tmp_path / "figures").iterdir())
+    for path in written:
+        signature = {".png": b"\x89PNG", ".svg": b"<?xml"}[path.suffix]
+        assert path.read_bytes().startswith(signature)
+
+
+def test_needs_no_torch(folder, tmp_path):
+    program = f"""
+import runpy, sys
+
+class WithoutTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "torchvision"):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, WithoutTorch())
+sys.argv = ["figures", "--measurements", {str(folder)!r}, "--out", "figures"]
+runpy.run_module("analysis.figures", run_name="__main__")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(Path.cwd()), "PATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "figures" / "nll_digits.png").exists()
+
+
+def test_unfinished_measurements_are_not_drawn(folder, tmp_path):
+    write(folder / "new.h5", "hessian/train", {"eigenvalues": np.zeros((1, 1))}, complete=False)
+    written = drawing.draw_all(folder, tmp_path / "figures")
+    assert "hessian_new.png" not in {path.name for path in written}
+
+
+def test_says_what_is_missing(tmp_path):
+    with pytest.raises(InputError, match=f"measurements: no HDF5 file in {tmp_path}"):
+        drawing.draw_all(tmp_path, tmp_path)
+    with pytest.raises(InputError, match="formats: 'gif' found, expected some of png, svg, pdf"):
+        drawing.draw_all(tmp_path, tmp_path, ["gif"])
+
+
+def test_names_and_labels(folder):
+    write(folder / "csan3" / "epoch002.h5", "hessian/train", {}, epoch=2)
+    found = {drawing.name(m): m for m in collect([folder], "hessian/train")}
+    assert set(found) == {"csan3", "csan8", "csan3-epoch002"}
+    assert drawing.label(found["csan3"]) == "3×3"
+    assert drawing.label(found["csan8"]) == "8×8 (global)"
+    assert drawing.stage(found["csan3-epoch002"]) == "end of warm-up (epoch 2)"
+    assert drawing.stage(found["csan8"]) == "end of training (epoch 12)"
+
+
+def test_windows_keep_their_colours():
+    both = drawing.colors(["3×3", "8×8 (global)"])
+    assert drawing.colors(["8×8 (global)"])["8×8 (global)"] == both["8×8 (global)"]
+    assert len(set(drawing.colors(["3×3", "5×5", "8×8", "4×4", "6×6"]).values())) == 5
+
+
+@pytest.fixture
+def ax():
+    with mpl.rc_context(plots.STYLE):
+        return Figure().subplots()
+
+
+def test_max_eigenvalue_density_integrates_to_the_share_of_its_half(ax):
+    eigenvalues = np.concatenate([np.full(3, -1.0) * [1, 2, 4], np.geomspace(1, 100, 9)])
+    for half, share in (("negative", 0.25), ("positive", 0.75)):
+        ax.clear()
+        plots.plot_max_eigenvalues(eigenvalues, half, ax=ax)
+        x, y = ax.lines[0].get_data()
+        assert trapezoid(y, np.log10(x)) == pytest.approx(share, abs=0.005)
+        assert ax.get_legend_handles_labels()[1] == [f"({share:.1%})"]
+
+
+def test_not_a_number_is_a_hole(ax):
+    plots.plot_line(np.arange(3.0), np.array([1.0, np.inf, 2.0]), ylabel="NLL", ax=ax)
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), [1.0, np.nan, 2.0])
+    surface = np.array([[1.0, 2.0], [np.nan, np.inf]])
+    assert (plots.shared_norm([surface]).vmin, plots.shared_norm([surface]).vmax) == (1.0, 2.0)
+    plots.plot_max_eigenvalues(np.full((2, 2), np.nan), "negative", ax=ax)
+    holes = np.tile(surface, (2, 2))
+    plots.plot_contours(np.arange(4), np.arange(4), holes, ax=Figure().subplots())
+
+
+def test_all_four_regions_of_the_plane_are_in_sight(ax):
+    points = {"global": (1.0, 0.1, 0.2, 0.01), "local": (0.8, np.nan, 0.25, np.nan)}
+    plots.plot_optimisation_plane(points, origin="global", ax=ax)
+    (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
+    assert left < 0.8 < 1.0 < right
+    assert bottom < 20 < 25 < top
+    assert [text.get_text() for text in ax.texts if text.get_text()] == [
+        *("stronger representation", "regularised", "overfitted", "weaker representation")
+    ]
+
+
+def test_interval_over_seeds_covers_at_its_nominal_rate():
+    rng = np.random.default_rng(0)
+    estimates = [across_seeds(rng.normal(2.0, 3.0, 5)) for _ in range(4000)]
+    covered = np.mean([abs(e.mean - 2.0) <= e.half_width for e in estimates])
+    assert covered == pytest.approx(0.95, abs=0.012)  # 3.5 standard errors
+    assert np.isnan(across_seeds([1.0]).half_width)
+    assert across_seeds([1.0]).format() == "1.000"
