@@ -16,7 +16,7 @@ from analysis.landscape.sampling import Sampler
 from models.errors import InputError
 
 FIRST = 5  # Chebyshev nodes along each axis of the first grid
-DOUBTFUL, REMOTE = 6, 2  # points of a round: where interpolants disagree, and far from all others
+DOUBTFUL, REMOTE = 4, 4  # points of a round: where interpolants disagree, and far from all others
 ROUNDS = 2  # in a row whose predictions must be good
 SAFETY = 2  # how much better than the tolerance they must be, for they are few
 WORTH_IT = 1 / 4  # of the grid: beyond that, all of it is evaluated
