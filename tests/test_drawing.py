@@ -100,7 +100,7 @@ class WithoutTorch:
 
 sys.meta_path.insert(0, WithoutTorch())
 sys.argv = ["figures", "--measurements", {str(folder)!r}, "--out", "figures"]
-runpy.run_module("analysis.figures", run_name="__main__")
+runpy.run_module("analysis.figures", run_name="__main__", alter_sys=True)
 """
     done = subprocess.run(
         [sys.executable, "-c", program],
