@@ -1,9 +1,13 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from analysis.landscape import (
     eigenvector_directions,
+    gradient_direction,
     pca_directions,
     plane,
     random_directions,
@@ -143,6 +147,24 @@ def test_eigenvectors_are_cut_in_the_order_of_the_parameters() -> None:
     assert set(head) == {"head.weight", "head.bias"}
     with pytest.raises(InputError, match=r"expected \(36, k\)"):
         eigenvector_directions(model, vectors, params="^head")
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_gradient_is_that_of_the_mean_and_of_the_penalty(training: bool) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2)).double()
+    model.train(training)
+    x, y = torch.randn(70, 3).double(), torch.randint(2, (70,))
+    batches = [(x[:50], y[:50]), (x[50:], y[50:])]
+    state, generator = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    found = gradient_direction(model, F.cross_entropy, batches, weight_decay=0.3)
+    torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert all(p.grad is None for p in model.parameters())
+    loss = sum(len(a) / 70 * F.cross_entropy(model(a), b) for a, b in batches)
+    loss = loss + 0.15 * sum(p.square().sum() for p in model.parameters())
+    expected = torch.autograd.grad(loss, list(model.parameters()))
+    for gradient, (name, _) in zip(expected, model.named_parameters(), strict=True):
+        torch.testing.assert_close(found[name], gradient)
 
 
 def test_bad_input_is_named() -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from analysis.landscape.evaluation import Data, Evaluator, Metric
 from analysis.parameters import flatten, select_parameters, unflatten
 from models.errors import InputError
 
@@ -204,6 +205,26 @@ def eigenvector_directions(
         {name: piece.to(parameters[name]) for name, piece in unflatten(vector, parameters).items()}
         for vector in eigenvectors.T.contiguous()
     ]
+
+
+def gradient_direction(
+    model: nn.Module,
+    loss_fn: Metric,
+    data: Data,
+    *,
+    weight_decay: float = 0.0,
+    seed: int = 0,
+) -> Direction:
+    """Gradient of the mean loss over all of `data` plus ``weight_decay / 2 * |weights|^2``.
+
+    x = -0.1 is a step of gradient descent with learning rate 0.1. The model is taken in the mode it
+    is in; `seed` decides what it draws at random.
+    """
+    evaluator = Evaluator(model, {"loss": loss_fn}, data, seed=seed)
+    gradient = evaluator.gradient(evaluator.weights)
+    return {
+        name: gradient[name] + weight_decay * weight for name, weight in evaluator.weights.items()
+    }
 
 
 def _weights(model: nn.Module) -> Direction:

@@ -96,6 +96,22 @@ class Evaluator:
                 total += len(x) * torch.stack([mean.double().to(total) for mean in means])
             return (total / self._examples).cpu().numpy()
 
+    def gradient(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Gradient of the first metric at `weights`."""
+        loss = next(iter(self.metrics.values()))
+        leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
+        total = {name: torch.zeros_like(weight) for name, weight in leaves.items()}
+        with untouched_rng(self.device), torch.enable_grad():
+            for (x, y), seed in zip(self._batches, self._seeds, strict=True):
+                seed_everything(self.device, seed)
+                tensors = {**leaves, **cloned_buffers(self.model)}
+                share = loss(functional_call(self.model, tensors, x), y) * len(x) / self._examples
+                gradients = torch.autograd.grad(share, list(leaves.values()), allow_unused=True)
+                for name, gradient in zip(leaves, gradients, strict=True):
+                    if gradient is not None:
+                        total[name] += gradient
+        return total
+
 
 @torch.no_grad()
 def displaced(
