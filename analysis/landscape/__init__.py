@@ -20,6 +20,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "sampling": ["Slice"],
         "slices": ["line", "surface"],
+        "trajectories": ["PolarTrajectory", "Trajectory", "polar", "project", "trajectory"],
     },
 )
 
@@ -36,3 +37,10 @@ if TYPE_CHECKING:
     )
     from analysis.landscape.sampling import Slice
     from analysis.landscape.slices import line, surface
+    from analysis.landscape.trajectories import (
+        PolarTrajectory,
+        Trajectory,
+        polar,
+        project,
+        trajectory,
+    )

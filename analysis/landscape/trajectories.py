@@ -1,0 +1,100 @@
+"""The way of a training run through weight space."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from analysis.landscape.directions import Direction, pca_directions, towards
+from analysis.parameters import flatten
+from models.errors import InputError
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Snapshots of a run in the plane in which it moved most, with the model as the origin."""
+
+    directions: list[Direction]  # two, orthonormal: the principal directions
+    explained_variance: np.ndarray  # (2,) shares of the variance of the snapshots
+    coordinates: np.ndarray  # (n, 2) of each snapshot
+
+
+@dataclass(frozen=True)
+class PolarTrajectory:
+    """Where a run is as seen from its end, and how it turns; angles in radians, in [0, pi]."""
+
+    distances: np.ndarray  # (n,) of each snapshot to the last
+    angles: np.ndarray  # (n,) between snapshot and first, seen from the last, which has NaN
+    turns: np.ndarray  # (n - 2,) between successive updates
+
+
+def trajectory(model: nn.Module, snapshots: Sequence[Mapping[str, Tensor]]) -> Trajectory:
+    """Project the state dicts of a run on their first two principal directions.
+
+    Li et al., *Visualizing the Loss Landscape of Neural Nets*, NeurIPS 2018, section 7.2. The
+    coordinates are the steps (x, y) of a `surface` around `model` along the same directions.
+
+    Raises
+    ------
+    InputError
+        If snapshots do not fit the model, or span less than a plane.
+    """
+    directions, explained_variance = pca_directions(snapshots, model)
+    return Trajectory(directions, explained_variance, project(model, snapshots, directions))
+
+
+def project(
+    model: nn.Module, snapshots: Sequence[Mapping[str, Tensor]], directions: Sequence[Direction]
+) -> np.ndarray:
+    """Steps along k `directions` that come closest to each of n snapshots, (n, k).
+
+    The directions need not be orthogonal. Raises `InputError` if snapshots do not fit the model.
+    """
+    moves = _moves(model, snapshots)
+    axes = torch.stack([_flat(model, direction) for direction in directions])
+    steps = torch.linalg.solve(axes @ axes.T, axes @ moves.T).T
+    return steps.cpu().numpy()
+
+
+def polar(model: nn.Module, snapshots: Sequence[Mapping[str, Tensor]]) -> PolarTrajectory:
+    """Polar view of a run, as in Figure 1b of Park and Kim, ICLR 2022.
+
+    A run that goes straight to its end has angles of 0 on the way and turns of 0.
+
+    Raises
+    ------
+    InputError
+        If there are fewer than two snapshots, or they do not fit the model.
+    """
+    if len(snapshots) < 2:
+        raise InputError(f"snapshots: {len(snapshots)}, expected at least 2")
+    points = _moves(model, snapshots)
+    from_end = points - points[-1]
+    updates = points.diff(dim=0)
+    return PolarTrajectory(
+        distances=from_end.norm(dim=1).cpu().numpy(),
+        angles=_angles(from_end, from_end[:1]),
+        turns=_angles(updates[1:], updates[:-1]),
+    )
+
+
+def _angles(a: Tensor, b: Tensor) -> np.ndarray:
+    """Angles between rows, accurate also where they are small; NaN for rows of zeros."""
+    a, b = (rows / rows.norm(dim=1, keepdim=True) for rows in (a, b))
+    return (2 * torch.atan2((a - b).norm(dim=1), (a + b).norm(dim=1))).cpu().numpy()
+
+
+def _moves(model: nn.Module, snapshots: Sequence[Mapping[str, Tensor]]) -> Tensor:
+    """(n, P) float64 differences from the weights of `model`."""
+    return torch.stack([_flat(model, towards(model, state)) for state in snapshots])
+
+
+def _flat(model: nn.Module, direction: Direction) -> Tensor:
+    """(P,) float64 vector of a direction; parameters that it does not name do not move."""
+    return flatten(
+        direction.get(name, torch.zeros_like(p)).double() for name, p in model.named_parameters()
+    )
