@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -83,9 +84,10 @@ class MeasurementOptions:
 
 
 def open_checkpoints(paths: tuple[Path, ...], out: Path) -> list[Checkpoint]:
-    """Load the checkpoints that ``--ckpt`` names, and make the folder `out` of the figures.
+    """Load the checkpoints that ``--ckpt`` names.
 
-    Raises `InputError` if a checkpoint is unusable or there is none.
+    Raises `InputError` if a checkpoint is unusable or there is none, or if results could not be
+    written beside them or figures to the folder `out`: better now than after hours.
     """
     from models.checkpoint import load_checkpoint
 
@@ -93,5 +95,14 @@ def open_checkpoints(paths: tuple[Path, ...], out: Path) -> list[Checkpoint]:
     if not paths:
         raise InputError(f"ckpt: there is no {DEFAULT_CHECKPOINTS} here, name a checkpoint")
     checkpoints = [load_checkpoint(path) for path in paths]
-    out.mkdir(parents=True, exist_ok=True)
+    require_writable("out", out)
+    for path in paths:
+        require_writable("ckpt", path.parent)
     return checkpoints
+
+
+def require_writable(option: str, folder: Path) -> None:
+    """Raise `InputError` if `folder` neither is nor can be made a folder to write to."""
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise InputError(f"{option}: {existing} found, expected a folder that can be written to")

@@ -122,7 +122,7 @@ def pack(part: str, result: Slice) -> dict[str, np.ndarray]:
     arrays = {**result, "xs": result.xs, "done": result.done}
     if result.ys is not None:
         arrays["ys"] = result.ys
-    arrays["attributes"] = np.bytes_(json.dumps(result.attributes))
+    arrays["attributes"] = np.frombuffer(json.dumps(result.attributes).encode(), dtype=np.uint8)
     return {f"{part}/{key}": array for key, array in arrays.items()}
 
 
@@ -141,7 +141,7 @@ def unpack(part: str, measurement: Measurement | None) -> Slice | None:
         xs=arrays.pop("xs"),
         ys=arrays.pop("ys", None),
         done=arrays.pop("done"),
-        attributes=json.loads(arrays.pop("attributes")),
+        attributes=json.loads(arrays.pop("attributes").tobytes()),
         metrics=arrays,
     )
 

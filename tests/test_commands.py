@@ -1,0 +1,225 @@
+"""The commands as a person runs them: what they write, what they say, and how they refuse."""
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from models import load_checkpoint, load_dataset
+from models.cli import run
+from models.train import Options, untrained
+
+COMMANDS = {
+    "models.train": "models.train",
+    "analysis.hessian": "analysis.hessian",
+    "analysis.landscape": "analysis.landscape.__main__",
+    "analysis.nll": "analysis.nll",
+    "analysis.figures": "analysis.figures",
+}
+SMALL = {
+    "analysis.hessian": ["--k", "2", "--batches", "2", "--probes", "2", "--steps", "4"],
+    "analysis.landscape": ["--batches", "1", "--points", "3", "--line-points", "3"],
+    "analysis.nll": [],
+}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with two trained-looking checkpoints, to work in."""
+    monkeypatch.chdir(tmp_path)
+    for window in (3, 8):
+        out = Path(f"checkpoints/csan{window}.pt")
+        start = untrained(
+            Options(out=out, window=window, dim=6, depth=1), load_dataset("digits").first(40)
+        )
+        names = ("train_nll", "train_error", "test_nll", "test_error")
+        start.history.update(epoch=[0.0], **{name: [0.5] for name in names})
+        start.save(out)
+    return tmp_path
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    def call(command, *arguments):
+        """Exit code, standard output and standard error of a command, run in this process."""
+        module = importlib.import_module(COMMANDS[command])
+        monkeypatch.setattr(sys, "argv", [command, *map(str, arguments)])
+        try:
+            run(module.main, module.Options)
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def snapshot(folder):
+    return {
+        path: path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+        if path.suffix != ".lock"
+    }
+
+
+@pytest.mark.parametrize("command", SMALL)
+def test_names_the_files_it_writes_and_reuses_what_is_there(here, call, command):
+    code, out, _ = call(command, *SMALL[command])
+    assert code == 0
+    written = [Path(line.split()[-1]) for line in out.splitlines() if line.startswith("wrote")]
+    assert written
+    assert set(written) == set(Path("figures").iterdir())
+    for window in (3, 8):
+        with h5py.File(f"checkpoints/csan{window}.h5") as file:
+            assert command.split(".")[1] in file or "history" in file
+    before = {p: c for p, c in snapshot(here).items() if p.suffix == ".h5"}
+    code, out, _ = call(command, *SMALL[command])
+    assert code == 0
+    assert {p: c for p, c in snapshot(here).items() if p.suffix == ".h5"} == before
+    if command != "analysis.nll":
+        assert "is there already; --force" in out
+        call(command, *SMALL[command], "--force")
+        assert {p: c for p, c in snapshot(here).items() if p.suffix == ".h5"} != before
+
+
+def test_hessian_stores_what_the_measurement_is_worth(here, call):
+    call("analysis.hessian", "--ckpt", "checkpoints/csan3.pt", *SMALL["analysis.hessian"])
+    with h5py.File("checkpoints/csan3.h5") as file:
+        group = file["hessian/train"]
+        assert group["eigenvalues"].shape == (2, 2)
+        assert group["residuals"].shape == (2, 2)
+        assert group["converged"][()].all()
+        assert group["check/symmetry"][()] <= group["check/tolerance"][()]
+        assert group["check/finite_difference"][()] <= group["check/tolerance"][()]
+        assert json.loads(group.attrs["options"])["seed"] == 0
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_needs_no_torch_and_comes_at_once(command):
+    program = (
+        "import runpy, sys; sys.argv = ['x', '--help']; sys.path.insert(0, '.')\n"
+        f"try: runpy.run_module({command!r}, run_name='__main__', alter_sys=True)\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"python -m {command}" in done.stdout
+
+
+def test_nan_weights_give_nan_and_say_so(here, call):
+    path = Path("checkpoints/csan3.pt")
+    checkpoint = load_checkpoint(path)
+    with torch.no_grad():
+        checkpoint.model.head.weight[0, 0] = torch.nan
+    checkpoint.save(path)
+    code, out, _ = call("analysis.hessian", "--ckpt", path, *SMALL["analysis.hessian"])
+    assert code == 0
+    assert "csan3: not a number" in out
+    with h5py.File("checkpoints/csan3.h5") as file:
+        assert np.isnan(file["hessian/train/eigenvalues"]).all()
+        assert np.isnan(file["hessian/train/nep"])
+    code, _, _ = call("analysis.landscape", "--ckpt", path, *SMALL["analysis.landscape"])
+    assert code == 0
+    with h5py.File("checkpoints/csan3.h5") as file:
+        assert np.isnan(file["landscape/train/line/nll"]).all()
+
+
+def spoil(path, **changes):
+    content = torch.load(path, weights_only=True)
+    torch.save(content | changes, path)
+
+
+HESSIAN = "analysis.hessian"
+BAD = {
+    "truncated checkpoint": (HESSIAN, "--ckpt truncated.pt", "truncated.pt: not a checkpoint"),
+    "missing checkpoint": (HESSIAN, "--ckpt none.pt", "none.pt: there is no such file"),
+    "not a checkpoint": (HESSIAN, "--ckpt text.h5", "text.h5: not a checkpoint"),
+    "unknown dataset": (HESSIAN, "--ckpt unknown.pt", "dataset: nowhere is neither"),
+    "no eigenvalues": (HESSIAN, "--k 0", "k: 0 found, expected at least 1"),
+    "too many eigenvalues": (HESSIAN, "--k 99999 --batches 1", "k: 99999"),
+    "no mini-batches": (HESSIAN, "--batches 0", "batches: 0 found, expected at least 1"),
+    "no images": (HESSIAN, "--batch-size 0", "batch-size: 0 found, expected at least 1"),
+    "not a number": (HESSIAN, "--k five", "--k"),
+    "unknown option": (HESSIAN, "--kk 5", "--kk"),
+    "unknown device": (HESSIAN, "--device tpu", "'tpu'.*--device.*'auto', 'cpu', 'cuda'"),
+    "no GPU": (HESSIAN, "--device cuda", "device: cuda found, but PyTorch sees no GPU"),
+    "folder is a file": (HESSIAN, "--out text.h5", "out: text.h5 found, expected a folder"),
+    "no points": ("analysis.landscape", "--points 1", "points: 1 found, expected at least 2"),
+    "no checkpoints": ("analysis.nll", "--ckpt none.pt", "none.pt: there is no such file"),
+    "no measurements": ("analysis.figures", "--measurements empty", "no HDF5 file in empty"),
+    "damaged measurements": ("analysis.figures", "--measurements .", "text.h5: not a usable"),
+    "no output": ("models.train", "", "--out"),
+    "no window": ("models.train", "--out new.pt --window 0", "window: 0 .*at least 1"),
+    "negative window": ("models.train", "--out new.pt --window -3", "window: -3 .*at least 1"),
+    "head window": ("models.train", "--out new.pt --head-window 4", "head_window: 4 .*heads = 3"),
+    "border": ("models.train", "--out new.pt --border wrap", "border: 'wrap' .*'clamp'"),
+    "dataset": ("models.train", "--out new.pt --dataset nowhere", "dataset: nowhere is neither"),
+    "foreign dataset": (
+        "models.train",
+        "--out new.pt --dataset text.h5",
+        "text.h5: not a readable",
+    ),
+    "empty dataset": ("models.train", "--out new.pt --dataset no.h5", "no dataset /train/"),
+    "preset": ("models.train", "--out new.pt --preset none", "preset: 'none' is unknown"),
+    "epochs": ("models.train", "--out new.pt --epochs 2", "epochs: 2 found"),
+    "too many images": ("models.train", "--out new.pt --images 9999", "images: 9999 found"),
+    "unwritable": ("models.train", "--out text.h5/new.pt --images 40", "text.h5"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_changes_nothing(here, call, case):
+    command, arguments, complaint = BAD[case]
+    whole = Path("checkpoints/csan3.pt").read_bytes()
+    Path("truncated.pt").write_bytes(whole[: len(whole) // 2])
+    Path("unknown.pt").write_bytes(whole)
+    spoil("unknown.pt", dataset="nowhere")
+    Path("text.h5").write_text("not HDF5")
+    h5py.File("no.h5", "w").close()
+    if "unknown.pt" not in arguments:
+        Path("unknown.pt").unlink()
+    before = snapshot(here)
+    code, out, err = call(command, *arguments.split())
+    assert code == 2
+    assert re.fullmatch(f"error: [^\n]*{complaint}[^\n]*\n", err)
+    assert "Traceback" not in out
+    assert snapshot(here) == before
+
+
+def test_landscape_goes_on_where_it_was_interrupted(here, call, monkeypatch):
+    """Ctrl-C in the middle of a surface, then the same command: as if nothing had happened."""
+    arguments = ["--ckpt", "checkpoints/csan3.pt", *SMALL["analysis.landscape"]]
+    call("analysis.landscape", *arguments)
+    with h5py.File("checkpoints/csan3.h5") as file:
+        whole = file["landscape/train/surface/nll"][()]
+    Path("checkpoints/csan3.h5").unlink()
+
+    from analysis.landscape.evaluation import Evaluator
+
+    evaluate, calls = Evaluator.__call__, []
+
+    def interrupted(self, weights):
+        calls.append(time.monotonic())
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        return evaluate(self, weights)
+
+    monkeypatch.setattr(Evaluator, "__call__", interrupted)
+    code, _, err = call("analysis.landscape", *arguments)
+    assert code == 130
+    assert "goes on from what was saved" in err
+    code, out, _ = call("analysis.landscape", *arguments)
+    assert code == 0
+    assert "was interrupted; going on from there" in out
+    assert len(calls) == 3 + 9 + 1  # line, surface, and the point of the interruption again
+    with h5py.File("checkpoints/csan3.h5") as file:
+        np.testing.assert_array_equal(file["landscape/train/surface/nll"], whole)
