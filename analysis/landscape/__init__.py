@@ -8,6 +8,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "connectivity": ["Bezier", "Path", "bezier_path", "fit_bezier", "linear_path"],
         "directions": [
             "Direction",
             "Plane",
@@ -25,6 +26,13 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
 )
 
 if TYPE_CHECKING:
+    from analysis.landscape.connectivity import (
+        Bezier,
+        Path,
+        bezier_path,
+        fit_bezier,
+        linear_path,
+    )
     from analysis.landscape.directions import (
         Direction,
         Plane,

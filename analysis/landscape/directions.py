@@ -221,7 +221,7 @@ def gradient_direction(
     is in; `seed` decides what it draws at random.
     """
     evaluator = Evaluator(model, {"loss": loss_fn}, data, seed=seed)
-    gradient = evaluator.gradient(evaluator.weights)
+    _, gradient = evaluator.value_and_gradient(evaluator.weights)
     return {
         name: gradient[name] + weight_decay * weight for name, weight in evaluator.weights.items()
     }

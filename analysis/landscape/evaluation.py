@@ -70,13 +70,17 @@ class Evaluator:
         self._examples = sum(len(x) for x, _ in self._batches)
         self._seeds = [derive_seed(seed, i) for i in range(len(self._batches))]
         self._calibration = None if recalibrate is None else batches_on(self.device, recalibrate)
-        kept = "kept" if batch_norms(model) else "none"
-        self.attributes = {  # how the numbers come about
-            "mode": "train" if any(module.training for module in model.modules()) else "eval",
-            "batchnorm": kept if recalibrate is None else "recalibrated",
+        self._seed = seed
+
+    def attributes(self) -> dict[str, str | int]:
+        """How the numbers come about, by names that make sense beside them in a file."""
+        kept = "kept" if batch_norms(self.model) else "none"
+        return {
+            "mode": "train" if any(m.training for m in self.model.modules()) else "eval",
+            "batchnorm": kept if self._calibration is None else "recalibrated",
             "examples": self._examples,
             "forward_passes": len(self._batches),
-            "seed": seed,
+            "seed": self._seed,
             "fingerprint": fingerprint(
                 [*self.weights.values(), *(t for batch in self._batches for t in batch)]
             ),
@@ -96,21 +100,23 @@ class Evaluator:
                 total += len(x) * torch.stack([mean.double().to(total) for mean in means])
             return (total / self._examples).cpu().numpy()
 
-    def gradient(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Gradient of the first metric at `weights`."""
+    def value_and_gradient(self, weights: Mapping[str, Tensor]) -> tuple[float, dict[str, Tensor]]:
+        """The first metric at `weights`, and its gradient."""
         loss = next(iter(self.metrics.values()))
         leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
-        total = {name: torch.zeros_like(weight) for name, weight in leaves.items()}
+        total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+        value = torch.zeros((), dtype=torch.float64, device=self.device)
         with untouched_rng(self.device), torch.enable_grad():
             for (x, y), seed in zip(self._batches, self._seeds, strict=True):
                 seed_everything(self.device, seed)
                 tensors = {**leaves, **cloned_buffers(self.model)}
                 share = loss(functional_call(self.model, tensors, x), y) * len(x) / self._examples
+                value += share.detach()
                 gradients = torch.autograd.grad(share, list(leaves.values()), allow_unused=True)
                 for name, gradient in zip(leaves, gradients, strict=True):
                     if gradient is not None:
                         total[name] += gradient
-        return total
+        return value.item(), total
 
 
 @torch.no_grad()

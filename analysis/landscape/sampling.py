@@ -101,7 +101,7 @@ class Sampler:
             metrics={name: np.full(shape, np.nan) for name in evaluator.metrics},
             done=np.zeros(shape, dtype=bool),
             attributes={
-                **evaluator.attributes,
+                **evaluator.attributes(),
                 "directions": fingerprint(t for d in directions for t in d.values()),
             },
         )
