@@ -21,6 +21,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "sampling": ["Slice"],
         "slices": ["line", "surface"],
+        "summary": ["Flatness", "flatness"],
         "trajectories": ["PolarTrajectory", "Trajectory", "polar", "project", "trajectory"],
     },
 )
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     )
     from analysis.landscape.sampling import Slice
     from analysis.landscape.slices import line, surface
+    from analysis.landscape.summary import Flatness, flatness
     from analysis.landscape.trajectories import (
         PolarTrajectory,
         Trajectory,
