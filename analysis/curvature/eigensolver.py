@@ -1,0 +1,308 @@
+"""Eigenvalues of a symmetric operator: Lanczos with thick restarts (Wu and Simon 2000)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.errors import InputError
+
+Which = Literal["LM", "LA", "SA", "BE"]
+
+
+# Below this tolerance a residual alone counts: its square over the gap to the next Ritz value takes
+# no account of an eigenvalue so close that it has not shown up.
+STRICT = 1e-6
+
+
+class SymmetricOperator(Protocol):
+    """A symmetric matrix known by its products; a square tensor is one."""
+
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    device: torch.device
+
+    def __matmul__(self, vector: Tensor, /) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Eigenpairs:
+    """Eigenvalues and eigenvectors, the most wanted first, and what they are worth."""
+
+    eigenvalues: Tensor  # (k,) float64
+    eigenvectors: Tensor  # (P, k), orthonormal columns
+    residuals: Tensor  # (k,) float64, ‖A x - λ x‖: an eigenvalue is at most so far away
+    errors: Tensor  # (k,) float64, residual² / gap where that is smaller, else the residual
+    converged: Tensor  # (k,) bool
+    matvecs: int  # products with A
+
+
+def eigsh(
+    A: SymmetricOperator,
+    k: int = 6,
+    *,
+    which: Which = "LM",
+    tol: float = 1e-3,
+    maxiter: int | None = None,
+    ncv: int | None = None,
+    v0: Tensor | None = None,
+    seed: int = 0,
+) -> Eigenpairs:
+    """Extreme eigenvalues of a symmetric operator, after `scipy.sparse.linalg.eigsh`.
+
+    Lanczos with full reorthogonalisation; when the basis is full, it goes on from the best Ritz
+    vectors. It stops when every wanted eigenvalue has converged: its error, ``residual² / gap``
+    where the residual is small against the gap to the other Ritz values and ``residual``
+    otherwise, is at most `tol` times its magnitude (or at the level of rounding).
+    As in any Krylov method from one vector, the second copy of a repeated eigenvalue arises from
+    rounding: to count copies, ask for a small `tol`.
+
+    Parameters
+    ----------
+    A
+        Any object with ``shape``, ``dtype``, ``device`` and ``A @ v`` for (P,) tensors.
+    k
+        How many, from 1 to P.
+    which
+        "LM": largest magnitude, "LA": largest, "SA": smallest, "BE": half of them from each end,
+        the odd one from the upper.
+    tol
+        Relative error of the eigenvalues.
+    maxiter
+        Largest number of products with `A`; default 50 `ncv`.
+    ncv
+        Number of basis vectors, of which (P, ncv + 1) numbers are kept; default max(2k + 1, 20).
+    v0
+        Where to start: a vector (P,), or approximate eigenvectors (P, m). Default: random.
+    seed
+        Of the random vectors.
+
+    Returns
+    -------
+    Eigenpairs
+        In the order of `which` ("BE": descending). What has not converged within `maxiter` says so
+        in ``converged``; an operator that returns NaN or infinity gives NaN.
+
+    Raises
+    ------
+    InputError
+        `k`, `which`, `ncv` or `v0` out of range, or an `A` that is not symmetric.
+    """
+    P = A.shape[0]
+    _validate(A, k, which)
+    ncv = min(P, max(2 * k + 1, 20)) if ncv is None else ncv
+    if not (k < ncv <= P or k == ncv == P):
+        raise InputError(f"ncv: {ncv}, expected more than k = {k} and at most P = {P}")
+    maxiter = 50 * ncv if maxiter is None else maxiter
+
+    krylov = _KrylovSpace(A, ncv, v0, seed)
+    while True:
+        if not krylov.expand():
+            return _nothing(A, k, krylov.matvecs)
+        values, vectors, residuals = krylov.ritz()
+        errors = _error_bounds(values, residuals)
+        uncertainties = residuals if tol < STRICT else errors
+        converged = uncertainties <= np.maximum(tol * np.abs(values), krylov.rounding)
+        order = _by_preference(values, which)
+        wanted = order[:k]
+        done = converged[wanted].all() and krylov.is_complete(
+            vectors[:, order], converged[order], k
+        )
+        if len(wanted) == k and (done or krylov.matvecs >= maxiter):
+            break
+        if krylov.size == ncv:
+            krylov.compress(vectors[:, order[: min((k + ncv) // 2, ncv - 1)]])
+        krylov.extend()
+
+    return Eigenpairs(
+        eigenvalues=torch.from_numpy(values[wanted]),
+        eigenvectors=krylov.combine(vectors[:, wanted]).T,
+        residuals=torch.from_numpy(residuals[wanted]),
+        errors=torch.from_numpy(errors[wanted]),
+        converged=torch.from_numpy(converged[wanted]),
+        matvecs=krylov.matvecs,
+    )
+
+
+class _KrylovSpace:
+    """``A Q = Q T + q cᵀ``: an orthonormal basis `Q`, a unit vector `q` orthogonal to it, and `c`.
+
+    After every `expand`, `T` is exact up to rounding. The columns of `Q` are rows in memory.
+    """
+
+    def __init__(self, A: SymmetricOperator, ncv: int, v0: Tensor | None, seed: int) -> None:
+        self.size = 0
+        self.matvecs = 0
+        self.rounding = 0.0  # error of T
+        self._A = A
+        self._generator = torch.Generator().manual_seed(seed)
+        self._rows = torch.empty(
+            min(ncv + 1, A.shape[0]), A.shape[0], dtype=A.dtype, device=A.device
+        )
+        self._T = np.zeros((ncv, ncv))
+        self._coupling = np.zeros(0)  # c
+        self._next = torch.empty(0)  # q, not yet of unit length
+        self._exhausted = True  # c = 0: the space is invariant
+        self._sequences = 0  # vectors that the space was started from
+        self._newest = np.zeros(ncv, dtype=bool)  # rows that stem from the last of them
+        self.extend(None if v0 is None else _start(v0, A))
+
+    def extend(self, start: Tensor | None = None) -> None:
+        """Append the direction that the space lacks to the basis; a random one if it lacks none."""
+        if self._exhausted:
+            self._sequences += 1
+            self._newest[:] = False
+            self._next = self._random_vector() if start is None else start
+            _orthogonalise(self._next, self._rows[: self.size])
+        self._T[self.size, : self.size] = self._coupling
+        self._newest[self.size] = True
+        self._rows[self.size] = self._next / torch.linalg.vector_norm(
+            self._next, dtype=torch.float64
+        )
+
+    def expand(self) -> bool:
+        """Multiply the last basis vector with A; False if the product is not finite."""
+        w = self._A @ self._rows[self.size]
+        self.matvecs += 1
+        coefficients, beta = _orthogonalise(w, self._rows[: self.size + 1])
+        if not (math.isfinite(beta) and np.isfinite(coefficients).all()):
+            return False
+        scale = max(np.abs(self._T).max(), np.abs(coefficients).max(), beta)
+        _require_symmetry(coefficients[:-1] - self._T[self.size, : self.size], scale, self._A.dtype)
+        self._T[: self.size + 1, self.size] = self._T[self.size, : self.size + 1] = coefficients
+        self.size += 1
+        self.rounding = 10 * torch.finfo(self._A.dtype).eps * scale
+        self._exhausted = beta <= self.rounding or self.size == self._A.shape[0]
+        self._coupling = np.zeros(self.size)
+        self._coupling[-1] = 0.0 if self._exhausted else beta
+        self._next = w
+        return True
+
+    def ritz(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Ascending Ritz values, their vectors in the basis (as columns), and residual norms."""
+        values = np.empty(self.size)
+        vectors = np.zeros((self.size, self.size))
+        newest = self._newest[: self.size]
+        # An earlier sequence ended in an invariant space, and equal eigenvalues must not mix it
+        # with the newest.
+        for rows in map(np.flatnonzero, (~newest, newest)):
+            values[rows], vectors[np.ix_(rows, rows)] = np.linalg.eigh(self._T[np.ix_(rows, rows)])
+        order = np.argsort(values, kind="stable")
+        return values[order], vectors[:, order], np.abs(self._coupling @ vectors[:, order])
+
+    def compress(self, vectors: np.ndarray) -> None:
+        """Keep the space of some Ritz vectors only."""
+        kept = vectors.shape[1]
+        values = np.diag(vectors.T @ self._T @ vectors)
+        newest = vectors[self._newest[: self.size]].any(0)
+        self._rows[:kept] = self.combine(vectors)
+        self._T[:] = 0.0
+        self._T[range(kept), range(kept)] = values
+        self._coupling = self._coupling @ vectors
+        self._newest[:] = False
+        self._newest[:kept] = newest
+        self.size = kept
+
+    def combine(self, vectors: np.ndarray) -> Tensor:
+        """Rows of the linear combinations of the basis given by the columns of `vectors`."""
+        rotation = torch.as_tensor(vectors.T, dtype=self._A.dtype, device=self._A.device)
+        return rotation @ self._rows[: self.size]
+
+    def is_complete(self, vectors: np.ndarray, converged: np.ndarray, k: int) -> bool:
+        """Whether the first `k` of all Ritz pairs are the best, if they have converged.
+
+        In an invariant space they need not be, because a vector tells nothing about what is
+        orthogonal to it and all its products. Then the space goes on from a random vector. What is
+        best in the newest sequence has to be known; and if the sequence is at its end, it must be
+        too poor to be among the first `k`, or there may be more where it came from.
+        """
+        if self.size == self._A.shape[0]:
+            return True
+        best = int(np.argmax(vectors[self._newest[: self.size]].any(0)))
+        return bool(converged[best]) and not (self._exhausted and best < k)
+
+    def _random_vector(self) -> Tensor:
+        vector = torch.randn(self._A.shape[0], generator=self._generator, dtype=torch.float64)
+        return vector.to(self._A.device, self._A.dtype)
+
+
+def _orthogonalise(w: Tensor, basis: Tensor) -> tuple[np.ndarray, float]:
+    """Remove from `w`, in place, its components along the rows of `basis`; these, and what is left.
+
+    The last two rows go first: but for rounding, and after a restart, they are all there is. Each
+    pass corrects the rounding of the one before, so that the sum of their coefficients is exact to
+    the rounding of what is left of `w`. Twice is enough (Giraud, Langou and Rozložník 2005).
+    """
+    total = torch.zeros(len(basis), dtype=torch.float64, device=w.device)
+    norm = math.inf
+    for first in (max(0, len(basis) - 2), 0, 0):
+        rows = basis[first:]
+        coefficients = rows @ w
+        w.addmv_(rows.T, coefficients, alpha=-1)
+        total[first:] += coefficients
+        before, norm = norm, float(torch.linalg.vector_norm(w, dtype=torch.float64))
+        if first == 0 and norm > 0.5 * before:
+            break
+    return total.cpu().numpy(), norm
+
+
+def _error_bounds(values: np.ndarray, residuals: np.ndarray) -> np.ndarray:
+    """Distance of each Ritz value to an eigenvalue: min(residual, residual² / gap)."""
+    distances = np.abs(values[:, None] - values[None, :]) - residuals[None, :]
+    np.fill_diagonal(distances, np.inf)
+    gaps = distances.min(1)
+    known = (gaps > residuals) & (gaps < np.inf)
+    return np.where(known, residuals**2 / np.where(known, gaps, 1.0), residuals)
+
+
+def _by_preference(values: np.ndarray, which: Which) -> np.ndarray:
+    """Indices of ascending `values`, the most wanted first."""
+    if which == "LM":
+        return np.argsort(-np.abs(values), kind="stable")
+    if which == "LA":
+        return np.arange(len(values))[::-1]
+    if which == "SA":
+        return np.arange(len(values))
+    ends = np.arange(len(values))
+    return np.stack([ends[::-1], ends], axis=1).reshape(-1)[: len(values)]
+
+
+def _start(v0: Tensor, A: SymmetricOperator) -> Tensor:
+    if v0.ndim not in (1, 2) or v0.shape[0] != A.shape[0]:
+        raise InputError(
+            f"v0: shape {tuple(v0.shape)}, expected ({A.shape[0]},) or ({A.shape[0]}, m)"
+        )
+    start = v0.reshape(A.shape[0], -1).to(A.device, A.dtype).sum(1)
+    if not 0 < float(torch.linalg.vector_norm(start)) < math.inf:
+        raise InputError("v0: it sums to zero or is not finite, expected a direction to start from")
+    return start
+
+
+def _validate(A: SymmetricOperator, k: int, which: str) -> None:
+    if len(A.shape) != 2 or A.shape[0] != A.shape[1]:
+        raise InputError(f"A: shape {tuple(A.shape)}, expected (P, P)")
+    if not 1 <= k <= A.shape[0]:
+        raise InputError(f"k: {k}, expected 1 to {A.shape[0]}")
+    if which not in get_args(Which):
+        raise InputError(f"which: {which!r}, expected one of {', '.join(get_args(Which))}")
+
+
+def _require_symmetry(defect: np.ndarray, scale: float, dtype: torch.dtype) -> None:
+    """Refuse T ≠ Tᵀ beyond what rounding in the products with A explains."""
+    worst = float(np.abs(defect).max(initial=0.0))
+    if worst > torch.finfo(dtype).eps ** 0.5 * scale:
+        raise InputError(
+            f"A: not symmetric: q·Ap and p·Aq differ by {worst / scale:.1e} of the norm of A "
+            f"for two vectors p and q, expected at most {torch.finfo(dtype).eps ** 0.5:.1e}"
+        )
+
+
+def _nothing(A: SymmetricOperator, k: int, matvecs: int) -> Eigenpairs:
+    nan = torch.full((k,), math.nan, dtype=torch.float64)
+    vectors = torch.full((A.shape[0], k), math.nan, dtype=A.dtype, device=A.device)
+    return Eigenpairs(nan, vectors, nan, nan, torch.zeros(k, dtype=torch.bool), matvecs)
