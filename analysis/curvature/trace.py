@@ -1,0 +1,154 @@
+"""Trace, diagonal and Frobenius norm of a symmetric operator from products with random vectors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar, get_args
+
+import torch
+from torch import Tensor
+
+from analysis.curvature.eigensolver import SymmetricOperator
+from models.errors import InputError
+
+Method = Literal["hutchinson", "hutch++", "xtrace"]
+Value = TypeVar("Value", float, Tensor)
+
+
+@dataclass(frozen=True)
+class Estimate(Generic[Value]):
+    """A stochastic estimate and its standard error."""
+
+    estimate: Value
+    standard_error: Value
+
+
+def dot_columns(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products of corresponding columns, float64."""
+    return (a.double() * b.double()).sum(0)
+
+
+def trace(
+    A: SymmetricOperator, *, matvecs: int = 99, method: Method = "hutch++", seed: int = 0
+) -> Estimate[float]:
+    """Trace of a symmetric operator.
+
+    Parameters
+    ----------
+    A
+        Any object with ``shape``, ``dtype``, ``device`` and ``A @ V`` for (P, k) tensors.
+    matvecs
+        Products with `A`. P or more give the exact trace, from the unit vectors.
+    method
+        "hutchinson" (Hutchinson 1989): the mean of z·Az over random signs z; the standard error
+        falls as 1 / sqrt(matvecs). "hutch++" (Meyer, Musco, Musco and Woodruff 2021, algorithm 1):
+        a third of the products finds the range of `A` roughly, a third is its exact trace there,
+        and a third is Hutchinson's on the rest; better where few eigenvalues are large. "xtrace"
+        (Epperly, Tropp and Webber 2024, section 2.1): every vector is left out in turn of the range
+        and used on the rest; better still, with (P, matvecs) numbers of memory.
+    seed
+        Of the random vectors.
+
+    Raises
+    ------
+    InputError
+        If the method is unknown, or too few products are allowed for a standard error: 2 for
+        "hutchinson", 6 for "hutch++", 4 for "xtrace".
+    """
+    if method not in get_args(Method):
+        raise InputError(f"method: {method!r}, expected one of {', '.join(get_args(Method))}")
+    least = {"hutchinson": 2, "hutch++": 6, "xtrace": 4}[method]
+    _require(matvecs, least)
+    if matvecs >= A.shape[0]:
+        identity = torch.eye(A.shape[0], dtype=A.dtype, device=A.device)
+        return Estimate(float((A @ identity).diagonal().double().sum()), 0.0)
+    if method == "hutch++":
+        return _hutch_plus_plus(A, matvecs // 3, seed)
+    if method == "xtrace":
+        return _xtrace(A, matvecs // 2, seed)
+    z = _signs(A, matvecs, seed)
+    return _mean(dot_columns(z, A @ z))
+
+
+def diagonal(A: SymmetricOperator, *, matvecs: int = 100, seed: int = 0) -> Estimate[Tensor]:
+    """Diagonal of a symmetric operator, (P,) float64: the mean of z * Az over random signs z.
+
+    Bekas, Kokiopoulou and Saad (2007). The standard error of entry i is sqrt(the sum of squares of
+    the rest of row i / matvecs). Raises `InputError` if `matvecs` is less than 2.
+    """
+    _require(matvecs, 2)
+    generator = torch.Generator().manual_seed(seed)
+    mean, squares = (torch.zeros(A.shape[0], dtype=torch.float64, device=A.device) for _ in "ab")
+    for i in range(1, matvecs + 1):  # one at a time: any number of vectors in the memory of one
+        z = _draw_signs(A, 1, generator)[:, 0]
+        sample = z.double() * (A @ z).double()
+        difference = sample - mean
+        mean += difference / i
+        squares += difference * (sample - mean)
+    return Estimate(mean, (squares / (matvecs - 1) / matvecs).sqrt())
+
+
+def frobenius_norm(A: SymmetricOperator, *, matvecs: int = 100, seed: int = 0) -> Estimate[float]:
+    """Frobenius norm: the square root of the mean of ``|Az|^2`` over random signs z.
+
+    The standard error is that of the mean, carried through the root to first order. Raises
+    `InputError` if `matvecs` is less than 2.
+    """
+    _require(matvecs, 2)
+    product = A @ _signs(A, matvecs, seed)
+    square = _mean(dot_columns(product, product))
+    norm = math.sqrt(square.estimate)
+    return Estimate(norm, square.standard_error / (2 * norm) if norm else 0.0)
+
+
+def _hutch_plus_plus(A: SymmetricOperator, k: int, seed: int) -> Estimate[float]:
+    sketch, z = _signs(A, 2 * k, seed).split(k, dim=1)
+    Q = torch.linalg.qr(A @ sketch).Q
+    inside = float(dot_columns(Q, A @ Q).sum())
+    z = z - Q @ (Q.T @ z)
+    outside = _mean(dot_columns(z, A @ z))
+    return Estimate(inside + outside.estimate, outside.standard_error)
+
+
+def _xtrace(A: SymmetricOperator, k: int, seed: int) -> Estimate[float]:
+    size = A.shape[0]
+    omega = torch.randn(size, k, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    omega = (omega * math.sqrt(size) / omega.norm(dim=0)).to(A.device, A.dtype)  # on a sphere
+    Y = A @ omega
+    Q, R = torch.linalg.qr(Y)
+    H = (Q.T @ (A @ Q)).double()
+    W, R = (Q.T @ omega).double(), R.double()
+    # Where Y has fewer dimensions than columns, any direction will do for those that it lacks.
+    pivots = R.diagonal()
+    least = torch.finfo(A.dtype).eps * pivots.abs().max()
+    pivots.masked_fill_(pivots.abs() <= least, float(least) or 1.0)
+    # Q Qᵀ - q qᵀ, with q = Q s_i, projects on the range of Y without its column i.
+    S = torch.linalg.solve_triangular(R, torch.eye(k, dtype=R.dtype, device=R.device), upper=True).T
+    S = S / S.norm(dim=0)
+    inside = H.trace() - dot_columns(S, H @ S)
+    P = W - S * dot_columns(S, W)  # Qᵀ times the part of ω_i within that range
+    outside = dot_columns(omega, Y) - 2 * dot_columns(P, R) + dot_columns(P, H @ P)
+    # Of a vector on a sphere it is known how long the part outside should be.
+    outside = outside * (size - k + 1) / (size - dot_columns(P, P))
+    return _mean(inside + outside)
+
+
+def _signs(A: SymmetricOperator, n: int, seed: int) -> Tensor:
+    """Random signs, (P, n)."""
+    return _draw_signs(A, n, torch.Generator().manual_seed(seed))
+
+
+def _draw_signs(A: SymmetricOperator, n: int, generator: torch.Generator) -> Tensor:
+    bits = torch.randint(2, (A.shape[0], n), generator=generator, dtype=torch.int8)
+    return (2 * bits - 1).to(A.device, A.dtype)
+
+
+def _mean(samples: Tensor) -> Estimate[float]:
+    error = samples.std() / math.sqrt(len(samples))
+    return Estimate(float(samples.mean()), float(error))
+
+
+def _require(matvecs: int, least: int) -> None:
+    if matvecs < least:
+        raise InputError(f"matvecs: {matvecs}, expected at least {least}")
