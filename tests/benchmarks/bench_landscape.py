@@ -1,0 +1,284 @@
+"""Surfaces against other ways to compute them: ``python -m tests.benchmarks.bench_landscape``.
+
+Same model, images, directions and grid for all; values have to agree, too. The images are random
+(the cost does not depend on the pixels); only the adaptive surface is one of a trained network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from analysis.landscape import random_directions, surface
+from analysis.landscape.evaluation import Evaluator
+from analysis.landscape.slices import Slice
+from analysis.objective import build_objective, error_rate
+from models.checkpoint import load_checkpoint
+from models.csan import CSAN
+from models.datasets import load_dataset
+
+MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+METRICS = {"nll": F.cross_entropy, "error": error_rate}
+CHECKPOINT = Path("checkpoints/csan8.pt")
+
+Row = tuple[str, str, float, float]  # work, against, ratio, ratio to reach
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=1024)
+    parser.add_argument("--points", type=int, default=5, help="along each axis; cost is linear")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    model = CSAN(
+        image_size=32, channels=3, classes=100, patch_size=4, dim=96, depth=6, heads=3, window=5
+    ).eval()
+    pixels = torch.randint(256, (options.images, 32, 32, 3), dtype=torch.uint8)
+    labels = torch.randint(100, (options.images,))
+    print(f"{'work':44} {'against':44} {'ratio':>7} {'to reach':>9}")
+    for rows in (
+        against_peers(model, pixels, labels, options.points),
+        processes(model, pixels, labels, options.points),
+        sgemm(model, pixels),
+        adaptive(),
+    ):
+        for work, against, ratio, goal in rows:
+            print(f"{work:44} {against:44} {ratio:7.2f} {goal:9.2f}", flush=True)
+
+
+def against_peers(model: nn.Module, pixels: Tensor, labels: Tensor, points: int) -> Iterator[Row]:
+    """The surface against loss-landscapes and against the paper's procedure."""
+    inputs = normalised(pixels)
+    directions = random_directions(model, seed=0)
+    xs = np.linspace(-1, 1, points)
+    # loss-landscapes shifts every other row by one step: it visits one more y than there are xs.
+    ys = np.append(xs, 2 * xs[-1] - xs[-2])
+    seconds, ours = timed(lambda: cut(model, (inputs, labels), directions, xs, xs, processes=2))
+    wide = cut(model, (inputs, labels), directions, xs, ys, processes=2)
+    work = f"{points} x {points} surface, {len(labels)} images, NLL + error"
+
+    theirs = {}
+    spent = 0.0
+    for name, metric in METRICS.items():  # a run computes one of the package's metrics
+        spent_now, theirs[name] = timed(
+            lambda metric=metric: loss_landscapes(model, metric, inputs, labels, directions, xs)
+        )
+        spent += spent_now
+    rows = [slice(1, None) if j % 2 == 0 else slice(None, -1) for j in range(points)]
+    for name, values in theirs.items():
+        visited = np.stack([wide[name][row, j] for j, row in enumerate(rows)])
+        np.testing.assert_allclose(visited, values, rtol=1e-5, atol=1e-5)
+    yield work, "loss-landscapes 3.0.6, a run for each metric", spent / seconds, 2
+
+    spent, both = timed(
+        lambda: loss_landscapes(
+            model,
+            lambda o, y: torch.stack([fn(o, y) for fn in METRICS.values()]),
+            inputs,
+            labels,
+            directions,
+            xs,
+        )
+    )
+    np.testing.assert_allclose(both[..., 0], theirs["nll"], rtol=1e-6)
+    yield work, "loss-landscapes 3.0.6, a metric that is both", spent / seconds, 2
+
+    spent, procedure = timed(lambda: papers_procedure(model, pixels, labels, directions, xs))
+    for name in METRICS:
+        np.testing.assert_allclose(ours[name], procedure[name], rtol=1e-5, atol=1e-5)
+    yield work, "the paper's procedure", spent / seconds, 4
+
+
+def processes(model: nn.Module, pixels: Tensor, labels: Tensor, points: int) -> Iterator[Row]:
+    """Two processes of one thread against one process of one thread."""
+    data, directions = (normalised(pixels), labels), random_directions(model, seed=0)
+    xs = np.linspace(-1, 1, points)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    one, alone = timed(lambda: cut(model, data, directions, xs, xs, processes=1))
+    two, shared = timed(lambda: cut(model, data, directions, xs, xs, processes=2))
+    torch.set_num_threads(threads)
+    assert alone["nll"].tobytes() == shared["nll"].tobytes()
+    yield "2 processes of 1 thread", "1 process of 1 thread", one / two, 1.8
+
+
+def sgemm(model: nn.Module, pixels: Tensor) -> Iterator[Row]:
+    """Rate of the matrix products within a forward pass against the same products alone."""
+    inputs = normalised(pixels[:128])
+    evaluator = Evaluator(model, METRICS, (inputs, torch.zeros(128, dtype=torch.long)))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.no_grad(), RecordProducts() as record:
+        for batch, _ in evaluator._batches:
+            model(batch)
+    operands = [(torch.randn(a), torch.randn(b)) for a, b in record.shapes]
+    results = [a @ b for a, b in operands]
+
+    def products() -> None:
+        for (a, b), result in zip(operands, results, strict=True):
+            torch.matmul(a, b, out=result)
+
+    alone = min(timed(products)[0] for _ in range(5))
+    within = min(timed(lambda: evaluator(evaluator.weights))[0] for _ in range(5))
+    torch.set_num_threads(threads)
+    yield "GEMM rate in the forward pass", "plain sgemm of the same shapes", alone / within, 0.7
+
+
+def adaptive(points: int = 51, tolerance: float = 0.01) -> Iterator[Row]:
+    """Evaluations of an adaptive surface of a trained network against its full grid."""
+    checkpoint = load_checkpoint(CHECKPOINT)
+    objective = build_objective(
+        checkpoint, load_dataset(checkpoint.dataset), batch_size=16, batches=8
+    )
+    directions = random_directions(objective.model, seed=0)
+    xs = np.linspace(-1, 1, points)
+    arguments = (objective.model, {"nll": objective.loss}, objective.batches, directions, xs, xs)
+    whole = surface(*arguments, weight_decay=objective.weight_decay, processes=2)
+    for weight_decay, what in ((objective.weight_decay, "NLL + L2"), (0.0, "NLL alone")):
+        found = surface(*arguments, weight_decay=weight_decay, adaptive=tolerance, processes=2)
+        penalty = found["l2"]
+        error = np.abs(found["nll"] - whole["nll"]) / (whole["nll"] + penalty)
+        work = f"{what} to {tolerance:.0%}: {error.max():.2%} off at most"
+        ratio = found.done.size / found.done.sum()
+        yield f"{work}, stated {found.attributes['objective_error']:.2%}", "full grid", ratio, 25
+
+
+def cut(
+    model: nn.Module,
+    data: tuple[Tensor, Tensor],
+    directions: list[dict[str, Tensor]],
+    xs: np.ndarray,
+    ys: np.ndarray,
+    processes: int,
+) -> Slice:
+    """This project's surface."""
+    return surface(model, METRICS, data, directions, xs, ys, processes=processes)
+
+
+def loss_landscapes(
+    model: nn.Module,
+    metric: Callable[[Tensor, Tensor], Tensor],
+    inputs: Tensor,
+    labels: Tensor,
+    directions: list[dict[str, Tensor]],
+    xs: np.ndarray,
+) -> np.ndarray:
+    """The peer's plane from the corner of the grid: (len(xs), len(xs)), the first axis is x."""
+    from loss_landscapes import planar_interpolation
+    from loss_landscapes.metrics import Metric
+
+    class Both(Metric):
+        def __call__(self, wrapper):
+            return metric(wrapper.forward(inputs), labels).numpy()
+
+    start = shifted(model, directions, (xs[0], xs[0]))
+    reach = len(xs) * (xs[1] - xs[0])  # the peer's last step stays one short of the end
+    ends = [shifted(start, [direction], (reach,)) for direction in directions]
+    return planar_interpolation(start, *ends, Both(), steps=len(xs))
+
+
+def papers_procedure(
+    model: nn.Module,
+    pixels: Tensor,
+    labels: Tensor,
+    directions: list[dict[str, Tensor]],
+    xs: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Copy the state, move it, load it and run the data pipeline, at every grid point.
+
+    Without augmentation, which would only add to its cost.
+    """
+    model = copy.deepcopy(model)
+    state = copy.deepcopy(model.state_dict())
+    bases = [
+        {name: d.get(name, torch.zeros_like(w)) for name, w in state.items()} for d in directions
+    ]
+    values = {name: np.empty((len(xs), len(xs))) for name in METRICS}
+    for (i, y), (j, x) in product(enumerate(xs), enumerate(xs)):
+        moved = copy.deepcopy(state)
+        for name in moved:
+            moved[name] = moved[name] + x * bases[0][name] + y * bases[1][name]
+        model.load_state_dict(moved)
+        totals = dict.fromkeys(METRICS, 0.0)
+        with torch.no_grad():
+            for inputs, targets in DataLoader(Images(pixels, labels), batch_size=256):
+                outputs = model(inputs)
+                for name, fn in METRICS.items():
+                    totals[name] += len(targets) * fn(outputs, targets).item()
+        for name, total in totals.items():
+            values[name][i, j] = total / len(labels)
+    return values
+
+
+class Images(Dataset):
+    """Images that are decoded and normalised one by one, as a torchvision dataset does."""
+
+    def __init__(self, pixels: Tensor, labels: Tensor) -> None:
+        self.pixels, self.labels = pixels.numpy(), labels
+        self.transform = v2.Compose(
+            [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.transform(Image.fromarray(self.pixels[index])), self.labels[index]
+
+
+class RecordProducts(TorchDispatchMode):
+    """Shapes of the operands of every matrix product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[torch.Size, torch.Size]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default):
+            self.shapes.append((args[0].shape, args[1].shape))
+        elif func is torch.ops.aten.addmm.default:
+            self.shapes.append((args[1].shape, args[2].shape))
+        return func(*args, **(kwargs or {}))
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """As `Images` does, all at once."""
+    scaled = pixels.permute(0, 3, 1, 2).float() / 255
+    return (scaled - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+
+
+def shifted(
+    model: nn.Module, directions: list[dict[str, Tensor]], steps: tuple[float, ...]
+) -> nn.Module:
+    """A copy of the model, displaced."""
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        for direction, step in zip(directions, steps, strict=True):
+            for name, delta in direction.items():
+                model.get_parameter(name).add_(delta, alpha=step)
+    return model
+
+
+def timed(function: Callable) -> tuple[float, object]:
+    """Seconds it takes, and what it returns."""
+    start = time.perf_counter()
+    result = function()
+    return time.perf_counter() - start, result
+
+
+if __name__ == "__main__":
+    main()
