@@ -66,6 +66,28 @@ def test_an_exception_in_a_process_is_raised_here() -> None:
         line(network, {"fails": fails}, data(), direction, XS, processes=2)
 
 
+def test_an_interruption_ends_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "SAVE_EVERY", 0)
+    seen: list[int] = []
+
+    def pid(outputs: Tensor, targets: Tensor) -> Tensor:
+        time.sleep(0.01)
+        return torch.tensor(float(os.getpid()))
+
+    def interrupt(partial: Slice) -> None:
+        seen.extend(partial["pid"][partial.done].astype(int).tolist())
+        raise KeyboardInterrupt
+
+    network = model()
+    (direction,) = random_directions(network, 1, seed=0)
+    with pytest.raises(KeyboardInterrupt):
+        line(
+            network, {"pid": pid}, data(), direction, np.arange(1000.0), processes=2, save=interrupt
+        )
+    assert not any(alive(pid) for pid in seen)
+    assert not multiprocessing.active_children()
+
+
 def test_a_process_that_dies_is_noticed() -> None:
     def dies(outputs: Tensor, targets: Tensor) -> Tensor:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -213,6 +213,17 @@ def test_the_model_and_the_generator_are_as_before_also_after_an_exception(
     assert all(name in dict(model.named_parameters()) for name in directions[0])
 
 
+def test_bfloat16_is_close_and_said_so() -> None:
+    model = Classifier(batch_norm=True).eval()
+    data, (direction,) = images(), random_directions(model, 1, seed=0)
+    exact = line(model, METRICS, data, direction, XS)
+    rough = line(model, METRICS, data, direction, XS, bf16=True)
+    precisions = exact.attributes["precision"], rough.attributes["precision"]
+    assert precisions == ("float32", "bfloat16")
+    assert not np.array_equal(rough["nll"], exact["nll"])
+    np.testing.assert_allclose(rough["nll"], exact["nll"], rtol=2**-6)  # 8 bits, some products
+
+
 def test_nan_and_infinity_stay() -> None:
     model = nn.Linear(1, 1, bias=False).double()
     nn.init.ones_(model.weight)
@@ -312,6 +323,7 @@ def test_bad_input_is_named() -> None:
     for message, arguments in {
         "metrics: none": ({}, data, directions, XS, YS),
         "metrics: 'l2'": ({"l2": error}, data, directions, XS, YS),
+        "model: it has no parameters": (METRICS, data, directions, XS, YS),
         "data: no examples": (METRICS, [], directions, XS, YS),
         "directions: 1, expected 2": (METRICS, data, directions[:1], XS, YS),
         "'nothing' is not a parameter": (METRICS, data, [{"nothing": data[0]}, {}], XS, YS),
@@ -319,5 +331,6 @@ def test_bad_input_is_named() -> None:
         "xs: ": (METRICS, data, directions, [0, np.nan], YS),
         "ys: ": (METRICS, data, directions, XS, []),
     }.items():
+        bad = nn.Identity() if message.startswith("model") else model
         with pytest.raises(InputError, match=message):
-            surface(model, *arguments, weight_decay=0.1)
+            surface(bad, *arguments, weight_decay=0.1)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from analysis.functional import functional_call
+from analysis.parameters import select_parameters
 from models.errors import InputError
 from models.seeds import derive_seed
 
@@ -42,6 +43,8 @@ class Evaluator:
     recalibrate : (x, y), or iterable of (x, y), optional
         Data on which the running statistics of every BatchNorm are computed anew at each point.
         By default they stay those of `model`.
+    bf16 : bool
+        Compute in bfloat16 what `torch.autocast` deems safe.
 
     Raises
     ------
@@ -57,13 +60,15 @@ class Evaluator:
         *,
         seed: int = 0,
         recalibrate: Data | None = None,
+        bf16: bool = False,
     ) -> None:
         if not metrics:
             raise InputError("metrics: none given, expected at least one")
         self.model = model
         self.metrics = dict(metrics)
-        self.weights = {name: p.detach() for name, p in model.named_parameters()}
-        self.device = next(iter(self.weights.values())).device
+        self.weights = {name: p.detach() for name, p in select_parameters(model).items()}
+        first = next(iter(self.weights.values()))
+        self.device, self._dtype = first.device, first.dtype
         self._batches = batches_on(self.device, data)
         if not _depends_on_batches(model):
             self._batches = _regroup(self._batches, MICRO_BATCH.get(self.device.type, 256))
@@ -71,6 +76,7 @@ class Evaluator:
         self._seeds = [derive_seed(seed, i) for i in range(len(self._batches))]
         self._calibration = None if recalibrate is None else batches_on(self.device, recalibrate)
         self._seed = seed
+        self._bf16 = bf16
 
     def attributes(self) -> dict[str, str | int]:
         """How the numbers come about, by names that make sense beside them in a file."""
@@ -79,6 +85,7 @@ class Evaluator:
             "mode": "train" if any(m.training for m in self.model.modules()) else "eval",
             "batchnorm": kept if self._calibration is None else "recalibrated",
             "examples": self._examples,
+            "precision": "bfloat16" if self._bf16 else str(self._dtype).removeprefix("torch."),
             "forward_passes": len(self._batches),
             "seed": self._seed,
             "fingerprint": fingerprint(
@@ -95,8 +102,9 @@ class Evaluator:
             total = torch.zeros(len(self.metrics), dtype=torch.float64, device=self.device)
             for (x, y), seed in zip(self._batches, self._seeds, strict=True):
                 seed_everything(self.device, seed)
-                outputs = functional_call(self.model, tensors, x)
-                means = [torch.as_tensor(fn(outputs, y)) for fn in self.metrics.values()]
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
+                    outputs = functional_call(self.model, tensors, x)
+                    means = [torch.as_tensor(fn(outputs, y)) for fn in self.metrics.values()]
                 total += len(x) * torch.stack([mean.double().to(total) for mean in means])
             return (total / self._examples).cpu().numpy()
 

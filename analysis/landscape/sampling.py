@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeAlias, cast
@@ -127,13 +127,15 @@ class Sampler:
                 self._save(self.slice)
             raise
         finally:
+            if isinstance(results, Generator):
+                results.close()  # ends its processes
             progress.close()
 
     def _point(self, index: Index) -> tuple[Index, np.ndarray]:
         steps = [float(axis[i]) for axis, i in zip(self._axes, reversed(index), strict=True)]
         return index, self._evaluator(displaced(self._evaluator.weights, self._directions, steps))
 
-    def _parallel(self, todo: Sequence[Index]) -> Iterator[tuple[Index, np.ndarray]]:
+    def _parallel(self, todo: Sequence[Index]) -> Generator[tuple[Index, np.ndarray], None, None]:
         """Results of all points in no particular order, from forked processes."""
         fork = multiprocessing.get_context("fork")  # the model and the metrics need no pickling
         readers: list[Connection] = []
