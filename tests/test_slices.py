@@ -244,6 +244,15 @@ def test_direction_of_a_tied_parameter_moves_both_uses() -> None:
     assert found == pytest.approx(expected, rel=1e-6)
 
 
+def test_an_empty_direction_goes_nowhere() -> None:
+    model, data = Classifier().eval(), images()
+    (direction,) = random_directions(model, 1, seed=0)
+    found = surface(model, METRICS, data, [direction, {}], XS, YS, weight_decay=0.1)
+    expected = line(model, METRICS, data, direction, XS, weight_decay=0.1)
+    for name in ("nll", "error", "l2"):
+        np.testing.assert_array_equal(found[name], np.stack([expected[name]] * len(YS)))
+
+
 @pytest.fixture
 def saving_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "SAVE_EVERY", 0)

@@ -136,11 +136,10 @@ def displaced(
     """The point ``weights + sum(steps[i] * directions[i])``."""
     moved = dict(weights)
     for direction, step in zip(directions, steps, strict=True):
-        names = list(direction)
-        sums = torch._foreach_add(
-            [moved[name] for name in names], [direction[name] for name in names], alpha=step
-        )
-        moved.update(zip(names, sums, strict=True))
+        if direction:  # one kernel for all tensors
+            starts = [moved[name] for name in direction]
+            sums = torch._foreach_add(starts, list(direction.values()), alpha=step)
+            moved.update(zip(direction, sums, strict=True))
     return moved
 
 
