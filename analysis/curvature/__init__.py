@@ -1,1 +1,29 @@
 """Curvature of a training objective: operators, eigenvalues, spectral densities, traces."""
+
+from analysis.curvature.density import SpectralDensity, spectral_density
+from analysis.curvature.eigensolver import Eigenpairs, SymmetricOperator, eigsh
+from analysis.curvature.ggn import GGN, Fisher
+from analysis.curvature.hessian import Hessian
+from analysis.curvature.operators import Check, CurvatureOperator, per_layer
+from analysis.curvature.spectrum import MaxEigenvalueSpectrum, max_eigenvalue_spectrum
+from analysis.curvature.trace import StochasticEstimate, diagonal, frobenius_norm, trace
+
+__all__ = [
+    "GGN",
+    "Check",
+    "CurvatureOperator",
+    "Eigenpairs",
+    "Fisher",
+    "Hessian",
+    "MaxEigenvalueSpectrum",
+    "SpectralDensity",
+    "StochasticEstimate",
+    "SymmetricOperator",
+    "diagonal",
+    "eigsh",
+    "frobenius_norm",
+    "max_eigenvalue_spectrum",
+    "per_layer",
+    "spectral_density",
+    "trace",
+]

@@ -10,14 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from analysis.curvature.krylov import orthogonalise
 from models.errors import InputError
 
 Which = Literal["LM", "LA", "SA", "BE"]
 
 
-# Below this tolerance a residual alone counts: its square over the gap to the next Ritz value takes
-# no account of an eigenvalue so close that it has not shown up.
-STRICT = 1e-6
+# A Ritz vector may be a mixture of two eigenvectors whose eigenvalues are as close as its residual,
+# and the second of them be missing. So residuals have to be small as well, which costs one product
+# or two: at most this multiple of sqrt(tol) of the eigenvalue.
+RESOLUTION = 0.1
 
 
 class SymmetricOperator(Protocol):
@@ -56,9 +58,9 @@ def eigsh(
     """Extreme eigenvalues of a symmetric operator, after `scipy.sparse.linalg.eigsh`.
 
     Lanczos with full reorthogonalisation; when the basis is full, it goes on from the best Ritz
-    vectors. It stops when every wanted eigenvalue has converged: its error, ``residual² / gap``
-    where the residual is small against the gap to the other Ritz values and ``residual``
-    otherwise, is at most `tol` times its magnitude (or at the level of rounding).
+    vectors. An eigenvalue has converged when its error, ``residual² / gap`` where the gap to the
+    other Ritz values exceeds the residual and ``residual`` otherwise, is at most `tol` times its
+    magnitude, and the residual at most ``0.1 sqrt(tol)`` times (or both at the level of rounding).
     As in any Krylov method from one vector, the second copy of a repeated eigenvalue arises from
     rounding: to count copies, ask for a small `tol`.
 
@@ -106,8 +108,8 @@ def eigsh(
             return _nothing(A, k, krylov.matvecs)
         values, vectors, residuals = krylov.ritz()
         errors = _error_bounds(values, residuals)
-        uncertainties = residuals if tol < STRICT else errors
-        converged = uncertainties <= np.maximum(tol * np.abs(values), krylov.rounding)
+        allowed = np.maximum([[tol], [RESOLUTION * tol**0.5]] * np.abs(values), krylov.rounding)
+        converged = (errors <= allowed[0]) & (residuals <= allowed[1])
         order = _by_preference(values, which)
         wanted = order[:k]
         done = converged[wanted].all() and krylov.is_complete(
@@ -158,7 +160,7 @@ class _KrylovSpace:
             self._sequences += 1
             self._newest[:] = False
             self._next = self._random_vector() if start is None else start
-            _orthogonalise(self._next, self._rows[: self.size])
+            orthogonalise(self._next, self._rows[: self.size])
         self._T[self.size, : self.size] = self._coupling
         self._newest[self.size] = True
         self._rows[self.size] = self._next / torch.linalg.vector_norm(
@@ -169,7 +171,8 @@ class _KrylovSpace:
         """Multiply the last basis vector with A; False if the product is not finite."""
         w = self._A @ self._rows[self.size]
         self.matvecs += 1
-        coefficients, beta = _orthogonalise(w, self._rows[: self.size + 1])
+        removed, norm = orthogonalise(w, self._rows[: self.size + 1])
+        coefficients, beta = removed.cpu().numpy(), float(norm)
         if not (math.isfinite(beta) and np.isfinite(coefficients).all()):
             return False
         scale = max(np.abs(self._T).max(), np.abs(coefficients).max(), beta)
@@ -229,26 +232,6 @@ class _KrylovSpace:
     def _random_vector(self) -> Tensor:
         vector = torch.randn(self._A.shape[0], generator=self._generator, dtype=torch.float64)
         return vector.to(self._A.device, self._A.dtype)
-
-
-def _orthogonalise(w: Tensor, basis: Tensor) -> tuple[np.ndarray, float]:
-    """Remove from `w`, in place, its components along the rows of `basis`; these, and what is left.
-
-    The last two rows go first: but for rounding, and after a restart, they are all there is. Each
-    pass corrects the rounding of the one before, so that the sum of their coefficients is exact to
-    the rounding of what is left of `w`. Twice is enough (Giraud, Langou and Rozložník 2005).
-    """
-    total = torch.zeros(len(basis), dtype=torch.float64, device=w.device)
-    norm = math.inf
-    for first in (max(0, len(basis) - 2), 0, 0):
-        rows = basis[first:]
-        coefficients = rows @ w
-        w.addmv_(rows.T, coefficients, alpha=-1)
-        total[first:] += coefficients
-        before, norm = norm, float(torch.linalg.vector_norm(w, dtype=torch.float64))
-        if first == 0 and norm > 0.5 * before:
-            break
-    return total.cpu().numpy(), norm
 
 
 def _error_bounds(values: np.ndarray, residuals: np.ndarray) -> np.ndarray:

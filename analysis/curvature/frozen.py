@@ -92,7 +92,7 @@ class FrozenLoss:
         ):
             raise InputError("model: parameters of several dtypes or devices, expected one of each")
 
-        batches = _batches(data)
+        batches = as_batches(data)
         total = sum(len(x) for x, _ in batches)
         whole = [
             Chunk(x, y, len(x) / total, 0, derive_seed(seed, index))
@@ -196,7 +196,8 @@ class FrozenLoss:
         return None
 
 
-def _batches(data: Data) -> list[tuple[Tensor, Tensor]]:
+def as_batches(data: Data) -> list[tuple[Tensor, Tensor]]:
+    """One ``(x, y)`` or an iterable of them as a list. Raises `InputError` if it is not usable."""
     if isinstance(data, (tuple, list)) and all(isinstance(item, Tensor) for item in data):
         data = [cast("tuple[Tensor, Tensor]", tuple(data))]
     batches = list(cast("Iterable[tuple[Tensor, Tensor]]", data))
