@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -33,6 +33,14 @@ class Objective:
     loss: Callable[[Tensor, Tensor], Tensor]  # (outputs, targets) -> scalar, mean over the batch
     weight_decay: float
     batches: list[tuple[Tensor, Tensor]]  # every random choice is made: (inputs, targets)
+
+    def double(self) -> Objective:
+        """The same in float64; the model itself is converted."""
+        return replace(
+            self,
+            model=self.model.double(),
+            batches=[(x.double(), y.double() if y.ndim > 1 else y) for x, y in self.batches],
+        )
 
 
 def build_objective(

@@ -92,14 +92,17 @@ class WindowAttention(nn.Module):
         )
         neighbours = window_start(heads, head_window)[:, None] + torch.arange(head_window)
         self.register_buffer(
-            "head_neighbours", neighbours if head_window > 1 else None, persistent=False
+            "head_neighbours", neighbours.flatten() if head_window > 1 else None, persistent=False
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend: (B, N, dim) -> (B, N, dim)."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if self.head_neighbours is not None:  # (B, heads, N, d) -> (B, heads, head_window * N, d)
-            k, v = (t[:, self.head_neighbours].flatten(2, 3) for t in (k, v))
+            k, v = (
+                t.index_select(1, self.head_neighbours).unflatten(1, (self.heads, -1)).flatten(2, 3)
+                for t in (k, v)
+            )
         scores = q * self.scale @ k.transpose(-2, -1)
         if self.bias is not None:
             scores = scores + self.bias

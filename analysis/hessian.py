@@ -1,0 +1,178 @@
+"""``python -m analysis.hessian``: Hessian spectra of checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import arg
+
+from analysis.options import MeasurementOptions, open_checkpoints
+from models.cli import run
+from models.errors import InputError
+
+if TYPE_CHECKING:
+    from analysis.measurements import Measurement
+    from models.checkpoint import Checkpoint
+
+
+TRACE_MATVECS = 60
+_SETTINGS = (  # that decide the result
+    *("objective", "split", "batch_size", "seed", "k", "batches", "tol"),
+    *("density_batches", "probes", "steps", "float64"),
+)
+
+
+@dataclass(frozen=True)
+class Options(MeasurementOptions):
+    """Measure the Hessian of a checkpoint's training objective.
+
+    For each of many mini-batches of augmented training images, the eigenvalues of largest magnitude
+    of the Hessian of NLL + L2 (the max eigenvalue spectrum of Park and Kim 2022), with NEP, the
+    share of negative ones, and APE, the mean of the positive ones. For some of the mini-batches
+    taken together, the density of all eigenvalues and the trace.
+    """
+
+    k: Annotated[int, arg(help="eigenvalues for each mini-batch")] = 5
+    batches: Annotated[int, arg(help="mini-batches")] = 20
+    tol: Annotated[float, arg(help="relative error of the eigenvalues")] = 1e-3
+    density_batches: Annotated[
+        int, arg(help="mini-batches that spectral density and trace are of, taken together")
+    ] = 8
+    probes: Annotated[int, arg(help="random vectors for the spectral density")] = 4
+    steps: Annotated[int, arg(help="Lanczos steps for the spectral density")] = 40
+    float64: Annotated[bool, arg(help="compute in double precision")] = False
+
+
+def main(options: Options) -> None:
+    """Measure each checkpoint, print a table, draw, and name the files."""
+    from analysis import drawing
+    from analysis.tables import print_table
+
+    options.require(k=1, batches=1, density_batches=1, probes=2, steps=2)
+    measurements = [measure(c, options) for c in open_checkpoints(options.ckpt, options.out)]
+    print_table(
+        f"Hessian of {drawing.objective(measurements[0])}; ± one standard error",
+        ["checkpoint", "window", "epoch", "NEP %", "APE", "smallest", "largest", "trace"],
+        [row(m) for m in measurements],
+    )
+    for m in measurements:
+        report(m)
+    for path in [
+        *drawing.draw_hessians(measurements, options.out),
+        *drawing.draw_hessian_comparison(measurements, options.out),
+    ]:
+        print(f"wrote {path}")
+
+
+def measure(checkpoint: Checkpoint, options: Options) -> Measurement:
+    """Spectra of a checkpoint, stored, or as they were stored before.
+
+    Raises `InputError` if the Hessian fails its own check: its eigenvalues would be no one's.
+    """
+    import numpy as np
+
+    from analysis.curvature import Hessian, max_eigenvalue_spectrum, spectral_density, trace
+    from analysis.measurements import store, stored
+
+    settings = {key: getattr(options, key) for key in _SETTINGS}
+    group = options.group("hessian")
+    earlier = stored(group, checkpoint=checkpoint, options=settings)
+    if earlier and not options.force:
+        print(f"{earlier.path}:/{group} is there already; --force measures it again")
+        return earlier
+
+    objective = options.build(checkpoint, options.batches)
+    if options.float64:
+        objective = objective.double()
+    common = dict(weight_decay=objective.weight_decay, seed=options.seed)
+    together = objective.batches[: options.density_batches]
+    hessian = Hessian(objective.model, objective.loss, together, **common)
+    check = hessian.check()
+    if max(check.symmetry, check.finite_difference) > check.tolerance:
+        raise InputError(
+            f"{checkpoint.path}: its Hessian-vector products are wrong: asymmetric by "
+            f"{check.symmetry:.1e} and off finite differences by {check.finite_difference:.1e}, "
+            f"expected at most {check.tolerance:.1e}; try another version of PyTorch"
+        )
+    spectrum = max_eigenvalue_spectrum(
+        objective.model, objective.loss, objective.batches, k=options.k, tol=options.tol, **common
+    )
+    density = spectral_density(
+        hessian, probes=options.probes, steps=options.steps, seed=options.seed
+    )
+    grid = density.grid()
+    whole = trace(hessian, matvecs=TRACE_MATVECS, seed=options.seed)
+    arrays = {
+        "eigenvalues": spectrum.eigenvalues,
+        "residuals": spectrum.residuals,
+        "converged": spectrum.converged,
+        "matvecs": spectrum.matvecs,
+        "nep": spectrum.nep,
+        "nep_standard_error": spectrum.nep_standard_error,
+        "ape": spectrum.ape,
+        "ape_standard_error": spectrum.ape_standard_error,
+        "density/nodes": density.nodes,
+        "density/weights": density.weights,
+        "density/grid": grid,
+        "density/density": density.density(grid),
+        "density/standard_error": density.standard_error(grid),
+        "trace": whole.estimate,
+        "trace_standard_error": whole.standard_error,
+        "check/symmetry": check.symmetry,
+        "check/finite_difference": check.finite_difference,
+        "check/tolerance": check.tolerance,
+    }
+    return store(
+        group,
+        {name: np.asarray(array) for name, array in arrays.items()},
+        checkpoint=checkpoint,
+        options=settings,
+    )
+
+
+def row(measurement: Measurement) -> list[str]:
+    """Line of the table."""
+    from analysis import drawing
+
+    arrays = measurement.arrays
+
+    def estimate(name: str, digits: str, scale: float = 1.0) -> str:
+        error = arrays[f"{name}_standard_error"]
+        return f"{scale * arrays[name]:{digits}} ± {scale * error:{digits}}"
+
+    return [
+        drawing.name(measurement),
+        drawing.label(measurement),
+        str(measurement.checkpoint["epoch"]),
+        estimate("nep", ".1f", 100),
+        estimate("ape", ".2f"),
+        f"{arrays['eigenvalues'].min():.3g}",
+        f"{arrays['eigenvalues'].max():.3g}",
+        estimate("trace", ".1f"),
+    ]
+
+
+def report(measurement: Measurement) -> None:
+    """Say what the numbers are worth, and where they are."""
+    import numpy as np
+
+    from analysis import drawing
+
+    name, arrays = drawing.name(measurement), measurement.arrays
+    finite = np.isfinite(arrays["eigenvalues"])
+    if not finite.all():
+        print(f"{name}: not a number for {(~finite).sum()} of {finite.size} eigenvalues")
+    if not arrays["converged"][finite].all():
+        unconverged = (~arrays["converged"][finite]).sum()
+        print(f"{name}: {unconverged} of {finite.size} eigenvalues have not converged")
+    check = {key: float(arrays[f"check/{key}"]) for key in ("symmetry", "finite_difference")}
+    print(
+        f"{name}: Hessian checked, asymmetry {check['symmetry']:.1e}, off finite differences "
+        f"{check['finite_difference']:.1e}, allowed {float(arrays['check/tolerance']):.1e}"
+    )
+    print(f"stored in {measurement.path}:/{measurement.name}")
+
+
+if __name__ == "__main__":
+    run(main, Options)

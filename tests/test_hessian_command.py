@@ -1,0 +1,164 @@
+"""Numbers of ``python -m analysis.hessian`` against the dense Hessian and against pyhessian."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from analysis import hessian
+from analysis.measurements import load
+from analysis.objective import build_objective
+from models import load_checkpoint, load_dataset
+from models.recipes import PRESETS
+from models.seeds import derive_seed
+from models.train import Options, untrained
+
+K, BATCHES, SEED = 5, 2, 7
+
+
+def options_for(path):
+    return hessian.Options(
+        ckpt=(path,),
+        k=K,
+        batch_size=4,
+        batches=BATCHES,
+        tol=1e-10,
+        float64=True,
+        seed=SEED,
+        out=path.parent,
+    )
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A small checkpoint, half a step into training, and what the command stores about it."""
+    folder = tmp_path_factory.mktemp("hessian")
+    path = folder / "small.pt"
+    start = untrained(Options(out=path, window=3, dim=3, depth=2), load_dataset("digits"))
+    with torch.no_grad():
+        for parameter in start.model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    start.save(path)
+    hessian.main(options_for(path))
+    return path, load(path.with_suffix(".h5"), "hessian/train")
+
+
+def frozen_loss(model, x, y, seed):
+    """NLL + L2 of the recipe on one mini-batch, with stochastic depth drawn from `seed`."""
+    recipe = PRESETS["digits"].recipe
+    torch.manual_seed(seed)
+    nll = torch.nn.functional.cross_entropy(model(x), y, label_smoothing=recipe.label_smoothing)
+    return nll + recipe.weight_decay / 2 * sum(p.square().sum() for p in model.parameters())
+
+
+def dense_hessian(model, x, y, seed):
+    """By double backward, row by row."""
+    parameters = list(model.parameters())
+    gradient = torch.autograd.grad(frozen_loss(model, x, y, seed), parameters, create_graph=True)
+    flat = torch.cat([g.reshape(-1) for g in gradient])
+    rows = [torch.autograd.grad(g, parameters, retain_graph=True) for g in flat]
+    return torch.stack([torch.cat([g.reshape(-1) for g in row]) for row in rows])
+
+
+def alone(batch):
+    """Seed of a mini-batch that has a Hessian of its own."""
+    return derive_seed(derive_seed(SEED, batch), 0)
+
+
+def objective_of(path):
+    checkpoint = load_checkpoint(path)
+    dataset = load_dataset("digits")
+    return build_objective(checkpoint, dataset, batch_size=4, batches=BATCHES, seed=SEED).double()
+
+
+def test_eigenvalues_are_those_of_the_dense_hessian(measured):
+    path, measurement = measured
+    objective = objective_of(path)
+    assert objective.model.blocks[1].drop_path.p > 0
+    eigenvalues = measurement.arrays["eigenvalues"]
+    for batch, (x, y) in enumerate(objective.batches):
+        matrix = dense_hessian(objective.model, x, y, alone(batch))
+        torch.testing.assert_close(matrix, matrix.T, rtol=0, atol=1e-10 * float(matrix.norm()))
+        exact = torch.linalg.eigvalsh((matrix + matrix.T) / 2).numpy()
+        exact = exact[np.argsort(-np.abs(exact))[:K]]
+        np.testing.assert_allclose(eigenvalues[batch], exact, rtol=1e-8)
+
+
+def test_dense_hessian_agrees_with_finite_differences_of_the_gradient(measured):
+    objective = objective_of(measured[0])
+    model, (x, y) = objective.model, objective.batches[0]
+    matrix = dense_hessian(model, x, y, 0)
+    direction = torch.randn(len(matrix), dtype=torch.float64)
+    step = 1e-5
+    gradients = []
+    for sign in (1, -1):
+        offset = 0
+        with torch.no_grad():
+            for p in model.parameters():
+                p += sign * step * direction[offset : offset + p.numel()].view_as(p)
+                offset += p.numel()
+        gradient = torch.autograd.grad(frozen_loss(model, x, y, 0), list(model.parameters()))
+        gradients.append(torch.cat([g.reshape(-1) for g in gradient]))
+        offset = 0
+        with torch.no_grad():
+            for p in model.parameters():
+                p -= sign * step * direction[offset : offset + p.numel()].view_as(p)
+                offset += p.numel()
+    difference = (gradients[0] - gradients[1]) / (2 * step)
+    error = (difference - matrix @ direction).norm() / difference.norm()
+    assert error < 1e-7
+
+
+def test_eigenvalues_are_those_of_pyhessian(measured):
+    from pyhessian import hessian as pyhessian
+
+    path, measurement = measured
+    objective = objective_of(path)
+    model = objective.model
+    eigenvalues = measurement.arrays["eigenvalues"]
+    for batch, (x, y) in enumerate(objective.batches[:1]):
+
+        class Objective(
+            torch.nn.Module
+        ):  # pyhessian takes an outputs-targets criterion: all in one
+            def __init__(self):
+                super().__init__()
+                self.model = model
+
+            def forward(self, inputs, batch=batch, y=y):
+                self.model.train()  # pyhessian forces evaluation mode
+                return frozen_loss(self.model, inputs, y, alone(batch))
+
+        wrapped = Objective()
+        theirs, _ = pyhessian(wrapped, lambda out, _: out, data=(x, y), cuda=False).eigenvalues(
+            maxIter=1000, tol=1e-8, top_n=2
+        )
+        np.testing.assert_allclose(eigenvalues[batch][:2], theirs, rtol=1e-5)
+
+
+def test_density_and_trace_agree_with_the_dense_hessian(measured):
+    path, measurement = measured
+    objective = objective_of(path)
+    matrices = [
+        dense_hessian(objective.model, x, y, derive_seed(SEED, i))
+        for i, (x, y) in enumerate(objective.batches)
+    ]
+    matrix = torch.stack(matrices).mean(0)
+    arrays = measurement.arrays
+    error = abs(arrays["trace"] - float(matrix.trace()))
+    assert error <= 4 * arrays["trace_standard_error"]
+    nodes, weights = arrays["density/nodes"], arrays["density/weights"]
+    exact = torch.linalg.eigvalsh(matrix).numpy()
+    assert nodes.min() >= exact[0] - 1e-8
+    assert nodes.max() <= exact[-1] + 1e-8
+    second = (weights * nodes**2).sum(1)
+    assert abs(second.mean() - (exact**2).mean()) < 4 * second.std(ddof=1) / len(second) ** 0.5
+
+
+def test_names_what_it_wrote(measured, capsys):
+    path, _ = measured
+    hessian.main(options_for(path))
+    out = capsys.readouterr().out
+    assert "is there already" in out
+    assert Path(path.parent / "hessian_small.png").exists()
