@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
@@ -38,7 +39,7 @@ class Options(MeasurementOptions):
     tol: Annotated[float, arg(help="relative error of the eigenvalues")] = 1e-3
     density_batches: Annotated[
         int, arg(help="mini-batches that spectral density and trace are of, taken together")
-    ] = 8
+    ] = 4
     probes: Annotated[int, arg(help="random vectors for the spectral density")] = 4
     steps: Annotated[int, arg(help="Lanczos steps for the spectral density")] = 40
     float64: Annotated[bool, arg(help="compute in double precision")] = False
@@ -71,9 +72,11 @@ def measure(checkpoint: Checkpoint, options: Options) -> Measurement:
     Raises `InputError` if the Hessian fails its own check: its eigenvalues would be no one's.
     """
     import numpy as np
+    from tqdm import tqdm
 
     from analysis.curvature import Hessian, max_eigenvalue_spectrum, spectral_density, trace
     from analysis.measurements import store, stored
+    from analysis.tables import working
 
     settings = {key: getattr(options, key) for key in _SETTINGS}
     group = options.group("hessian")
@@ -85,10 +88,11 @@ def measure(checkpoint: Checkpoint, options: Options) -> Measurement:
     objective = options.build(checkpoint, options.batches)
     if options.float64:
         objective = objective.double()
-    common = dict(weight_decay=objective.weight_decay, seed=options.seed)
+    common: dict[str, Any] = dict(weight_decay=objective.weight_decay, seed=options.seed)
     together = objective.batches[: options.density_batches]
     hessian = Hessian(objective.model, objective.loss, together, **common)
-    check = hessian.check()
+    with working("checking the Hessian"):
+        check = hessian.check()
     if max(check.symmetry, check.finite_difference) > check.tolerance:
         raise InputError(
             f"{checkpoint.path}: its Hessian-vector products are wrong: asymmetric by "
@@ -96,13 +100,20 @@ def measure(checkpoint: Checkpoint, options: Options) -> Measurement:
             f"expected at most {check.tolerance:.1e}; try another version of PyTorch"
         )
     spectrum = max_eigenvalue_spectrum(
-        objective.model, objective.loss, objective.batches, k=options.k, tol=options.tol, **common
+        objective.model,
+        objective.loss,
+        objective.batches,
+        k=options.k,
+        tol=options.tol,
+        progress=partial(tqdm, desc="max eigenvalues", unit="batch", leave=False, disable=None),
+        **common,
     )
-    density = spectral_density(
-        hessian, probes=options.probes, steps=options.steps, seed=options.seed
-    )
+    with working("spectral density and trace"):
+        density = spectral_density(
+            hessian, probes=options.probes, steps=options.steps, seed=options.seed
+        )
+        whole = trace(hessian, matvecs=TRACE_MATVECS, seed=options.seed)
     grid = density.grid()
-    whole = trace(hessian, matvecs=TRACE_MATVECS, seed=options.seed)
     arrays = {
         "eigenvalues": spectrum.eigenvalues,
         "residuals": spectrum.residuals,
@@ -160,17 +171,17 @@ def report(measurement: Measurement) -> None:
     from analysis import drawing
 
     name, arrays = drawing.name(measurement), measurement.arrays
-    finite = np.isfinite(arrays["eigenvalues"])
-    if not finite.all():
-        print(f"{name}: not a number for {(~finite).sum()} of {finite.size} eigenvalues")
-    if not arrays["converged"][finite].all():
-        unconverged = (~arrays["converged"][finite]).sum()
-        print(f"{name}: {unconverged} of {finite.size} eigenvalues have not converged")
-    check = {key: float(arrays[f"check/{key}"]) for key in ("symmetry", "finite_difference")}
-    print(
-        f"{name}: Hessian checked, asymmetry {check['symmetry']:.1e}, off finite differences "
-        f"{check['finite_difference']:.1e}, allowed {float(arrays['check/tolerance']):.1e}"
-    )
+    unknown = int((~np.isfinite(arrays["eigenvalues"])).sum())
+    if unknown:
+        print(f"{name}: not a number for {unknown} of {arrays['eigenvalues'].size} eigenvalues")
+    else:
+        print(
+            f"{name}: Hessian checked, asymmetry {float(arrays['check/symmetry']):.1e}, off finite "
+            f"differences {float(arrays['check/finite_difference']):.1e}, "
+            f"allowed {float(arrays['check/tolerance']):.1e}"
+        )
+        if unconverged := int((~arrays["converged"]).sum()):
+            print(f"{name}: {unconverged} eigenvalues have not converged")
     print(f"stored in {measurement.path}:/{measurement.name}")
 
 

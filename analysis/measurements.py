@@ -83,7 +83,7 @@ def store(
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "complete": complete,
     }
-    with FileLock(f"{path}.lock"), replacing(path) as partial:
+    with FileLock(path.with_name(f".{path.name}.lock")), replacing(path) as partial:
         if path.exists():
             shutil.copyfile(path, partial)
         else:

@@ -67,7 +67,8 @@ def plot_max_eigenvalues(
     else:
         ax.plot([], [], color=color, label=label)
     ax.plot(magnitudes, np.zeros(len(magnitudes)), "|", color=color, markersize=6, alpha=0.4)
-    ax.set_xscale("log")
+    if len(magnitudes):
+        ax.set_xscale("log")
     if half == "negative":
         ax.xaxis.set_inverted(True)
         ax.xaxis.set_major_formatter(lambda value, _: f"$-10^{{{np.log10(value):.0f}}}$")
@@ -93,9 +94,9 @@ def plot_spectral_density(
     (curve,) = ax.plot(grid, density, color=color, label=label)
     low, high = density - 2 * standard_error, density + 2 * standard_error
     ax.fill_between(grid, low, high, color=curve.get_color(), alpha=0.2, linewidth=0)
-    ax.set_yscale("log")
     ax.set(xlabel="Hessian eigenvalue", ylabel="spectral density")
     if np.isfinite(density).any():
+        ax.set_yscale("log")
         ax.set_ylim(1e-7 * np.nanmax(density), 3 * np.nanmax(density))
     return ax
 
@@ -219,7 +220,9 @@ def plot_history(
 
 
 def log_scale(ax: Axes) -> Axes:
-    """Logarithmic y axis whose ticks are plain numbers."""
+    """Logarithmic y axis whose ticks are plain numbers; linear if nothing drawn is positive."""
+    if not np.isfinite(ax.dataLim.minposy):
+        return ax
     ax.set_yscale("log")
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     ax.yaxis.set_major_formatter("{x:g}")

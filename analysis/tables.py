@@ -1,4 +1,4 @@
-"""Tables on the terminal."""
+"""Tables and signs of life on the terminal."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
+from rich.status import Status
 from rich.table import Table
 
 
@@ -19,3 +20,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     console = Console()
     # A terminal is as wide as it is; a file has room for everything.
     (console if console.is_terminal else Console(width=200)).print(table)
+
+
+def working(text: str) -> Status:
+    """Show that something is going on, for as long as the context lasts, if anyone is watching."""
+    return Console(stderr=True).status(text)
