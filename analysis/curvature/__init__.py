@@ -6,18 +6,18 @@ from analysis.curvature.ggn import GGN, Fisher
 from analysis.curvature.hessian import Hessian
 from analysis.curvature.operators import Check, CurvatureOperator, per_layer
 from analysis.curvature.spectrum import MaxEigenvalueSpectrum, max_eigenvalue_spectrum
-from analysis.curvature.trace import StochasticEstimate, diagonal, frobenius_norm, trace
+from analysis.curvature.trace import Estimate, diagonal, frobenius_norm, trace
 
 __all__ = [
     "GGN",
     "Check",
     "CurvatureOperator",
     "Eigenpairs",
+    "Estimate",
     "Fisher",
     "Hessian",
     "MaxEigenvalueSpectrum",
     "SpectralDensity",
-    "StochasticEstimate",
     "SymmetricOperator",
     "diagonal",
     "eigsh",

@@ -1,130 +1,137 @@
-"""Spectral densities by stochastic Lanczos quadrature (Ubaru, Chen and Saad 2017)."""
+"""Density of all eigenvalues by stochastic Lanczos quadrature."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from analysis.curvature.eigensolver import SymmetricOperator
-from analysis.curvature.krylov import orthogonalise
+from analysis.curvature.trace import Estimate, dot_columns
 from models.errors import InputError
-
-MEMORY = 2 * 1024**3  # bytes for the bases of the probes that advance together
 
 
 @dataclass(frozen=True)
 class SpectralDensity:
-    """Distribution of the eigenvalues of an operator, as one quadrature rule for each random probe.
+    """Gauss quadrature rules of the eigenvalue distribution, one from each random probe.
 
-    The mean of ``(weights * f(nodes)).sum(1)`` over the probes estimates the mean of `f` over all
-    eigenvalues. A probe that met NaN or infinity has NaN nodes and weights.
+    Their mean is the distribution's estimate, their spread what it is worth.
     """
 
-    nodes: Tensor  # (probes, steps) float64, ascending
-    weights: Tensor  # (probes, steps) float64, summing to 1 for each probe
+    nodes: np.ndarray  # (probes, steps) float64, ascending
+    weights: np.ndarray  # (probes, steps), those of a probe add up to 1
     size: int  # P, the number of eigenvalues
-    matvecs: int
 
     @property
     def bandwidth(self) -> float:
-        """Default standard deviation of the kernel: a hundredth of the range of the nodes."""
-        lowest, highest = float(self.nodes.min()), float(self.nodes.max())
-        return (highest - lowest or abs(highest) or 1.0) / 100
+        """Standard deviation of the default smoothing: half of the range of nodes over the steps.
 
-    def grid(self, points: int = 1001) -> Tensor:
-        """(points,) equidistant eigenvalues, five default bandwidths beyond the nodes."""
-        margin = 5 * self.bandwidth
-        first, last = float(self.nodes.min()) - margin, float(self.nodes.max()) + margin
-        return torch.linspace(first, last, points, dtype=torch.float64)
+        Lanczos tells apart what is about the range over the steps apart, inside the spectrum.
+        """
+        return float(np.ptp(self.nodes)) / (2 * self.nodes.shape[1])
 
-    def density(self, grid: Tensor, bandwidth: float | None = None) -> Tensor:
-        """Density at each of (n,) eigenvalues, of integral 1, every node widened to a Gaussian."""
-        return self._per_probe(grid, bandwidth).mean(0)
+    def grid(self, n: int = 400) -> np.ndarray:
+        """(n,) points that cover the spectrum with its smoothing."""
+        margin = 4 * self.bandwidth
+        return np.linspace(self.nodes.min() - margin, self.nodes.max() + margin, n)
 
-    def standard_error(self, grid: Tensor, bandwidth: float | None = None) -> Tensor:
-        """(n,) standard errors of the density over probes; NaN for a single probe."""
-        return _standard_error(self._per_probe(grid, bandwidth))
+    def density(self, grid: np.ndarray, bandwidth: float | None = None) -> np.ndarray:
+        """Share of eigenvalues per unit at each point of `grid` (n,), smoothed by a Gaussian."""
+        return self._by_probe(grid, bandwidth).mean(0)
 
-    def count(self, lower: float = -math.inf, upper: float = math.inf) -> tuple[float, float]:
-        """Number of eigenvalues with ``lower <= λ < upper``, and its standard error."""
-        inside = (self.nodes >= lower) & (self.nodes < upper)
-        counts = self.size * (self.weights * inside).sum(1)
-        return float(counts.mean()), float(_standard_error(counts))
+    def standard_error(self, grid: np.ndarray, bandwidth: float | None = None) -> np.ndarray:
+        """Standard error of `density` over the probes, (n,)."""
+        return _standard_error(self._by_probe(grid, bandwidth))
 
-    def _per_probe(self, grid: Tensor, bandwidth: float | None) -> Tensor:
-        sigma = self.bandwidth if bandwidth is None else bandwidth
-        grid = torch.as_tensor(grid, dtype=torch.float64)
-        rows = []
-        for nodes, weights in zip(self.nodes, self.weights, strict=True):
-            kernel = torch.exp(-(((grid[:, None] - nodes) / sigma) ** 2) / 2)
-            rows.append(kernel @ weights / (sigma * math.sqrt(2 * math.pi)))
-        return torch.stack(rows)
+    def count(self, lower: float, upper: float) -> Estimate:
+        """Number of eigenvalues in [lower, upper], within what the quadrature resolves."""
+        inside = (self.nodes >= lower) & (self.nodes <= upper)
+        shares = np.where(np.isnan(self.nodes), np.nan, self.weights * inside).sum(1)
+        return Estimate(
+            self.size * float(shares.mean()), self.size * float(_standard_error(shares))
+        )
+
+    def _by_probe(self, grid: np.ndarray, bandwidth: float | None) -> np.ndarray:
+        """(probes, n) densities."""
+        width = self.bandwidth if bandwidth is None else bandwidth
+        distances = (np.asarray(grid)[None, :, None] - self.nodes[:, None, :]) / width
+        kernels = np.exp(-(distances**2) / 2) / (width * math.sqrt(2 * math.pi))
+        return (self.weights[:, None, :] * kernels).sum(2)
 
 
 def spectral_density(
     A: SymmetricOperator, *, probes: int = 8, steps: int = 64, seed: int = 0
 ) -> SpectralDensity:
-    """Spectral density of a symmetric operator by stochastic Lanczos quadrature.
+    """Estimate the eigenvalue distribution of a symmetric operator.
 
-    Lanczos from random vectors, with full reorthogonalisation; the probes advance together, in
-    groups whose bases fit into 2 GiB, by products of `A` with a block of vectors.
+    Stochastic Lanczos quadrature (Golub and Welsch 1969; Ghorbani, Krishnan and Xiao 2019,
+    algorithm 1), all probes in lock-step. The Lanczos vectors are not reorthogonalised, so only
+    three for each probe are kept: in floating point that makes copies of converged nodes, among
+    which the weight of the eigenvalue is divided (Greenbaum 1989), and changes no sum.
 
     Parameters
     ----------
     A
         Any object with ``shape``, ``dtype``, ``device`` and ``A @ V`` for (P, k) tensors.
     probes
-        Random vectors. The standard error falls with their square root.
+        Random vectors, at least 2.
     steps
-        Products with each, at most P. The resolution in the eigenvalue is their inverse.
+        Lanczos steps for each probe, and nodes of its quadrature; no more than P are made.
     seed
-        Of the random vectors.
+        Of the probes.
+
+    Returns
+    -------
+    SpectralDensity
+        Nodes are NaN for a probe in which the operator returned NaN or infinity.
 
     Raises
     ------
     InputError
-        `probes` or `steps` below 1.
+        If `probes` or `steps` is out of range.
     """
-    if probes < 1 or steps < 1:
-        raise InputError(f"probes, steps: {probes} and {steps}, expected at least 1 of both")
-    P = A.shape[0]
-    steps = min(steps, P)
-    bytes_per_probe = steps * P * torch.finfo(A.dtype).bits // 8
-    group = max(1, MEMORY // bytes_per_probe)
+    if probes < 2:
+        raise InputError(f"probes: {probes} found, expected at least 2")
+    if steps < 1:
+        raise InputError(f"steps: {steps} found, expected at least 1")
+    size = A.shape[0]
+    steps = min(steps, size)
     generator = torch.Generator().manual_seed(seed)
-    start = torch.randn(probes, P, generator=generator, dtype=torch.float64)
-    T = torch.cat([_lanczos(A, block.to(A.device, A.dtype), steps) for block in start.split(group)])
-    finite = T.isfinite().all(-1).all(-1)
-    nodes, vectors = torch.linalg.eigh(torch.where(finite[:, None, None], T, 0.0))
-    nodes[~finite] = torch.nan
-    return SpectralDensity(nodes, vectors[:, 0].square() + 0 * nodes, P, probes * steps)
+    start = torch.randn(size, probes, generator=generator, dtype=torch.float64)
+    current = (start / start.norm(dim=0)).to(A.device, A.dtype)
+    previous = torch.zeros_like(current)
+    beta = torch.zeros(probes, dtype=torch.float64, device=A.device)
+    diagonals, off_diagonals = [], []
+    for _ in tqdm(range(steps), desc="spectral density", unit="step", leave=False, disable=None):
+        product = A @ current - beta.to(A.dtype) * previous
+        alpha = dot_columns(current, product)
+        product -= alpha.to(A.dtype) * current
+        beta = dot_columns(product, product).sqrt()
+        scale = torch.maximum(alpha.abs(), beta)
+        # An invariant space: what is left is rounding, and the rule ends here with weight zero.
+        beta = torch.where(beta <= 10 * torch.finfo(A.dtype).eps * scale, 0.0, beta)
+        previous, current = current, product * torch.where(beta > 0, 1 / beta, beta).to(A.dtype)
+        diagonals.append(alpha)
+        off_diagonals.append(beta)
+    return SpectralDensity(*_quadrature(torch.stack(diagonals), torch.stack(off_diagonals)), size)
 
 
-def _lanczos(A: SymmetricOperator, start: Tensor, steps: int) -> Tensor:
-    """Tridiagonal matrices (probes, steps, steps), float64, of the rows of `start`."""
-    probes, P = start.shape
-    basis = torch.empty(probes, steps, P, dtype=start.dtype, device=start.device)
-    T = torch.zeros(probes, steps, steps, dtype=torch.float64)
-    w = start
-    norm = torch.linalg.vector_norm(w, dim=1, dtype=torch.float64)
-    scale = torch.zeros_like(norm)
-    for j in range(steps):
-        # A space that is invariant goes on with zeros, which have no weight in the quadrature.
-        exhausted = norm <= 10 * torch.finfo(start.dtype).eps * scale
-        basis[:, j] = torch.where(exhausted, 0.0, w.T / norm).T
-        w = (A @ basis[:, j].T).T.contiguous()
-        coefficients, norm = orthogonalise(w, basis[:, : j + 1])
-        scale = torch.maximum(scale, coefficients[:, -1].abs() + norm)
-        T[:, j, j] = coefficients[:, -1].cpu()
-        if j + 1 < steps:
-            beta = torch.where(norm <= 10 * torch.finfo(start.dtype).eps * scale, 0.0, norm).cpu()
-            T[:, j, j + 1] = T[:, j + 1, j] = beta
-    return T
+def _quadrature(diagonals: Tensor, off_diagonals: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights (probes, steps) of the tridiagonal matrices in the columns."""
+    alpha, beta = diagonals.T.cpu().numpy(), off_diagonals.T.cpu().numpy()[:, :-1]
+    matrices = np.stack(
+        [np.diag(a) + np.diag(b, 1) + np.diag(b, -1) for a, b in zip(alpha, beta, strict=True)]
+    )
+    finite = np.isfinite(matrices).all((1, 2))
+    matrices[~finite] = 0.0
+    nodes, vectors = np.linalg.eigh(matrices)
+    nodes[~finite] = np.nan
+    return nodes, vectors[:, 0, :] ** 2
 
 
-def _standard_error(samples: Tensor) -> Tensor:
-    """Over the first dimension."""
-    return samples.std(0) / math.sqrt(len(samples)) if len(samples) > 1 else samples[0] * math.nan
+def _standard_error(samples: np.ndarray) -> np.ndarray:
+    return samples.std(0, ddof=1) / math.sqrt(len(samples))
