@@ -17,7 +17,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from scipy.stats import gaussian_kde
 
-STYLE: dict[str, Any] = {
+STYLE: dict[Any, Any] = {
     "figure.constrained_layout.use": True,
     "figure.dpi": 150,
     "font.size": 9,
@@ -143,10 +143,10 @@ def plot_contours(
     ax = ax or plt.gca()
     norm = norm or shared_norm([values])
     surface = np.ma.masked_invalid(values)
-    edges = norm.inverse(np.linspace(0, 1, levels + 1))
+    edges = np.asarray(norm.inverse(np.linspace(0, 1, levels + 1)))
     ax.contourf(xs, ys, surface, levels=edges, norm=norm)
     lines = ax.contour(xs, ys, surface, levels=edges[1:-1], colors="white", linewidths=0.5)
-    ax.clabel(lines, lines.levels[::2], fontsize=6, fmt="%.3g")
+    ax.clabel(lines, edges[1:-1:2], fontsize=6, fmt="%.3g")
     ax.plot(0, 0, "+", color="white", markersize=7)
     ax.set(xlabel="step along direction 1", ylabel="step along direction 2", aspect="equal")
     ax.grid(False)
@@ -181,7 +181,7 @@ def plot_surface(
         shade=False,
     )
     if log:
-        ticks = np.linspace(np.log10(norm.vmin), np.log10(norm.vmax), 5)
+        ticks = np.log10(norm.inverse(np.linspace(0, 1, 5)))
         ax.set_zlim(ticks[0], ticks[-1])
         ax.set_zticks(ticks, [f"{10**tick:.3g}" for tick in ticks])
     ax.xaxis.set_major_locator(MaxNLocator(3))
@@ -253,7 +253,7 @@ def plot_optimisation_plane(
     x0, _, y0, _ = points[origin]
     for i, (label, (x, dx, y, dy)) in enumerate(points.items()):
         color = colors[label] if colors else COLORS[i]
-        errors = {"xerr": dx, "yerr": 100 * dy} if np.isfinite([dx, dy]).all() else {}
+        errors: dict[str, Any] = {"xerr": dx, "yerr": 100 * dy} if np.isfinite([dx, dy]).all() else {}
         ax.errorbar(x, 100 * y, **errors, fmt="o", color=color, label=label, capsize=2, zorder=3)
         if label != origin:
             ax.annotate(

@@ -20,7 +20,7 @@ from models.files import replacing
 from models.recipes import Recipe
 
 FORMAT = "locality-landscapes checkpoint 1"
-_KEYS = {
+_KEYS: dict[str, type | tuple[type, ...]] = {
     "architecture": dict,
     "dataset": str,
     "images": (int, type(None)),

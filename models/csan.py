@@ -64,6 +64,10 @@ class WindowAttention(nn.Module):
         Whether a class token, which sees and is seen by every token, precedes the image tokens.
     """
 
+    bias: Tensor | None  # (N, head_window * N), 0 where a query sees a key and -inf elsewhere
+    zero_keys: Tensor | None  # (N,), how many zero keys each query sees
+    head_neighbours: Tensor | None  # (heads * head_window,)
+
     def __init__(
         self,
         dim: int,
