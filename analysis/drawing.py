@@ -39,6 +39,8 @@ def draw_all(folder: Path, out: Path, formats: Sequence[str] = ("png",)) -> list
         spectra = collect([folder], f"hessian/{objective}")
         written += draw_hessians([m for m in spectra if m.path.parent == folder], out, formats)
         written += draw_hessian_comparison(spectra, out, formats)
+        written += draw_hessian_training(spectra, out, formats)
+        written += draw_layers(spectra, out, formats)
         surfaces = collect([folder], f"landscape/{objective}")
         written += draw_landscapes(surfaces, out, formats)
     return written + draw_nll(collect([folder], "history"), out, formats)
@@ -156,6 +158,68 @@ def draw_hessian_comparison(
             written += save(
                 figure, out, f"hessian_{data}_epoch{epoch:03d}{suffix(group[0])}", formats
             )
+    return written
+
+
+def draw_hessian_training(
+    measurements: Iterable[Measurement], out: Path, formats: Sequence[str] = ("png",)
+) -> list[Path]:
+    """For each dataset: ``hessian_DATASET_training``, spectra and trace against the epoch.
+
+    Of every training of which three snapshots or more have been measured.
+    """
+    groups: dict[str, dict[str, list[Measurement]]] = defaultdict(lambda: defaultdict(list))
+    for m in sorted(measurements, key=lambda m: (by_window(m), m.checkpoint["epoch"])):
+        groups[dataset(m)][training(m)].append(m)
+    written = []
+    for data, trainings in sorted(groups.items()):
+        series = [snapshots for snapshots in trainings.values() if len(snapshots) > 2]
+        if not series:
+            continue
+        palette = colors(label(snapshots[0]) for snapshots in series)
+        with mpl.rc_context(plots.STYLE):
+            figure = Figure(figsize=(11, 2.8))
+            axes = figure.subplots(1, 4)
+            for snapshots in series:
+                text = label(snapshots[0])
+                epochs = np.array([m.checkpoint["epoch"] for m in snapshots])
+                style = dict(color=palette[text], label=text)
+                eigenvalues = [m.arrays["eigenvalues"] for m in snapshots]
+                plots.plot_spectra_over_training(epochs, eigenvalues, ax=axes[0], **style)
+                for (key, ylabel, scale), ax in zip(
+                    (("nep", "NEP (%)", 100), ("ape", "APE", 1), ("trace", "trace", 1)),
+                    axes[1:],
+                    strict=True,
+                ):
+                    values, errors = (
+                        scale * np.array([float(m.arrays[name]) for m in snapshots])
+                        for name in (key, f"{key}_standard_error")
+                    )
+                    plots.plot_over_training(
+                        epochs, values, 2 * errors, ylabel=ylabel, ax=ax, **style
+                    )
+            axes[1].legend(title="window")
+            first = series[0][0]
+            figure.suptitle(f"Hessian over training on {data}, {objective(first)}")
+            written += save(figure, out, f"hessian_{data}_training{suffix(first)}", formats)
+    return written
+
+
+def draw_layers(
+    measurements: Iterable[Measurement], out: Path, formats: Sequence[str] = ("png",)
+) -> list[Path]:
+    """For each checkpoint whose layers were measured: ``hessian_NAME_layers``."""
+    written = []
+    for m in measurements:
+        if "layers/eigenvalues" not in m.arrays:
+            continue
+        names = [text.decode() for text in m.arrays["layers/names"]]
+        eigenvalues = m.arrays["layers/eigenvalues"]
+        with mpl.rc_context(plots.STYLE):
+            figure = Figure(figsize=(5, 1.2 + 0.16 * len(names)))
+            plots.plot_layers(names, eigenvalues, ax=figure.subplots())
+            figure.suptitle(f"{name(m)}: window {label(m)}, {stage(m)}\n{objective(m)}")
+            written += save(figure, out, f"hessian_{name(m)}_layers{suffix(m)}", formats)
     return written
 
 
@@ -287,6 +351,12 @@ def dataset(measurement: Measurement) -> str:
     """Name of the dataset, with the number of images if it was a part of it."""
     spec, images = measurement.checkpoint["dataset"], measurement.checkpoint["images"]
     return Path(spec).stem if images is None else f"{Path(spec).stem}-{images}"
+
+
+def training(measurement: Measurement) -> str:
+    """What all checkpoints of one training share."""
+    made_by = ("architecture", "recipe", "dataset", "images", "seed")
+    return repr([measurement.checkpoint[key] for key in made_by])
 
 
 def objective(measurement: Measurement) -> str:

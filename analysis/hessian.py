@@ -13,14 +13,17 @@ from models.cli import run
 from models.errors import InputError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from analysis.measurements import Measurement
+    from analysis.objective import Objective
     from models.checkpoint import Checkpoint
 
 
 TRACE_MATVECS = 60
 _SETTINGS = (  # that decide the result
     *("objective", "split", "batch_size", "seed", "k", "batches", "tol"),
-    *("density_batches", "probes", "steps", "float64"),
+    *("density_batches", "probes", "steps", "layers", "float64"),
 )
 
 
@@ -31,7 +34,10 @@ class Options(MeasurementOptions):
     For each of many mini-batches of augmented training images, the eigenvalues of largest magnitude
     of the Hessian of NLL + L2 (the max eigenvalue spectrum of Park and Kim 2022), with NEP, the
     share of negative ones, and APE, the mean of the positive ones. For some of the mini-batches
-    taken together, the density of all eigenvalues and the trace.
+    taken together, the density of all eigenvalues and the trace. Several snapshots of one training
+    are also drawn against the epoch:
+
+      python -m analysis.hessian --ckpt checkpoints/csan8.pt checkpoints/csan8/*.pt
     """
 
     k: Annotated[int, arg(help="eigenvalues for each mini-batch")] = 5
@@ -42,6 +48,9 @@ class Options(MeasurementOptions):
     ] = 4
     probes: Annotated[int, arg(help="random vectors for the spectral density")] = 4
     steps: Annotated[int, arg(help="Lanczos steps for the spectral density")] = 40
+    layers: Annotated[
+        bool, arg(help="also the top eigenvalues of each layer's block of the Hessian")
+    ] = False
     float64: Annotated[bool, arg(help="compute in double precision")] = False
 
 
@@ -62,6 +71,8 @@ def main(options: Options) -> None:
     for path in [
         *drawing.draw_hessians(measurements, options.out),
         *drawing.draw_hessian_comparison(measurements, options.out),
+        *drawing.draw_hessian_training(measurements, options.out),
+        *drawing.draw_layers(measurements, options.out),
     ]:
         print(f"wrote {path}")
 
@@ -134,12 +145,42 @@ def measure(checkpoint: Checkpoint, options: Options) -> Measurement:
         "check/finite_difference": check.finite_difference,
         "check/tolerance": check.tolerance,
     }
+    if options.layers:
+        arrays |= by_layer(objective, together, options)
     return store(
         group,
         {name: np.asarray(array) for name, array in arrays.items()},
         checkpoint=checkpoint,
         options=settings,
     )
+
+
+def by_layer(
+    objective: Objective, batches: list[tuple[Tensor, Tensor]], options: Options
+) -> dict[str, Any]:
+    """Top eigenvalues of the diagonal block of each layer, all `batches` taken together.
+
+    Layers of fewer than k parameters have NaN for what they lack.
+    """
+    import numpy as np
+    from tqdm import tqdm
+
+    from analysis.curvature import Hessian, eigsh, per_layer
+
+    parts = per_layer(
+        Hessian,
+        objective.model,
+        objective.loss,
+        batches,
+        weight_decay=objective.weight_decay,
+        seed=options.seed,
+    )
+    names, rows = [], []
+    for name, block in tqdm(parts, desc="layers", unit="layer", leave=False, disable=None):
+        found = eigsh(block, min(options.k, block.shape[0]), tol=options.tol, seed=options.seed)
+        names.append(name)
+        rows.append(np.pad(found.eigenvalues, (0, options.k), constant_values=np.nan)[: options.k])
+    return {"layers/names": np.array(names, dtype=bytes), "layers/eigenvalues": np.stack(rows)}
 
 
 def row(measurement: Measurement) -> list[str]:

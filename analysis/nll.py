@@ -55,7 +55,7 @@ def print_end_points(histories: Iterable[Measurement], spectra: Iterable[Measure
     from analysis.tables import print_table
 
     early = {
-        training(m): m
+        drawing.training(m): m
         for m in spectra
         if m.checkpoint["epoch"] == m.checkpoint["recipe"]["warmup_epochs"]
     }
@@ -73,7 +73,9 @@ def print_end_points(histories: Iterable[Measurement], spectra: Iterable[Measure
         ):
             ends = [m.arrays[key][-1] for m in members]
             row.append(across_seeds(ends).format(digits, scale))
-        measured = [early[training(m)].arrays for m in members if training(m) in early]
+        measured = [
+            early[drawing.training(m)].arrays for m in members if drawing.training(m) in early
+        ]
         for key, digits, scale in (("nep", ".1f", 100), ("ape", ".2f", 1)):
             values = [float(arrays[key]) for arrays in measured]
             row.append(across_seeds(values).format(digits, scale) if values else "–")
@@ -91,12 +93,6 @@ def print_end_points(histories: Iterable[Measurement], spectra: Iterable[Measure
         ],
         rows,
     )
-
-
-def training(measurement: Measurement) -> str:
-    """What all checkpoints of one training share."""
-    made_by = ("architecture", "recipe", "dataset", "images", "seed")
-    return repr([measurement.checkpoint[key] for key in made_by])
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm, Normalize
+from matplotlib.colors import LogNorm, Normalize, SymLogNorm
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from scipy.stats import gaussian_kde
 
@@ -98,6 +98,58 @@ def plot_spectral_density(
     if np.isfinite(density).any():
         ax.set_yscale("log")
         ax.set_ylim(1e-7 * np.nanmax(density), 3 * np.nanmax(density))
+    return ax
+
+
+def plot_spectra_over_training(
+    epochs: np.ndarray,
+    eigenvalues: Sequence[np.ndarray],
+    *,
+    label: str | None = None,
+    color: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Max eigenvalues at each of (n,) epochs, as points, and their median as a line."""
+    ax = ax or plt.gca()
+    values = [array[np.isfinite(array)] for array in eigenvalues]
+    for epoch, column in zip(epochs, values, strict=True):
+        ax.plot(np.full(len(column), epoch), column, ".", color=color, alpha=0.15, markersize=3)
+    medians = [np.median(column) if len(column) else np.nan for column in values]
+    ax.plot(epochs, medians, color=color, label=label)
+    ax.set_yscale("symlog", linthresh=1)
+    ax.set(xlabel="epoch", ylabel="Hessian max eigenvalues")
+    return ax
+
+
+def plot_over_training(
+    epochs: np.ndarray,
+    values: np.ndarray,
+    half_width: np.ndarray,
+    *,
+    ylabel: str,
+    label: str | None = None,
+    color: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """A quantity at each of (n,) epochs, with bars of its interval."""
+    ax = ax or plt.gca()
+    ax.errorbar(epochs, values, half_width, color=color, label=label, marker="o", markersize=3)
+    ax.set(xlabel="epoch", ylabel=ylabel)
+    return ax
+
+
+def plot_layers(names: Sequence[str], eigenvalues: np.ndarray, *, ax: Axes | None = None) -> Axes:
+    """Heat map of the (layers, k) top eigenvalues of every layer, blue negative, red positive."""
+    ax = ax or plt.gca()
+    largest = np.abs(eigenvalues[np.isfinite(eigenvalues)]).max(initial=1e-12)
+    norm = SymLogNorm(linthresh=largest / 1e3, vmin=-largest, vmax=largest)
+    image = ax.imshow(eigenvalues, aspect="auto", cmap="RdBu_r", norm=norm)
+    ax.set_yticks(range(len(names)), names, fontsize=6)
+    ranks = range(eigenvalues.shape[1])
+    ax.set_xticks(ranks, [str(rank + 1) for rank in ranks])
+    ax.set(xlabel="eigenvalue, by magnitude")
+    ax.grid(False)
+    ax.figure.colorbar(image, ax=ax, label="eigenvalue of the layer's Hessian block")
     return ax
 
 
@@ -253,7 +305,9 @@ def plot_optimisation_plane(
     x0, _, y0, _ = points[origin]
     for i, (label, (x, dx, y, dy)) in enumerate(points.items()):
         color = colors[label] if colors else COLORS[i]
-        errors: dict[str, Any] = {"xerr": dx, "yerr": 100 * dy} if np.isfinite([dx, dy]).all() else {}
+        errors: dict[str, Any] = (
+            {"xerr": dx, "yerr": 100 * dy} if np.isfinite([dx, dy]).all() else {}
+        )
         ax.errorbar(x, 100 * y, **errors, fmt="o", color=color, label=label, capsize=2, zorder=3)
         if label != origin:
             ax.annotate(
