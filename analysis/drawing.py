@@ -97,13 +97,13 @@ def draw_hessians(
     written = []
     for m in measurements:
         with mpl.rc_context(plots.STYLE):
-            figure = Figure(figsize=(9, 2.8))
+            figure = Figure(figsize=(9, 3))
             negative, positive, density = figure.subplots(1, 3)
             color = colors([label(m)])[label(m)]
             eigenvalues = m.arrays["eigenvalues"]
             for half, ax in (("negative", negative), ("positive", positive)):
-                plots.plot_max_eigenvalues(eigenvalues, half, label="share", color=color, ax=ax)
-                ax.legend(loc="upper right")
+                plots.plot_max_eigenvalues(eigenvalues, half, color=color, ax=ax)
+                ax.set_title(f"{half} {ax.get_legend_handles_labels()[1][0]}")
             plots.plot_spectral_density(
                 *(m.arrays[f"density/{key}"] for key in ("grid", "density", "standard_error")),
                 color=color,
@@ -111,8 +111,8 @@ def draw_hessians(
             )
             batches, k = eigenvalues.shape
             figure.suptitle(
-                f"{name(m)}: window {label(m)}, {stage(m)}, {objective(m)}; top {k} of each of "
-                f"{batches} mini-batches of {m.options['batch_size']} images"
+                f"{name(m)}: window {label(m)}, {stage(m)}\n{objective(m)}; max eigenvalues: top "
+                f"{k} of each of {batches} mini-batches of {m.options['batch_size']} images"
             )
             written += save(figure, out, f"hessian_{name(m)}{suffix(m)}", formats)
     return written

@@ -69,9 +69,12 @@ def plot_max_eigenvalues(
     ax.plot(magnitudes, np.zeros(len(magnitudes)), "|", color=color, markersize=6, alpha=0.4)
     if len(magnitudes):
         ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        sign = "-" if half == "negative" else ""
+        ax.xaxis.set_major_formatter(lambda value, _: f"${sign}{value:g}$")
     if half == "negative":
         ax.xaxis.set_inverted(True)
-        ax.xaxis.set_major_formatter(lambda value, _: f"$-10^{{{np.log10(value):.0f}}}$")
     ax.set(xlabel=f"{half} Hessian max eigenvalues", ylabel="density per decade")
     ax.set_ylim(bottom=0)
     return ax
