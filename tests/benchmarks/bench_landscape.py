@@ -41,7 +41,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=1024)
-    parser.add_argument("--points", type=int, default=5, help="along each axis; cost is linear")
+    parser.add_argument("--points", type=int, default=4, help="along each axis; cost is linear")
     options = parser.parse_args()
     torch.manual_seed(0)
     model = CSAN(
@@ -109,11 +109,16 @@ def processes(model: nn.Module, pixels: Tensor, labels: Tensor, points: int) -> 
     xs = np.linspace(-1, 1, points)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    one, alone = timed(lambda: cut(model, data, directions, xs, xs, processes=1))
-    two, shared = timed(lambda: cut(model, data, directions, xs, xs, processes=2))
+    seconds = {1: np.inf, 2: np.inf}
+    found = set()
+    for _ in range(3):  # in turn, and the best of each: other work on the machine comes and goes
+        for n in seconds:
+            spent, result = timed(lambda n=n: cut(model, data, directions, xs, xs, processes=n))
+            seconds[n] = min(seconds[n], spent)
+            found.add(result["nll"].tobytes())
     torch.set_num_threads(threads)
-    assert alone["nll"].tobytes() == shared["nll"].tobytes()
-    yield "2 processes of 1 thread", "1 process of 1 thread", one / two, 1.8
+    assert len(found) == 1
+    yield "2 processes of 1 thread", "1 process of 1 thread", seconds[1] / seconds[2], 1.8
 
 
 def sgemm(model: nn.Module, pixels: Tensor) -> Iterator[Row]:
