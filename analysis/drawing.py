@@ -138,7 +138,7 @@ def draw_hessian_comparison(
             continue
         palette = colors(by_label)
         with mpl.rc_context(plots.STYLE):
-            figure = Figure(figsize=(7, 3))
+            figure = Figure(figsize=(7, 3.4))
             axes = figure.subplots(1, 2)
             for half, ax in zip(("negative", "positive"), axes, strict=True):
                 for text, members in by_label.items():
@@ -149,10 +149,10 @@ def draw_hessian_comparison(
                         color=palette[text],
                         ax=ax,
                     )
-                ax.legend(loc="upper left" if half == "negative" else "upper right")
+                ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, fontsize=7)
             seeds = max(len(members) for members in by_label.values())
             figure.suptitle(
-                f"Hessian max eigenvalue spectra on {data}, {stage(group[0])}, "
+                f"Hessian max eigenvalue spectra on {data}, {stage(group[0])}\n"
                 f"{objective(group[0])}, {seeds} seed{'s' * (seeds > 1)}"
             )
             written += save(

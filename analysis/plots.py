@@ -76,7 +76,7 @@ def plot_max_eigenvalues(
     if half == "negative":
         ax.xaxis.set_inverted(True)
     ax.set(xlabel=f"{half} Hessian max eigenvalues", ylabel="density per decade")
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(bottom=0, auto=True)
     return ax
 
 
