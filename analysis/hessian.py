@@ -41,7 +41,7 @@ class Options(MeasurementOptions):
     """
 
     k: Annotated[int, arg(help="eigenvalues for each mini-batch")] = 5
-    batches: Annotated[int, arg(help="mini-batches")] = 20
+    batches: Annotated[int, arg(help="mini-batches")] = 40
     tol: Annotated[float, arg(help="relative error of the eigenvalues")] = 1e-3
     density_batches: Annotated[
         int, arg(help="mini-batches that spectral density and trace are of, taken together")
