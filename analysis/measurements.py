@@ -147,9 +147,13 @@ def stored(name: str, *, checkpoint: Checkpoint, options: Mapping[str, Any]) -> 
 
 
 def collect(folders_and_files: Iterable[Path], name: str) -> list[Measurement]:
-    """Every complete measurement `name` in the given HDF5 files and, recursively, folders."""
-    paths: list[Path] = []
+    """Every complete measurement `name` in the given HDF5 files and, recursively, folders.
+
+    Each file counts once, however often it is named.
+    """
+    paths: dict[Path, Path] = {}
     for place in folders_and_files:
-        paths.extend(sorted(place.rglob("*.h5")) if place.is_dir() else [place])
-    found = (load(path, name) for path in paths)
+        for path in sorted(place.rglob("*.h5")) if place.is_dir() else [place]:
+            paths.setdefault(path.resolve(), path)
+    found = (load(path, name) for path in paths.values())
     return [measurement for measurement in found if measurement and measurement.complete]

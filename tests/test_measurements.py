@@ -94,6 +94,8 @@ def test_collects_complete_measurements_from_files_and_folders(checkpoint):
     store("begun", ARRAYS, checkpoint=checkpoint, options=OPTIONS, complete=False)
     assert [m.path for m in collect([path.parent], "one")] == [path]
     assert [m.path for m in collect([path], "one")] == [path]
+    again = path.parent / ".." / path.parent.name
+    assert len(collect([path, path.parent, again, path.parent.parent], "one")) == 1
     assert collect([path.parent], "begun") == []
     assert not stored("begun", checkpoint=checkpoint, options=OPTIONS).complete
 
