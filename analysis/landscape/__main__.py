@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from models.checkpoint import Checkpoint
 
 
+_SETTINGS = (  # that decide the result
+    *("objective", "split", "batch_size", "seed", "batches"),
+    *("points", "line_points", "span", "adaptive"),
+)
+
+
 @dataclass(frozen=True)
 class Options(MeasurementOptions):
     """Cut the loss landscape of checkpoints along random filter-normalised directions.
@@ -30,9 +36,18 @@ class Options(MeasurementOptions):
     """
 
     batch_size: Annotated[int, arg(help="images in a mini-batch")] = 32
-    batches: Annotated[int, arg(help="mini-batches that the loss is the mean over")] = 8
+    batches: Annotated[int, arg(help="mini-batches that the loss is the mean over")] = 4
     points: Annotated[int, arg(help="points along each axis of the surface")] = 21
     line_points: Annotated[int, arg(help="points along the line")] = 51
+    adaptive: Annotated[
+        float | None,
+        arg(
+            metavar="TOL",
+            help="evaluate as few points of the surface as this relative error of "
+            "NLL + L2 takes, and interpolate the others",
+        ),
+    ] = None
+    processes: Annotated[int, arg(help="processes that share the points, on a CPU")] = 1
     span: Annotated[float, arg(help="largest step; 1 is as long as the weights")] = 1.0
 
 
@@ -43,7 +58,7 @@ def main(options: Options) -> None:
     from analysis import drawing
     from analysis.tables import print_table
 
-    options.require(batches=1, points=2, line_points=2)
+    options.require(batches=1, points=2, line_points=2, processes=1)
     measurements = [measure(c, options) for c in open_checkpoints(options.ckpt, options.out)]
     rows = []
     for m in measurements:
@@ -72,11 +87,7 @@ def measure(checkpoint: Checkpoint, options: Options) -> Measurement:
     from analysis.measurements import store, stored
     from analysis.objective import error_rate
 
-    settings = {
-        key: getattr(options, key)
-        for key in ("objective", "split", "batch_size", "batches", "points", "line_points", "span")
-    }
-    settings["seed"] = options.seed
+    settings = {key: getattr(options, key) for key in _SETTINGS}
     group = options.group("landscape")
     earlier = None
     if not options.force:
@@ -99,7 +110,7 @@ def measure(checkpoint: Checkpoint, options: Options) -> Measurement:
 
     for part, cut, arguments in (
         ("line", line, (directions[0], steps)),
-        ("surface", surface, (directions, grid, grid)),
+        ("surface", partial(surface, adaptive=options.adaptive), (directions, grid, grid)),
     ):
         result = cut(
             objective.model,
@@ -108,6 +119,7 @@ def measure(checkpoint: Checkpoint, options: Options) -> Measurement:
             *arguments,
             weight_decay=objective.weight_decay or None,
             seed=options.seed,
+            processes=options.processes,
             resume=unpack(part, earlier),
             save=partial(save, part),
         )
