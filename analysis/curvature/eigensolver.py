@@ -16,6 +16,8 @@ from models.errors import InputError
 Which = Literal["LM", "LA", "SA", "BE"]
 
 
+# Below this tolerance, copies of repeated eigenvalues are looked for.
+STRICT = 1e-6
 # A Ritz vector may be a mixture of two eigenvectors whose eigenvalues are as close as its residual,
 # and the second of them be missing. So residuals have to be small as well, which costs one product
 # or two: at most this multiple of sqrt(tol) of the eigenvalue.
@@ -61,8 +63,11 @@ def eigsh(
     vectors. An eigenvalue has converged when its error, ``residual² / gap`` where the gap to the
     other Ritz values exceeds the residual and ``residual`` otherwise, is at most `tol` times its
     magnitude, and the residual at most ``0.1 sqrt(tol)`` times (or both at the level of rounding).
-    As in any Krylov method from one vector, the second copy of a repeated eigenvalue arises from
-    rounding: to count copies, ask for a small `tol`.
+
+    From one vector, exact arithmetic finds one copy of a repeated eigenvalue. With a `tol` below
+    1e-6 all copies are looked for: what has converged is set aside, and the search begins again
+    with a random vector orthogonal to it, until that brings nothing better. With a larger `tol`, a
+    second copy is found if rounding brings it up in time, as in other Lanczos codes.
 
     Parameters
     ----------
@@ -104,22 +109,35 @@ def eigsh(
 
     krylov = _KrylovSpace(A, ncv, v0, seed)
     while True:
+        krylov.extend()
         if not krylov.expand():
             return _nothing(A, k, krylov.matvecs)
+        if krylov.size < k:
+            continue
         values, vectors, residuals = krylov.ritz()
         errors = _error_bounds(values, residuals)
         allowed = np.maximum([[tol], [RESOLUTION * tol**0.5]] * np.abs(values), krylov.rounding)
         converged = (errors <= allowed[0]) & (residuals <= allowed[1])
         order = _by_preference(values, which)
         wanted = order[:k]
-        done = converged[wanted].all() and krylov.is_complete(
-            vectors[:, order], converged[order], k
-        )
-        if len(wanted) == k and (done or krylov.matvecs >= maxiter):
+        # Whatever is missing has a part in the newest sequence, and would be its best.
+        newest = krylov.newest(vectors)[order]
+        best = order[newest][0]
+        known = residuals[best] <= max(0.01 * abs(values[best]), krylov.rounding)
+        settled = converged[wanted].all() and known
+        if settled:
+            before = order[~newest][:k]
+            nothing_new = len(before) == k and np.all(
+                np.abs(values[before] - values[wanted]) <= allowed[0][wanted]
+            )
+            if nothing_new or krylov.size == P or not (krylov.exhausted or tol < STRICT):
+                break
+        if krylov.matvecs >= maxiter:
             break
-        if krylov.size == ncv:
+        if settled:
+            krylov.set_aside(vectors[:, wanted])
+        elif krylov.size == ncv:
             krylov.compress(vectors[:, order[: min((k + ncv) // 2, ncv - 1)]])
-        krylov.extend()
 
     return Eigenpairs(
         eigenvalues=torch.from_numpy(values[wanted]),
@@ -141,28 +159,31 @@ class _KrylovSpace:
         self.size = 0
         self.matvecs = 0
         self.rounding = 0.0  # error of T
+        self.exhausted = True  # c = 0: the space is invariant
         self._A = A
         self._generator = torch.Generator().manual_seed(seed)
         self._rows = torch.empty(
             min(ncv + 1, A.shape[0]), A.shape[0], dtype=A.dtype, device=A.device
         )
         self._T = np.zeros((ncv, ncv))
+        self._start = None if v0 is None else _start(v0, A)
         self._coupling = np.zeros(0)  # c
         self._next = torch.empty(0)  # q, not yet of unit length
-        self._exhausted = True  # c = 0: the space is invariant
-        self._sequences = 0  # vectors that the space was started from
-        self._newest = np.zeros(ncv, dtype=bool)  # rows that stem from the last of them
-        self.extend(None if v0 is None else _start(v0, A))
+        self._dropped = np.zeros(0)  # norms of the parts of A Q that were set aside
+        self._newest: np.ndarray = np.zeros(
+            0, dtype=bool
+        )  # rows of the sequence that was begun last
 
-    def extend(self, start: Tensor | None = None) -> None:
+    def extend(self) -> None:
         """Append the direction that the space lacks to the basis; a random one if it lacks none."""
-        if self._exhausted:
-            self._sequences += 1
+        if self.exhausted:
             self._newest[:] = False
-            self._next = self._random_vector() if start is None else start
+            self._next = self._random_vector() if self._start is None else self._start
+            self._start = None
             orthogonalise(self._next, self._rows[: self.size])
         self._T[self.size, : self.size] = self._coupling
-        self._newest[self.size] = True
+        self._newest = np.append(self._newest, True)
+        self._dropped = np.append(self._dropped, 0.0)
         self._rows[self.size] = self._next / torch.linalg.vector_norm(
             self._next, dtype=torch.float64
         )
@@ -176,13 +197,14 @@ class _KrylovSpace:
         if not (math.isfinite(beta) and np.isfinite(coefficients).all()):
             return False
         scale = max(np.abs(self._T).max(), np.abs(coefficients).max(), beta)
-        _require_symmetry(coefficients[:-1] - self._T[self.size, : self.size], scale, self._A.dtype)
+        defect = np.abs(coefficients[:-1] - self._T[self.size, : self.size]) - self._dropped[:-1]
+        _require_symmetry(defect, scale, self._A.dtype)
         self._T[: self.size + 1, self.size] = self._T[self.size, : self.size + 1] = coefficients
         self.size += 1
         self.rounding = 10 * torch.finfo(self._A.dtype).eps * scale
-        self._exhausted = beta <= self.rounding or self.size == self._A.shape[0]
+        self.exhausted = beta <= self.rounding or self.size == self._A.shape[0]
         self._coupling = np.zeros(self.size)
-        self._coupling[-1] = 0.0 if self._exhausted else beta
+        self._coupling[-1] = 0.0 if self.exhausted else beta
         self._next = w
         return True
 
@@ -190,25 +212,23 @@ class _KrylovSpace:
         """Ascending Ritz values, their vectors in the basis (as columns), and residual norms."""
         values = np.empty(self.size)
         vectors = np.zeros((self.size, self.size))
-        newest = self._newest[: self.size]
         # An earlier sequence ended in an invariant space, and equal eigenvalues must not mix it
         # with the newest.
-        for rows in map(np.flatnonzero, (~newest, newest)):
+        for rows in map(np.flatnonzero, (~self._newest, self._newest)):
             values[rows], vectors[np.ix_(rows, rows)] = np.linalg.eigh(self._T[np.ix_(rows, rows)])
         order = np.argsort(values, kind="stable")
-        return values[order], vectors[:, order], np.abs(self._coupling @ vectors[:, order])
+        return values[order], vectors[:, order], self._residuals(vectors[:, order])
 
     def compress(self, vectors: np.ndarray) -> None:
         """Keep the space of some Ritz vectors only."""
         kept = vectors.shape[1]
-        values = np.diag(vectors.T @ self._T @ vectors)
-        newest = vectors[self._newest[: self.size]].any(0)
+        values = np.diag(vectors.T @ self._T[: self.size, : self.size] @ vectors)
         self._rows[:kept] = self.combine(vectors)
         self._T[:] = 0.0
         self._T[range(kept), range(kept)] = values
+        self._newest = self.newest(vectors)
+        self._dropped = np.linalg.norm(self._dropped[:, None] * vectors, axis=0)
         self._coupling = self._coupling @ vectors
-        self._newest[:] = False
-        self._newest[:kept] = newest
         self.size = kept
 
     def combine(self, vectors: np.ndarray) -> Tensor:
@@ -216,18 +236,21 @@ class _KrylovSpace:
         rotation = torch.as_tensor(vectors.T, dtype=self._A.dtype, device=self._A.device)
         return rotation @ self._rows[: self.size]
 
-    def is_complete(self, vectors: np.ndarray, converged: np.ndarray, k: int) -> bool:
-        """Whether the first `k` of all Ritz pairs are the best, if they have converged.
+    def set_aside(self, vectors: np.ndarray) -> None:
+        """Keep the space of some Ritz vectors as if it were invariant, and begin a new sequence."""
+        self.compress(vectors)
+        self._dropped = np.hypot(self._dropped, self._coupling)
+        self._coupling = np.zeros(self.size)
+        self.exhausted = True
 
-        In an invariant space they need not be, because a vector tells nothing about what is
-        orthogonal to it and all its products. Then the space goes on from a random vector. What is
-        best in the newest sequence has to be known; and if the sequence is at its end, it must be
-        too poor to be among the first `k`, or there may be more where it came from.
-        """
-        if self.size == self._A.shape[0]:
-            return True
-        best = int(np.argmax(vectors[self._newest[: self.size]].any(0)))
-        return bool(converged[best]) and not (self._exhausted and best < k)
+    def newest(self, vectors: np.ndarray) -> np.ndarray:
+        """Which Ritz vectors, as columns, belong to the newest sequence."""
+        return vectors[self._newest].any(0)
+
+    def _residuals(self, vectors: np.ndarray) -> np.ndarray:
+        return np.hypot(
+            self._coupling @ vectors, np.linalg.norm(self._dropped[:, None] * vectors, axis=0)
+        )
 
     def _random_vector(self) -> Tensor:
         vector = torch.randn(self._A.shape[0], generator=self._generator, dtype=torch.float64)
@@ -277,7 +300,7 @@ def _validate(A: SymmetricOperator, k: int, which: str) -> None:
 
 def _require_symmetry(defect: np.ndarray, scale: float, dtype: torch.dtype) -> None:
     """Refuse T ≠ Tᵀ beyond what rounding in the products with A explains."""
-    worst = float(np.abs(defect).max(initial=0.0))
+    worst = float(defect.max(initial=0.0))
     if worst > torch.finfo(dtype).eps ** 0.5 * scale:
         raise InputError(
             f"A: not symmetric: q·Ap and p·Aq differ by {worst / scale:.1e} of the norm of A "

@@ -98,10 +98,10 @@ def max_eigenvalue_spectrum(
         else:
             pairs.append(power_iteration(model, loss_fn, batch, k, tol=tol, **options))
     eigenvalues = torch.stack([pair.eigenvalues for pair in pairs])
-    missing = torch.where(eigenvalues.isnan(), torch.nan, 0.0)
+    missing = torch.where(eigenvalues.isnan(), eigenvalues, 0.0)
     negative = (eigenvalues < 0) + missing
     positive = (eigenvalues > 0) + missing
-    nep, nep_standard_error = _ratio_of_sums(negative.sum(1), torch.full((len(pairs),), float(k)))
+    nep, nep_standard_error = _ratio_of_sums(negative.sum(1), torch.full((len(pairs),), k))
     ape, ape_standard_error = _ratio_of_sums((eigenvalues * positive).sum(1), positive.sum(1))
     return MaxEigenvalueSpectrum(
         eigenvalues=eigenvalues,
