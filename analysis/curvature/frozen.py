@@ -198,8 +198,8 @@ class FrozenLoss:
 
 def as_batches(data: Data) -> list[tuple[Tensor, Tensor]]:
     """One ``(x, y)`` or an iterable of them as a list. Raises `InputError` if it is not usable."""
-    if isinstance(data, (tuple, list)) and all(isinstance(item, Tensor) for item in data):
-        data = [cast("tuple[Tensor, Tensor]", tuple(data))]
+    if isinstance(data, (tuple, list)) and data and isinstance(data[0], Tensor):
+        data = [cast("tuple[Tensor, Tensor]", data)]
     batches = list(cast("Iterable[tuple[Tensor, Tensor]]", data))
     if not batches:
         raise InputError("data: no batches, expected (x, y) or an iterable of them")
