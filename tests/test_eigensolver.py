@@ -1,0 +1,198 @@
+"""eigsh against numpy on spectra that are hard for a Krylov method."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from analysis.curvature import eigsh
+from models.errors import InputError
+
+RANDOM = np.random.default_rng(0)
+SPECTRA = {
+    "random": RANDOM.standard_normal(120),
+    "clustered": np.r_[5 + 1e-6 * RANDOM.standard_normal(4), -3, RANDOM.uniform(-1, 1, 100)],
+    "repeated": np.r_[[5.0] * 3, [-5.0] * 3, [4.0] * 2, RANDOM.uniform(-1, 1, 100)],
+    "two values": np.r_[[2.0] * 30, [-1.0] * 30],
+    "identity": np.ones(50),
+    "zero": np.zeros(40),
+    "low rank": np.r_[3, 2, -1.0, np.zeros(80)],
+    "outlier": np.r_[100.0, RANDOM.uniform(0, 1, 100)],
+    "tiny": np.array([1.0, -2.0, 3.0]),
+    "scalar": np.array([-4.0]),
+}
+WHICH = ("LM", "LA", "SA", "BE")
+
+
+def symmetric(eigenvalues, dtype=torch.float64):
+    eigenvalues = torch.as_tensor(eigenvalues, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    random = torch.randn(len(eigenvalues), len(eigenvalues), generator=generator).double()
+    basis = torch.linalg.qr(random).Q
+    A = (basis * eigenvalues) @ basis.T
+    return ((A + A.T) / 2).to(dtype)
+
+
+def exact(A, which, k):
+    """Wanted eigenvalues by numpy, the most wanted first."""
+    values = np.linalg.eigvalsh(A.double().numpy())
+    if which == "LM":
+        return values[np.argsort(-np.abs(values), kind="stable")[:k]]
+    if which == "LA":
+        return values[::-1][:k]
+    if which == "SA":
+        return values[:k]
+    return np.stack([values[::-1], values], 1).reshape(-1)[:k]
+
+
+@pytest.mark.parametrize("which", WHICH)
+@pytest.mark.parametrize("name", SPECTRA)
+def test_every_eigenvalue_of_every_spectrum(name, which):
+    A = symmetric(SPECTRA[name])
+    P, norm = len(A), max(np.abs(SPECTRA[name]).max(), 1e-300)
+    for k in sorted({1, min(5, P), P}):
+        E = eigsh(A, k, which=which, tol=1e-12)
+        assert E.converged.all()
+        truth = exact(A, which, k)
+        found = E.eigenvalues.numpy()
+        if which == "LM":  # 2 and -2 are equally wanted
+            truth, found = np.abs(truth), np.abs(found)
+        np.testing.assert_allclose(found, truth, rtol=0, atol=1e-10 * norm)
+        X = E.eigenvectors
+        torch.testing.assert_close(X.T @ X, torch.eye(k).double(), rtol=0, atol=1e-12)
+        residuals = torch.linalg.vector_norm(A @ X - X * E.eigenvalues, dim=0)
+        torch.testing.assert_close(residuals, E.residuals, rtol=1e-2, atol=1e-12 * norm)
+
+
+@pytest.mark.parametrize("which", WHICH)
+def test_single_precision_and_the_default_tolerance(which):
+    for name in ("random", "outlier", "low rank", "two values"):
+        A = symmetric(SPECTRA[name], torch.float32)
+        E = eigsh(A, 4, which=which)
+        assert E.converged.all()
+        assert E.eigenvectors.dtype == torch.float32
+        norm = np.abs(SPECTRA[name]).max()
+        np.testing.assert_allclose(
+            E.eigenvalues, exact(A, which, 4), rtol=2e-3, atol=1e-5 * norm, err_msg=name
+        )
+
+
+def test_estimated_errors_are_of_the_size_of_the_true_ones():
+    """Of eigenvalues that are far apart compared to the residuals."""
+    A = symmetric(np.r_[10.0, 8.0, 6.0, -9.0, RANDOM.uniform(-1, 1, 200)])
+    E = eigsh(A, 4, tol=1e-3)
+    errors = np.abs(E.eigenvalues.numpy() - exact(A, "LM", 4))
+    assert (errors <= E.errors.numpy() + 1e-13).all()
+    assert (E.errors < 0.1 * E.residuals).all()
+    assert (E.errors <= 1e-3 * E.eigenvalues.abs()).all()
+
+
+@given(
+    st.lists(st.floats(-10, 10), min_size=1, max_size=30),
+    st.sampled_from(WHICH),
+    st.integers(0, 29),
+    st.integers(0, 5),
+)
+def test_agrees_with_numpy_on_any_spectrum(eigenvalues, which, k, seed):
+    A = symmetric(eigenvalues)
+    k = 1 + k % len(eigenvalues)
+    E = eigsh(A, k, which=which, tol=1e-10, seed=seed)
+    found, truth = E.eigenvalues.numpy(), exact(A, which, k)
+    if which == "LM":
+        found, truth = np.abs(found), np.abs(truth)
+    np.testing.assert_allclose(found, truth, rtol=0, atol=1e-9 * max(np.abs(eigenvalues)) + 1e-300)
+
+
+def test_restarts_keep_memory_bounded():
+    A = symmetric(np.linspace(0, 1, 400))
+    E = eigsh(A, 3, which="LA", tol=1e-10, ncv=12, maxiter=2000)
+    assert E.converged.all()
+    assert E.matvecs > 12
+    np.testing.assert_allclose(E.eigenvalues, exact(A, "LA", 3), atol=1e-9)
+
+
+def test_says_what_has_not_converged():
+    E = eigsh(symmetric(np.linspace(0, 1, 400)), 3, tol=1e-10, maxiter=10)
+    assert E.matvecs == 10
+    assert not E.converged.any()
+    assert (E.residuals > 1e-10).all()
+
+
+def test_warm_start():
+    A = symmetric(np.r_[10.0, 8.0, 6.0, -9.0, RANDOM.uniform(-1, 1, 200)])
+    cold = eigsh(A, 4, tol=1e-5)
+    subspace = cold.eigenvectors + 1e-3 * torch.randn_like(cold.eigenvectors)
+    warm = eigsh(A, 4, tol=1e-5, v0=subspace)
+    assert warm.matvecs < cold.matvecs
+    torch.testing.assert_close(warm.eigenvalues, cold.eigenvalues, rtol=1e-5, atol=0)
+    # From an exact eigenvector the space is invariant at once, and the rest still found.
+    exact_start = eigsh(A, 4, tol=1e-5, v0=torch.linalg.eigh(A).eigenvectors[:, 17])
+    torch.testing.assert_close(exact_start.eigenvalues, cold.eigenvalues, rtol=1e-5, atol=0)
+
+
+def test_start_vector_is_not_changed():
+    v0 = torch.ones(120, dtype=torch.float64)
+    eigsh(symmetric(SPECTRA["random"]), 2, v0=v0)
+    assert torch.equal(v0, torch.ones_like(v0))
+
+
+def test_same_seed_same_numbers():
+    A = symmetric(SPECTRA["random"])
+    first, again, other = (eigsh(A, 3, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first.eigenvalues, again.eigenvalues)
+    assert not torch.equal(first.eigenvalues, other.eigenvalues)
+
+
+class Operator:
+    """Products of a matrix, spoiled by a function of the number of the product."""
+
+    def __init__(self, A, spoil):
+        self.A, self.spoil, self.count = A, spoil, 0
+        self.shape, self.dtype, self.device = A.shape, A.dtype, A.device
+
+    def __matmul__(self, v):
+        self.count += 1
+        return self.spoil(self.A @ v, self.count)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("first", [1, 7])
+def test_not_a_number_is_reported_as_such(bad, first):
+    A = Operator(symmetric(SPECTRA["random"]), lambda w, count: w if count < first else w * bad)
+    E = eigsh(A, 3)
+    assert E.eigenvalues.isnan().all()
+    assert E.eigenvectors.isnan().all()
+    assert E.residuals.isnan().all()
+    assert not E.converged.any()
+    assert E.matvecs == first
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_refuses_what_is_not_symmetric(dtype):
+    skew = torch.randn(120, 120, dtype=torch.float64)
+    A = symmetric(SPECTRA["random"]) + 0.01 * (skew - skew.T)
+    with pytest.raises(InputError, match="A: not symmetric"):
+        eigsh(A.to(dtype), 3)
+    noisy = Operator(
+        symmetric(SPECTRA["random"], dtype), lambda w, _: w + 0.01 * torch.randn_like(w)
+    )
+    with pytest.raises(InputError, match="A: not symmetric"):
+        eigsh(noisy, 3)
+
+
+def test_bad_input_is_named():
+    A = symmetric(SPECTRA["tiny"])
+    for k in (0, 4):
+        with pytest.raises(InputError, match=f"k: {k}, expected 1 to 3"):
+            eigsh(A, k)
+    with pytest.raises(InputError, match="which: 'SM', expected one of LM, LA, SA, BE"):
+        eigsh(A, 1, which="SM")
+    with pytest.raises(InputError, match=r"A: shape \(3, 2\), expected \(P, P\)"):
+        eigsh(A[:, :2], 1)
+    with pytest.raises(InputError, match="ncv: 2, expected more than k = 2 and at most P = 3"):
+        eigsh(A, 2, ncv=2)
+    with pytest.raises(InputError, match=r"v0: shape \(4,\), expected \(3,\) or \(3, m\)"):
+        eigsh(A, 1, v0=torch.ones(4))
+    with pytest.raises(InputError, match="v0: it sums to zero"):
+        eigsh(A, 1, v0=torch.zeros(3))
