@@ -19,7 +19,8 @@ test: .venv/installed-test  ## lint, types, tests
 	.venv/bin/pytest -n auto
 
 bench: .venv/installed-bench  ## speed and accuracy against other packages
-	$(RUN) tests.benchmarks
+	$(RUN) tests.benchmarks.bench_curvature
+	$(RUN) tests.benchmarks.bench_landscape
 
 clean:
 	rm -rf .venv

@@ -6,7 +6,7 @@ Every function writes into the folder `out` and returns the files it wrote. No P
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -37,10 +37,11 @@ def draw_all(folder: Path, out: Path, formats: Sequence[str] = ("png",)) -> list
     written = []
     for objective in ("train", "train_test", "clean", "clean_test"):
         spectra = collect([folder], f"hessian/{objective}")
-        written += draw_hessians([m for m in spectra if m.path.parent == folder], out, formats)
+        own = [m for m in spectra if _home(m) == folder]
+        written += draw_hessians(own, out, formats)
+        written += draw_layers(own, out, formats)
         written += draw_hessian_comparison(spectra, out, formats)
         written += draw_hessian_training(spectra, out, formats)
-        written += draw_layers(spectra, out, formats)
         surfaces = collect([folder], f"landscape/{objective}")
         written += draw_landscapes(surfaces, out, formats)
     return written + draw_nll(collect([folder], "history"), out, formats)
@@ -48,9 +49,18 @@ def draw_all(folder: Path, out: Path, formats: Sequence[str] = ("png",)) -> list
 
 def name(measurement: Measurement) -> str:
     """Short name of the checkpoint: ``csan8``, or ``csan8-epoch005`` for a snapshot."""
-    stem = measurement.path.stem
-    is_snapshot = stem.startswith("epoch") and stem[5:].isdigit()
-    return f"{measurement.path.parent.name}-{stem}" if is_snapshot else stem
+    path = measurement.path
+    return f"{path.parent.name}-{path.stem}" if _is_snapshot(path) else path.stem
+
+
+def _is_snapshot(path: Path) -> bool:
+    return path.stem.startswith("epoch") and path.stem[5:].isdigit()
+
+
+def _home(measurement: Measurement) -> Path:
+    """Folder of the trained checkpoint that a measurement belongs to."""
+    path = measurement.path
+    return path.parent.parent if _is_snapshot(path) else path.parent
 
 
 def label(measurement: Measurement) -> str:
@@ -130,15 +140,14 @@ def draw_hessian_comparison(
     for m in measurements:
         groups[dataset(m), m.checkpoint["epoch"]].append(m)
     written = []
-    for (data, epoch), group in sorted(groups.items()):
-        by_label: dict[str, list[Measurement]] = defaultdict(list)
-        for m in sorted(group, key=by_window):
-            by_label[label(m)].append(m)
+    for (data, epoch), members in sorted(groups.items()):
+        group = _measured_alike(members)
+        by_label = by_architecture(group)
         if len(by_label) < 2:
             continue
         palette = colors(by_label)
         with mpl.rc_context(plots.STYLE):
-            figure = Figure(figsize=(7, 3.4))
+            figure = Figure(figsize=(7, 3.8))
             axes = figure.subplots(1, 2)
             for half, ax in zip(("negative", "positive"), axes, strict=True):
                 for text, members in by_label.items():
@@ -149,11 +158,10 @@ def draw_hessian_comparison(
                         color=palette[text],
                         ax=ax,
                     )
-                ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, fontsize=7)
-            seeds = max(len(members) for members in by_label.values())
+                ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), fontsize=8)
             figure.suptitle(
                 f"Hessian max eigenvalue spectra on {data}, {stage(group[0])}\n"
-                f"{objective(group[0])}, {seeds} seed{'s' * (seeds > 1)}"
+                f"{objective(group[0])}, {_seeds(by_label)}"
             )
             written += save(
                 figure, out, f"hessian_{data}_epoch{epoch:03d}{suffix(group[0])}", formats
@@ -231,8 +239,8 @@ def draw_landscapes(
     for m in measurements:
         groups[dataset(m)].append(m)
     written = []
-    for data, group in sorted(groups.items()):
-        group.sort(key=by_window)
+    for data, members in sorted(groups.items()):
+        group = sorted(_measured_alike(members), key=by_window)
         with mpl.rc_context(plots.STYLE):
             for kind, figure in (
                 ("lines", _lines(group)),
@@ -308,15 +316,15 @@ def draw_nll(
     histories: Iterable[Measurement], out: Path, formats: Sequence[str] = ("png",)
 ) -> list[Path]:
     """For each dataset: ``nll_DATASET``, curves over epochs and the plane of the end points."""
-    groups: dict[tuple[str, int], list[Measurement]] = defaultdict(list)
+    groups: dict[str, list[Measurement]] = defaultdict(list)
     for m in histories:
-        groups[dataset(m), m.checkpoint["recipe"]["epochs"]].append(m)
-    longest = dict(sorted(groups))  # of trainings that differ in length, the longest
+        groups[dataset(m)].append(m)
     written = []
-    for data, epochs in longest.items():
-        by_label: dict[str, list[Measurement]] = defaultdict(list)
-        for m in sorted(groups[data, epochs], key=by_window):
-            by_label[label(m)].append(m)
+    for data, members in sorted(groups.items()):
+        longest = max(m.checkpoint["recipe"]["epochs"] for m in members)
+        by_label = by_architecture(
+            m for m in members if m.checkpoint["recipe"]["epochs"] == longest
+        )
         with mpl.rc_context(plots.STYLE):
             figure = Figure(figsize=(8, 3.2))
             curves, plane = figure.subplots(1, 2)
@@ -340,11 +348,49 @@ def draw_nll(
             origin = next((text for text in points if "global" in text), next(iter(points)))
             plots.plot_optimisation_plane(points, origin=origin, colors=palette, ax=plane)
             curves.legend(title="window")
-            seeds = max(len(members) for members in by_label.values())
-            interval = f"mean and 95 % interval over {seeds} seeds" if seeds > 1 else "one seed"
-            figure.suptitle(f"Optimisation and regularisation on {data}, {interval}")
+            figure.suptitle(
+                f"Optimisation and regularisation on {data}, mean and 95 % interval over "
+                f"{_seeds(by_label)}"
+            )
             written += save(figure, out, f"nll_{data}", formats)
     return written
+
+
+def by_architecture(measurements: Iterable[Measurement]) -> dict[str, list[Measurement]]:
+    """Measurements by `label`, from local to global: the seeds of one architecture and recipe.
+
+    Where a label would stand for several, it also names the options in which they differ.
+    """
+    alike: dict[str, list[Measurement]] = defaultdict(list)
+    for m in sorted(measurements, key=by_window):
+        alike[training(m, but="seed")].append(m)
+    by_label: dict[str, list[list[Measurement]]] = defaultdict(list)
+    for members in alike.values():
+        by_label[label(members[0])].append(members)
+    named = {}
+    for text, configurations in by_label.items():
+        options = [
+            members[0].checkpoint["architecture"] | members[0].checkpoint["recipe"]
+            for members in configurations
+        ]
+        differ = [key for key in options[0] if len({repr(o.get(key)) for o in options}) > 1]
+        for members, own in zip(configurations, options, strict=True):
+            named[text + "".join(f", {key} {own.get(key)}" for key in differ)] = members
+    return named
+
+
+def _seeds(groups: Mapping[str, Sequence[Measurement]]) -> str:
+    """How many seeds there are for each label."""
+    counts = sorted({len(members) for members in groups.values()})
+    plural = "s" if counts[-1] > 1 else ""
+    return f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{counts[0]} seed{plural}"
+
+
+def _measured_alike(measurements: Sequence[Measurement]) -> list[Measurement]:
+    """Those with the most common options: what was measured differently is not comparable."""
+    options = [repr(sorted(m.options.items())) for m in measurements]
+    common = max(options, key=options.count)
+    return [m for m, own in zip(measurements, options, strict=True) if own == common]
 
 
 def dataset(measurement: Measurement) -> str:
@@ -353,10 +399,10 @@ def dataset(measurement: Measurement) -> str:
     return Path(spec).stem if images is None else f"{Path(spec).stem}-{images}"
 
 
-def training(measurement: Measurement) -> str:
-    """What all checkpoints of one training share."""
+def training(measurement: Measurement, *, but: str = "") -> str:
+    """What all checkpoints of one training share; all but the option `but`."""
     made_by = ("architecture", "recipe", "dataset", "images", "seed")
-    return repr([measurement.checkpoint[key] for key in made_by])
+    return repr([measurement.checkpoint[key] for key in made_by if key != but])
 
 
 def objective(measurement: Measurement) -> str:

@@ -60,6 +60,11 @@ def main(options: Options) -> None:
     from analysis.tables import print_table
 
     options.require(k=1, batches=1, density_batches=1, probes=2, steps=2)
+    if options.density_batches > options.batches:
+        raise InputError(
+            f"density-batches: {options.density_batches} found, expected at most the "
+            f"{options.batches} of --batches"
+        )
     measurements = [measure(c, options) for c in open_checkpoints(options.ckpt, options.out)]
     print_table(
         f"Hessian of {drawing.objective(measurements[0])}; ± one standard error",
@@ -104,7 +109,7 @@ def measure(checkpoint: Checkpoint, options: Options) -> Measurement:
     hessian = Hessian(objective.model, objective.loss, together, **common)
     with working("checking the Hessian"):
         check = hessian.check()
-    if max(check.symmetry, check.finite_difference) > check.tolerance:
+    if check.symmetry > check.tolerance or check.finite_difference > check.tolerance:
         raise InputError(
             f"{checkpoint.path}: its Hessian-vector products are wrong: asymmetric by "
             f"{check.symmetry:.1e} and off finite differences by {check.finite_difference:.1e}, "
@@ -197,7 +202,7 @@ def row(measurement: Measurement) -> list[str]:
         drawing.name(measurement),
         drawing.label(measurement),
         str(measurement.checkpoint["epoch"]),
-        estimate("nep", ".1f", 100),
+        estimate("nep", ".1f", 100) if arrays["nep"] else f"0 of {arrays['eigenvalues'].size}",
         estimate("ape", ".2f"),
         f"{arrays['eigenvalues'].min():.3g}",
         f"{arrays['eigenvalues'].max():.3g}",

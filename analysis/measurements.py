@@ -38,7 +38,6 @@ class Measurement:
     checkpoint: dict[str, Any]  # architecture, recipe, dataset, images, epoch, seed, sha256
     versions: dict[str, str]
     date: str  # ISO 8601, UTC
-    complete: bool = True  # False: the saved progress of an interrupted run
 
 
 def measurement_file(checkpoint: Path) -> Path:
@@ -65,11 +64,12 @@ def store(
     *,
     checkpoint: Checkpoint,
     options: Mapping[str, Any],
-    complete: bool = True,
+    in_place_of: str | None = None,
 ) -> Measurement:
     """Write a measurement of a loaded `checkpoint` to its file, in place of one of the same name.
 
-    The other groups stay as they are. A copy of the file is changed, brought to disk and renamed,
+    The saved progress that it completes, if any, is named by `in_place_of` and goes. Other groups
+    stay as they are. A copy of the file is changed, brought to disk and renamed,
     under a lock: the file is never half-written, whatever happens.
     """
     from models.checkpoint import versions
@@ -81,7 +81,6 @@ def store(
         "checkpoint": json.dumps(describe(checkpoint), sort_keys=True),
         "versions": json.dumps(versions()),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "complete": complete,
     }
     with FileLock(path.with_name(f".{path.name}.lock")), replacing(path) as partial:
         if path.exists():
@@ -90,8 +89,9 @@ def store(
             partial.unlink()
         try:
             with h5py.File(partial, "a") as file:
-                if name in file:
-                    del file[name]
+                for old in filter(None, (name, in_place_of)):
+                    if old in file:
+                        del file[old]
                 group = file.create_group(name)
                 for key, array in arrays.items():
                     group.create_dataset(key, data=array)
@@ -131,7 +131,6 @@ def load(path: Path, name: str) -> Measurement | None:
                 arrays=arrays,
                 **{key: json.loads(text) for key, text in attributes.items()},
                 date=str(group.attrs["date"]),
-                complete=bool(group.attrs["complete"]),
             )
     except (OSError, KeyError, ValueError, AttributeError, TypeError) as error:
         raise InputError(f"{path}: not a usable measurement file ({error})") from error
@@ -147,7 +146,7 @@ def stored(name: str, *, checkpoint: Checkpoint, options: Mapping[str, Any]) -> 
 
 
 def collect(folders_and_files: Iterable[Path], name: str) -> list[Measurement]:
-    """Every complete measurement `name` in the given HDF5 files and, recursively, folders.
+    """Every measurement `name` in the given HDF5 files and, recursively, folders.
 
     Each file counts once, however often it is named.
     """
@@ -156,4 +155,4 @@ def collect(folders_and_files: Iterable[Path], name: str) -> list[Measurement]:
         for path in sorted(place.rglob("*.h5")) if place.is_dir() else [place]:
             paths.setdefault(path.resolve(), path)
     found = (load(path, name) for path in paths.values())
-    return [measurement for measurement in found if measurement and measurement.complete]
+    return [measurement for measurement in found if measurement]

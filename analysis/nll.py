@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from analysis.options import Ckpt, Out, open_checkpoints
 from models.cli import Force, run
+from models.errors import InputError
 
 if TYPE_CHECKING:
     from analysis.measurements import Measurement
@@ -38,6 +39,12 @@ def main(options: Options) -> None:
 
     checkpoints = open_checkpoints(options.ckpt, options.out)
     for checkpoint in checkpoints:
+        if checkpoint.epoch < checkpoint.recipe.epochs:
+            raise InputError(
+                f"{checkpoint.path}: a snapshot of epoch {checkpoint.epoch}, expected the end of "
+                f"training, epoch {checkpoint.recipe.epochs}"
+            )
+    for checkpoint in checkpoints:
         if options.force or not stored("history", checkpoint=checkpoint, options={}):
             arrays = {name: np.array(values) for name, values in checkpoint.history.items()}
             store("history", arrays, checkpoint=checkpoint, options={})
@@ -59,11 +66,17 @@ def print_end_points(histories: Iterable[Measurement], spectra: Iterable[Measure
         for m in spectra
         if m.checkpoint["epoch"] == m.checkpoint["recipe"]["warmup_epochs"]
     }
-    groups: dict[tuple[str, int, str], list[Measurement]] = defaultdict(list)
-    for m in sorted(histories, key=drawing.by_window):
-        groups[drawing.dataset(m), m.checkpoint["recipe"]["epochs"], drawing.label(m)].append(m)
+    datasets: dict[str, list[Measurement]] = defaultdict(list)
+    for m in histories:
+        datasets[drawing.dataset(m)].append(m)
+    groups = [
+        (dataset, label, members)
+        for dataset, measurements in sorted(datasets.items())
+        for label, members in drawing.by_architecture(measurements).items()
+    ]
     rows = []
-    for (dataset, epochs, label), members in groups.items():
+    for dataset, label, members in groups:
+        epochs = members[0].checkpoint["recipe"]["epochs"]
         row = [dataset, label, str(epochs), str(len(members))]
         for key, digits, scale in (
             ("train_nll", ".4f", 1),

@@ -339,10 +339,11 @@ def plot_optimisation_plane(
             fontsize=8,
         )
     for centre, values, limits in (
-        (x0, [x for x, _, _, _ in points.values()], ax.set_xlim),
-        (100 * y0, [100 * y for _, _, y, _ in points.values()], ax.set_ylim),
+        (x0, [(x, dx) for x, dx, _, _ in points.values()], ax.set_xlim),
+        (100 * y0, [(100 * y, 100 * dy) for _, _, y, dy in points.values()], ax.set_ylim),
     ):
-        reach = 1.4 * max((abs(value - centre) for value in values), default=0) or 1.0
-        limits(centre - reach, centre + reach)  # all four regions are in sight
+        reach = 1.2 * max(abs(value - centre) + np.nan_to_num(width) for value, width in values)
+        limits(centre - (reach or 1), centre + (reach or 1))  # all four regions are in sight
+    ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.set(xlabel="train NLL", ylabel="test error (%)")
     return ax

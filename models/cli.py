@@ -43,7 +43,7 @@ def run(main: Callable[[Options], None], options_type: type[Options]) -> None:
             raise
         _fail(f"{error.filename}: {error.strerror}")
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from what was saved", file=sys.stderr)
+        print("interrupted; what has been saved is kept", file=sys.stderr)
         sys.exit(130)
 
 

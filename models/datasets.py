@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from models.errors import InputError
+from models.files import replacing
 
 Split = Literal["train", "test"]
 DATA_ROOT = "LOCALITY_DATA"
@@ -123,7 +124,7 @@ def _read(path: Path, split: Split) -> ImageDataset:
     arrays = {}
     try:
         with h5py.File(path) as file:
-            for name in {f"{split}/images", f"{split}/labels", "train/images"}:
+            for name in {f"{split}/images", f"{split}/labels", "train/images", "train/labels"}:
                 if not isinstance(file.get(name), h5py.Dataset):
                     raise InputError(f"{path}: there is no dataset /{name}, {_FORMAT}")
                 arrays[name] = file[name][()]
@@ -146,7 +147,7 @@ def _read(path: Path, split: Split) -> ImageDataset:
             f"{path}: /{split}/labels is {labels.dtype} {labels.shape}, expected "
             f"({len(images)},) integers, one for each image"
         )
-    classes = classes or tuple(str(label) for label in range(int(labels.max()) + 1))
+    classes = classes or tuple(str(i) for i in range(int(arrays["train/labels"].max()) + 1))
     if labels.min() < 0 or labels.max() >= len(classes):
         raise InputError(
             f"{path}: /{split}/labels holds {labels.min()} to {labels.max()}, "
@@ -184,7 +185,6 @@ def _download(name: str, path: Path) -> None:
     from torchvision import datasets
 
     source = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
-    partial = path.with_suffix(".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         splits = {
@@ -195,9 +195,8 @@ def _download(name: str, path: Path) -> None:
             f"dataset: {name} is not at {path} and cannot be downloaded ({error}); put the file "
             f"there, or name its folder with --data-root or ${DATA_ROOT}"
         ) from error
-    with h5py.File(partial, "w") as file:
+    with replacing(path) as partial, h5py.File(partial, "w") as file:
         file.attrs.update(name=name, classes=splits["train"].classes)
         for split, dataset in splits.items():
             file.create_dataset(f"{split}/images", data=dataset.data, chunks=(250, 32, 32, 3))
             file.create_dataset(f"{split}/labels", data=np.uint8(dataset.targets))
-    os.replace(partial, path)

@@ -14,6 +14,7 @@ from models.errors import InputError
 if TYPE_CHECKING:
     from models.checkpoint import Checkpoint
     from models.datasets import ImageDataset
+    from models.recipes import Preset
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,16 @@ class Options:
     head_window: Annotated[int, arg(help="heads that a query sees; 1 is 1D-CSAN")] = 1
     border: Annotated[str, arg(help="windows beyond the image: clamp, mask or zero")] = "clamp"
     pooling: Annotated[str, arg(help="gap or cls")] = "gap"
-    dataset: Annotated[str, arg(help="digits, cifar10, cifar100 or an HDF5 file")] = "digits"
+    dataset: Annotated[
+        str | None,
+        arg(help="digits, cifar10, cifar100 or an HDF5 file; default: that of the preset"),
+    ] = None
     preset: Annotated[
-        str | None, arg(help="recipe and model size; default: the preset named as the dataset")
+        str | None,
+        arg(
+            help="recipe and model size: digits, cifar10, cifar100 or paper-cifar100; default: the "
+            "preset named as the dataset, cifar100 for an HDF5 file, or digits"
+        ),
     ] = None
     images: Annotated[
         int | None, arg(help="train on the first so many images; default: all of them")
@@ -58,20 +66,32 @@ class Options:
 
 def main(options: Options) -> None:
     """Train as `options` say, print the last scores, and name the files."""
+    from models.checkpoint import load_checkpoint
     from models.datasets import load_dataset
     from models.devices import choose_device
-    from models.training import train
+    from models.training import same_training, train
 
+    if options.out.suffix != ".pt":
+        raise InputError(f"out: {options.out} found, expected a name that ends in .pt")
     device = choose_device(options.device)
-    train_set = load_dataset(options.dataset, "train", data_root=options.data_root)
+    _, dataset = choose_preset(options)
+    train_set = load_dataset(dataset, "train", data_root=options.data_root)
     if options.images is not None:
         train_set = train_set.first(options.images)
-    test_set = load_dataset(options.dataset, "test", data_root=options.data_root)
+    test_set = load_dataset(dataset, "test", data_root=options.data_root)
     start = untrained(options, train_set)
+    for epoch in options.snapshots:
+        if not 0 <= epoch <= start.recipe.epochs:
+            raise InputError(f"snapshots: {epoch} found, expected 0 to {start.recipe.epochs}")
     if options.force:
         for old in (options.out, options.out.with_suffix("") / "resume.pt"):
             old.unlink(missing_ok=True)
     elif options.out.exists():
+        if not same_training(load_checkpoint(options.out), start):
+            raise InputError(
+                f"out: {options.out} is there already, trained with other options; expected "
+                "another name, or --force"
+            )
         print(f"{options.out} is already there; --force trains it again")
         return
     trained = train(
@@ -90,18 +110,39 @@ def main(options: Options) -> None:
     print(f"wrote {options.out} and snapshots in {options.out.with_suffix('')}")
 
 
+def choose_preset(options: Options) -> tuple[Preset, str]:
+    """The preset and the dataset that `options` name, or that follow from one another."""
+    from models.recipes import PRESETS
+
+    name = options.preset or options.dataset or "digits"
+    if options.preset is None and name.endswith((".h5", ".hdf5")):
+        name = "cifar100"
+    if name not in PRESETS:
+        if options.preset is None:
+            raise InputError(
+                f"dataset: {name} is neither an HDF5 file nor one of digits, cifar10, cifar100"
+            )
+        raise InputError(f"preset: {name!r} is unknown, expected one of {', '.join(PRESETS)}")
+    return PRESETS[name], options.dataset or PRESETS[name].dataset
+
+
+def square(dataset: ImageDataset) -> int:
+    """Pixels along each side of the images; raises `InputError` if they are not square."""
+    height, width = dataset.images.shape[1:3]
+    if height != width:
+        raise InputError(f"dataset: images of {height} x {width} pixels, expected square ones")
+    return height
+
+
 def untrained(options: Options, train_set: ImageDataset) -> Checkpoint:
     """Initialise the model that `options` describe for the images of `train_set`."""
     import torch
 
     from models.checkpoint import Checkpoint
     from models.csan import CSAN
-    from models.recipes import PRESETS
+    from models.seeds import derive_seed
 
-    name = options.preset or options.dataset
-    if name not in PRESETS:
-        raise InputError(f"preset: {name!r} is unknown, expected one of {', '.join(PRESETS)}")
-    preset = PRESETS[name]
+    preset, dataset = choose_preset(options)
     recipe = preset.recipe
     if options.epochs is not None:
         if options.epochs <= recipe.warmup_epochs:
@@ -114,7 +155,7 @@ def untrained(options: Options, train_set: ImageDataset) -> Checkpoint:
     architecture: dict[str, Any] = {
         **preset.architecture,
         **{key: size for key, size in sizes.items() if size is not None},
-        "image_size": train_set.images.shape[1],
+        "image_size": square(train_set),
         "channels": train_set.images.shape[3],
         "classes": len(train_set.classes),
         "window": options.window,
@@ -122,13 +163,14 @@ def untrained(options: Options, train_set: ImageDataset) -> Checkpoint:
         "border": options.border,
         "pooling": options.pooling,
     }
+    derive_seed(options.seed)  # is it usable?
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
         model = CSAN(**architecture)
     return Checkpoint(
         model=model,
         architecture=architecture,
-        dataset=options.dataset,
+        dataset=dataset,
         images=options.images,
         recipe=recipe,
         epoch=0,

@@ -101,6 +101,7 @@ def train(
         penalty = recipe.weight_decay / 2 * sum(p.square().sum().item() for p in model.parameters())
         row = {
             "epoch": epoch + 1.0,
+            # The mean NLL during the epoch, and the penalty at its end.
             "objective": torch.stack(losses).mean().item() + penalty,
             "learning_rate": rate,
             "seconds": time.perf_counter() - began,
@@ -168,8 +169,12 @@ def _resume(path: Path, start: Checkpoint, optimizer: torch.optim.Optimizer) -> 
     return replace(start, epoch=state["epoch"], history=state["history"])
 
 
+def same_training(one: Checkpoint, other: Checkpoint) -> bool:
+    """Whether two checkpoints belong to trainings that could go on one where the other stopped."""
+    return _identity(one) == _identity(other)
+
+
 def _identity(checkpoint: Checkpoint) -> str:
-    """What two trainings must share for one to go on where the other stopped."""
     return repr(
         [
             checkpoint.architecture,

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -25,7 +26,18 @@ COMMANDS = {
     "analysis.figures": "analysis.figures",
 }
 SMALL = {
-    "analysis.hessian": ["--k", "2", "--batches", "2", "--probes", "2", "--steps", "4"],
+    "analysis.hessian": [
+        "--k",
+        "2",
+        "--batches",
+        "2",
+        "--density-batches",
+        "2",
+        "--probes",
+        "2",
+        "--steps",
+        "4",
+    ],
     "analysis.landscape": ["--batches", "1", "--points", "3", "--line-points", "3"],
     "analysis.nll": [],
 }
@@ -42,7 +54,7 @@ def here(tmp_path, monkeypatch):
         )
         names = ("train_nll", "train_error", "test_nll", "test_error")
         start.history.update(epoch=[0.0], **{name: [0.5] for name in names})
-        start.save(out)
+        replace(start, epoch=start.recipe.epochs).save(out)
     return tmp_path
 
 
@@ -145,7 +157,7 @@ BAD = {
     "not a checkpoint": (HESSIAN, "--ckpt text.h5", "text.h5: not a checkpoint"),
     "unknown dataset": (HESSIAN, "--ckpt unknown.pt", "dataset: nowhere is neither"),
     "no eigenvalues": (HESSIAN, "--k 0", "k: 0 found, expected at least 1"),
-    "too many eigenvalues": (HESSIAN, "--k 99999 --batches 1", "k: 99999"),
+    "too many eigenvalues": (HESSIAN, "--k 99999 --batches 4", "k: 99999"),
     "no mini-batches": (HESSIAN, "--batches 0", "batches: 0 found, expected at least 1"),
     "no images": (HESSIAN, "--batch-size 0", "batch-size: 0 found, expected at least 1"),
     "not a number": (HESSIAN, "--k five", "--k"),
@@ -170,6 +182,12 @@ BAD = {
     ),
     "empty dataset": ("models.train", "--out new.pt --dataset no.h5", "no dataset /train/"),
     "preset": ("models.train", "--out new.pt --preset none", "preset: 'none' is unknown"),
+    "no suffix": ("models.train", "--out new", "out: new found, expected a name that ends in .pt"),
+    "negative seed": ("models.train", "--out new.pt --seed -1", "seed: -1 found"),
+    "snapshots": ("models.train", "--out new.pt --snapshots 999", "snapshots: 999 found"),
+    "other training": ("models.train", "--out checkpoints/csan3.pt", "trained with other options"),
+    "even points": ("analysis.landscape", "--points 4", "points: 4 found, expected an odd number"),
+    "more of density": (HESSIAN, "--batches 2 --density-batches 3", "density-batches: 3 found"),
     "epochs": ("models.train", "--out new.pt --epochs 2", "epochs: 2 found"),
     "too many images": ("models.train", "--out new.pt --images 9999", "images: 9999 found"),
     "unwritable": ("models.train", "--out text.h5/new.pt --images 40", "text.h5"),
@@ -216,7 +234,7 @@ def test_landscape_goes_on_where_it_was_interrupted(here, call, monkeypatch):
     monkeypatch.setattr(Evaluator, "__call__", interrupted)
     code, _, err = call("analysis.landscape", *arguments)
     assert code == 130
-    assert "goes on from what was saved" in err
+    assert "what has been saved is kept" in err
     code, out, _ = call("analysis.landscape", *arguments)
     assert code == 0
     assert "was interrupted; going on from there" in out

@@ -105,6 +105,7 @@ def test_failed_download_says_what_to_do(tmp_path, monkeypatch):
         ({"test__images": np.zeros((10, 6, 6), np.uint8)}, r"/test/images is uint8 \(10, 6, 6\)"),
         ({"test__images": np.zeros((10, 5, 5, 3), np.uint8)}, r"expected \(6, 6, 3\)"),
         ({"test__labels": np.zeros(9, int)}, r"/test/labels is int64 \(9,\), expected \(10,\)"),
+        ({"test__labels": np.full(10, 4)}, "holds 4 to 4, expected 0 to 3"),
         ({"test__labels": np.full(10, -1)}, "holds -1 to -1, expected 0 to"),
     ],
 )

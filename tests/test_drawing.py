@@ -20,7 +20,7 @@ from models import InputError
 EPOCHS = 12
 
 
-def write(path, name, arrays, *, window=3, seed=0, epoch=EPOCHS, complete=True, **options):
+def write(path, name, arrays, *, window=3, seed=0, epoch=EPOCHS, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     architecture = dict(window=window, patch_size=1, image_size=8)
     architecture |= dict(head_window=1, border="clamp", pooling="gap")
@@ -42,7 +42,6 @@ def write(path, name, arrays, *, window=3, seed=0, epoch=EPOCHS, complete=True, 
             checkpoint=json.dumps(checkpoint),
             versions="{}",
             date="2026-01-01T00:00:00+00:00",
-            complete=complete,
         )
 
 
@@ -114,7 +113,7 @@ runpy.run_module("analysis.figures", run_name="__main__", alter_sys=True)
 
 
 def test_unfinished_measurements_are_not_drawn(folder, tmp_path):
-    write(folder / "new.h5", "hessian/train", {"eigenvalues": np.zeros((1, 1))}, complete=False)
+    write(folder / "new.h5", "unfinished/hessian/train", {"eigenvalues": np.zeros((1, 1))})
     written = drawing.draw_all(folder, tmp_path / "figures")
     assert "hessian_new.png" not in {path.name for path in written}
 

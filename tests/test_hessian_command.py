@@ -23,6 +23,7 @@ def options_for(path):
         k=K,
         batch_size=4,
         batches=BATCHES,
+        density_batches=BATCHES,
         tol=1e-10,
         float64=True,
         seed=SEED,

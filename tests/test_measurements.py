@@ -35,7 +35,6 @@ def test_what_was_stored_is_read_again(checkpoint):
     assert found.checkpoint["recipe"] == dataclasses.asdict(checkpoint.recipe)
     assert found.versions["torch"]
     assert found.date.endswith("+00:00")
-    assert found.complete
 
 
 def test_other_options_or_other_weights_are_another_measurement(checkpoint):
@@ -88,16 +87,18 @@ def test_two_processes_do_not_lose_each_others_measurements(checkpoint):
         assert sorted(file) == sorted(names[0] + names[1])
 
 
-def test_collects_complete_measurements_from_files_and_folders(checkpoint):
+def test_collects_measurements_from_files_and_folders(checkpoint):
     path = measurement_file(checkpoint.path)
     store("one", ARRAYS, checkpoint=checkpoint, options=OPTIONS)
-    store("begun", ARRAYS, checkpoint=checkpoint, options=OPTIONS, complete=False)
+    store("unfinished/two", ARRAYS, checkpoint=checkpoint, options=OPTIONS)
     assert [m.path for m in collect([path.parent], "one")] == [path]
     assert [m.path for m in collect([path], "one")] == [path]
     again = path.parent / ".." / path.parent.name
     assert len(collect([path, path.parent, again, path.parent.parent], "one")) == 1
-    assert collect([path.parent], "begun") == []
-    assert not stored("begun", checkpoint=checkpoint, options=OPTIONS).complete
+    assert collect([path.parent], "two") == []
+    store("two", ARRAYS, checkpoint=checkpoint, options=OPTIONS, in_place_of="unfinished/two")
+    assert load(path, "unfinished/two") is None
+    assert load(path, "two")
 
 
 def test_damaged_files_are_named(checkpoint):

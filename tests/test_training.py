@@ -118,6 +118,7 @@ def test_interrupted_training_ends_with_the_same_weights(trained, tmp_path):
     process.wait()
     assert state.exists()
     assert not out.exists()
+    before = torch.load(state, weights_only=True)["history"]["seconds"]
     subprocess.run(command, env=environment, check=True, capture_output=True)
     reference = tmp_path / "whole.pt"
     command[4] = f"--out={reference}"
@@ -125,6 +126,7 @@ def test_interrupted_training_ends_with_the_same_weights(trained, tmp_path):
     resumed, whole = (load_checkpoint(path).model.state_dict() for path in (out, reference))
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
     assert not state.exists()
+    assert load_checkpoint(out).history["seconds"][: len(before)] == before  # it did go on
 
 
 def test_resuming_with_other_options_is_refused(tmp_path, digits, monkeypatch):

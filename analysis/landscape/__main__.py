@@ -11,6 +11,7 @@ from tyro.conf import arg
 
 from analysis.options import MeasurementOptions, open_checkpoints
 from models.cli import run
+from models.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,6 +60,12 @@ def main(options: Options) -> None:
     from analysis.tables import print_table
 
     options.require(batches=1, points=2, line_points=2, processes=1)
+    for name in ("points", "line_points"):
+        if getattr(options, name) % 2 == 0:
+            raise InputError(
+                f"{name.replace('_', '-')}: {getattr(options, name)} found, expected an odd "
+                "number, so that one is at the weights"
+            )
     measurements = [measure(c, options) for c in open_checkpoints(options.ckpt, options.out)]
     rows = []
     for m in measurements:
@@ -91,13 +98,13 @@ def measure(checkpoint: Checkpoint, options: Options) -> Measurement:
     group = options.group("landscape")
     earlier = None
     if not options.force:
-        earlier = stored(group, checkpoint=checkpoint, options=settings)
-    if earlier and earlier.complete:
-        print(f"{earlier.path}:/{group} is there already; --force measures it again")
-        return earlier
-
-    if earlier:
-        print(f"{earlier.path}:/{group} was interrupted; going on from there")
+        found = stored(group, checkpoint=checkpoint, options=settings)
+        if found:
+            print(f"{found.path}:/{group} is there already; --force measures it again")
+            return found
+        earlier = stored(f"unfinished/{group}", checkpoint=checkpoint, options=settings)
+        if earlier:
+            print(f"{earlier.path}:/{group} was interrupted; going on from there")
     objective = options.build(checkpoint, options.batches)
     directions = random_directions(objective.model, 2, seed=options.seed)
     grid = np.linspace(-options.span, options.span, options.points)
@@ -106,7 +113,7 @@ def measure(checkpoint: Checkpoint, options: Options) -> Measurement:
 
     def save(part: str, unfinished: Slice) -> None:
         so_far = arrays | pack(part, unfinished)
-        store(group, so_far, checkpoint=checkpoint, options=settings, complete=False)
+        store(f"unfinished/{group}", so_far, checkpoint=checkpoint, options=settings)
 
     for part, cut, arguments in (
         ("line", line, (directions[0], steps)),
@@ -124,7 +131,8 @@ def measure(checkpoint: Checkpoint, options: Options) -> Measurement:
             save=partial(save, part),
         )
         arrays |= pack(part, result)
-    return store(group, arrays, checkpoint=checkpoint, options=settings)
+    done = f"unfinished/{group}"
+    return store(group, arrays, checkpoint=checkpoint, options=settings, in_place_of=done)
 
 
 def pack(part: str, result: Slice) -> dict[str, np.ndarray]:
