@@ -56,7 +56,7 @@ class Options(MeasurementOptions):
 
 def main(options: Options) -> None:
     """Measure each checkpoint, print a table, draw, and name the files."""
-    from analysis import drawing
+    from analysis import drawing, labels
     from analysis.tables import print_table
 
     options.require(k=1, batches=1, density_batches=1, probes=2, steps=2)
@@ -67,7 +67,7 @@ def main(options: Options) -> None:
         )
     measurements = [measure(c, options) for c in open_checkpoints(options.ckpt, options.out)]
     print_table(
-        f"Hessian of {drawing.objective(measurements[0])}; ± one standard error",
+        f"Hessian of {labels.objective(measurements[0])}; ± one standard error",
         ["checkpoint", "window", "epoch", "NEP %", "APE", "smallest", "largest", "trace"],
         [row(m) for m in measurements],
     )
@@ -190,7 +190,7 @@ def by_layer(
 
 def row(measurement: Measurement) -> list[str]:
     """Line of the table."""
-    from analysis import drawing
+    from analysis import labels
 
     arrays = measurement.arrays
 
@@ -199,8 +199,8 @@ def row(measurement: Measurement) -> list[str]:
         return f"{scale * arrays[name]:{digits}} ± {scale * error:{digits}}"
 
     return [
-        drawing.name(measurement),
-        drawing.label(measurement),
+        labels.name(measurement),
+        labels.label(measurement),
         str(measurement.checkpoint["epoch"]),
         estimate("nep", ".1f", 100) if arrays["nep"] else f"0 of {arrays['eigenvalues'].size}",
         estimate("ape", ".2f"),
@@ -214,9 +214,9 @@ def report(measurement: Measurement) -> None:
     """Say what the numbers are worth, and where they are."""
     import numpy as np
 
-    from analysis import drawing
+    from analysis import labels
 
-    name, arrays = drawing.name(measurement), measurement.arrays
+    name, arrays = labels.name(measurement), measurement.arrays
     unknown = int((~np.isfinite(arrays["eigenvalues"])).sum())
     if unknown:
         print(f"{name}: not a number for {unknown} of {arrays['eigenvalues'].size} eigenvalues")

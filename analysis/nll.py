@@ -22,7 +22,7 @@ class Options:
 
     The histories of the given checkpoints are stored in their HDF5 files; drawn are these and all
     others in the same folders and below, with the mean and the 95 % interval over seeds. The table
-    also has NEP and APE at the end of warm-up, where analysis.hessian has measured them.
+    also has NEP and APE, where analysis.hessian has measured them.
     """
 
     ckpt: Ckpt = ()
@@ -56,23 +56,19 @@ def main(options: Options) -> None:
 
 
 def print_end_points(histories: Iterable[Measurement], spectra: Iterable[Measurement]) -> None:
-    """Table over seeds of the end of training, and of NEP and APE at the end of warm-up."""
-    from analysis import drawing
+    """Table over seeds: the end of training, and NEP and APE there and at the end of warm-up."""
+    from analysis import labels
     from analysis.statistics import across_seeds
     from analysis.tables import print_table
 
-    early = {
-        drawing.training(m): m
-        for m in spectra
-        if m.checkpoint["epoch"] == m.checkpoint["recipe"]["warmup_epochs"]
-    }
+    measured = {(labels.training(m), m.checkpoint["epoch"]): m.arrays for m in spectra}
     datasets: dict[str, list[Measurement]] = defaultdict(list)
     for m in histories:
-        datasets[drawing.dataset(m)].append(m)
+        datasets[labels.dataset(m)].append(m)
     groups = [
         (dataset, label, members)
         for dataset, measurements in sorted(datasets.items())
-        for label, members in drawing.by_architecture(measurements).items()
+        for label, members in labels.by_architecture(measurements).items()
     ]
     rows = []
     for dataset, label, members in groups:
@@ -86,23 +82,19 @@ def print_end_points(histories: Iterable[Measurement], spectra: Iterable[Measure
         ):
             ends = [m.arrays[key][-1] for m in members]
             row.append(across_seeds(ends).format(digits, scale))
-        measured = [
-            early[drawing.training(m)].arrays for m in members if drawing.training(m) in early
-        ]
-        for key, digits, scale in (("nep", ".1f", 100), ("ape", ".2f", 1)):
-            values = [float(arrays[key]) for arrays in measured]
-            row.append(across_seeds(values).format(digits, scale) if values else "–")
+        for epoch in (members[0].checkpoint["recipe"]["warmup_epochs"], epochs):
+            found = [measured.get((labels.training(m), epoch)) for m in members]
+            for key, digits, scale in (("nep", ".1f", 100), ("ape", ".1f", 1)):
+                values = [float(arrays[key]) for arrays in found if arrays is not None]
+                row.append(across_seeds(values).format(digits, scale) if values else "–")
         rows.append(row)
     print_table(
-        "Mean ± half of the 95 % interval over seeds; NEP and APE at the end of warm-up",
+        "Mean ± half of the 95 % interval over seeds; "
+        "NEP and APE at the end of warm-up (early) and of training",
         [
-            *["dataset", "window", "epochs", "seeds"],
-            "train NLL",
-            "train error %",
-            "test NLL",
-            "test error %",
-            "NEP %",
-            "APE",
+            *("dataset", "window", "epochs", "seeds"),
+            *("train NLL", "train error %", "test NLL", "test error %"),
+            *("NEP %, early", "APE, early", "NEP %", "APE"),
         ],
         rows,
     )

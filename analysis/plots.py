@@ -31,7 +31,6 @@ STYLE: dict[Any, Any] = {
     "image.cmap": "viridis",
     "svg.hashsalt": "locality-landscapes",  # the same bytes every time
 }
-COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#000000")
 
 
 def plot_max_eigenvalues(
@@ -307,7 +306,7 @@ def plot_optimisation_plane(
     ax = ax or plt.gca()
     x0, _, y0, _ = points[origin]
     for i, (label, (x, dx, y, dy)) in enumerate(points.items()):
-        color = colors[label] if colors else COLORS[i]
+        color = colors[label] if colors else f"C{i}"
         errors: dict[str, Any] = (
             {"xerr": dx, "yerr": 100 * dy} if np.isfinite([dx, dy]).all() else {}
         )

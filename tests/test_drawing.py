@@ -12,7 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 from scipy.integrate import trapezoid
 
-from analysis import drawing, plots
+from analysis import drawing, labels, plots
 from analysis.measurements import collect
 from analysis.statistics import across_seeds
 from models import InputError
@@ -127,18 +127,18 @@ def test_says_what_is_missing(tmp_path):
 
 def test_names_and_labels(folder):
     write(folder / "csan3" / "epoch002.h5", "hessian/train", {}, epoch=2)
-    found = {drawing.name(m): m for m in collect([folder], "hessian/train")}
+    found = {labels.name(m): m for m in collect([folder], "hessian/train")}
     assert set(found) == {"csan3", "csan8", "csan3-epoch002"}
-    assert drawing.label(found["csan3"]) == "3×3"
-    assert drawing.label(found["csan8"]) == "8×8 (global)"
-    assert drawing.stage(found["csan3-epoch002"]) == "end of warm-up (epoch 2)"
-    assert drawing.stage(found["csan8"]) == "end of training (epoch 12)"
+    assert labels.label(found["csan3"]) == "3×3"
+    assert labels.label(found["csan8"]) == "8×8 (global)"
+    assert labels.stage(found["csan3-epoch002"]) == "end of warm-up (epoch 2)"
+    assert labels.stage(found["csan8"]) == "end of training (epoch 12)"
 
 
 def test_windows_keep_their_colours():
-    both = drawing.colors(["3×3", "8×8 (global)"])
-    assert drawing.colors(["8×8 (global)"])["8×8 (global)"] == both["8×8 (global)"]
-    assert len(set(drawing.colors(["3×3", "5×5", "8×8", "4×4", "6×6"]).values())) == 5
+    both = labels.colors(["3×3", "8×8 (global)"])
+    assert labels.colors(["8×8 (global)"])["8×8 (global)"] == both["8×8 (global)"]
+    assert len(set(labels.colors(["3×3", "5×5", "8×8", "4×4", "6×6"]).values())) == 5
 
 
 @pytest.fixture

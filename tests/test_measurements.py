@@ -94,7 +94,7 @@ def test_collects_measurements_from_files_and_folders(checkpoint):
     assert [m.path for m in collect([path.parent], "one")] == [path]
     assert [m.path for m in collect([path], "one")] == [path]
     again = path.parent / ".." / path.parent.name
-    assert len(collect([path, path.parent, again, path.parent.parent], "one")) == 1
+    assert len(collect([path, path.parent, again], "one")) == 1
     assert collect([path.parent], "two") == []
     store("two", ARRAYS, checkpoint=checkpoint, options=OPTIONS, in_place_of="unfinished/two")
     assert load(path, "unfinished/two") is None

@@ -56,7 +56,7 @@ def main(options: Options) -> None:
     """Measure each checkpoint, print a table, draw, and name the files."""
     import numpy as np
 
-    from analysis import drawing
+    from analysis import drawing, labels
     from analysis.tables import print_table
 
     options.require(batches=1, points=2, line_points=2, processes=1)
@@ -73,10 +73,10 @@ def main(options: Options) -> None:
         loss = nll + l2
         centre, ends = options.line_points // 2, [0, -1]
         values = (nll[centre], nll[ends].mean(), loss[centre], loss[ends].mean())
-        rows.append([drawing.name(m), drawing.label(m), *(f"{value:.4g}" for value in values)])
+        rows.append([labels.name(m), labels.label(m), *(f"{value:.4g}" for value in values)])
     far = f"at ±{options.span:g}"
     print_table(
-        f"Along a filter-normalised direction, {drawing.objective(measurements[0])}",
+        f"Along a filter-normalised direction, {labels.objective(measurements[0])}",
         ["checkpoint", "window", "NLL at the weights", f"NLL {far}", "with L2", f"with L2 {far}"],
         rows,
     )

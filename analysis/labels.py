@@ -1,0 +1,139 @@
+"""What a measurement is called in figures and tables, and which of them belong together."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from analysis.measurements import Measurement
+
+COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#000000")
+WINDOW_COLORS = {3: COLORS[2], 5: COLORS[1], 8: COLORS[0]}
+
+
+def name(measurement: Measurement) -> str:
+    """Short name of the checkpoint: ``csan8``, or ``csan8-epoch005`` for a snapshot."""
+    path = measurement.path
+    return f"{path.parent.name}-{path.stem}" if _is_snapshot(path) else path.stem
+
+
+def _is_snapshot(path: Path) -> bool:
+    return path.stem.startswith("epoch") and path.stem[5:].isdigit()
+
+
+def home(measurement: Measurement) -> Path:
+    """Folder of the trained checkpoint that a measurement belongs to."""
+    path = measurement.path
+    return path.parent.parent if _is_snapshot(path) else path.parent
+
+
+def label(measurement: Measurement) -> str:
+    """What distinguishes the architecture: ``3×3``, ``8×8 (global)``, ``3×3, 3 heads``."""
+    architecture = measurement.checkpoint["architecture"]
+    window = architecture["window"]
+    text = f"{window}×{window}"
+    if window * architecture["patch_size"] >= architecture["image_size"]:
+        text += " (global)"
+    if architecture["head_window"] > 1:
+        text += f", {architecture['head_window']} heads"
+    text += "".join(
+        f", {architecture[option]}"
+        for option, usual in (("border", "clamp"), ("pooling", "gap"))
+        if architecture[option] != usual
+    )
+    return text
+
+
+def colors(labels: Iterable[str]) -> dict[str, str]:
+    """The same colour for the same window everywhere; the rest from what remains of the cycle."""
+    unique = list(dict.fromkeys(labels))
+    fixed = {f"{w}×{w}": color for w, color in WINDOW_COLORS.items()}
+    assigned = {text: fixed[text.split(" ")[0]] for text in unique if text.split(" ")[0] in fixed}
+    free = [color for color in COLORS if color not in assigned.values()]
+    rest = [text for text in unique if text not in assigned]
+    return assigned | {text: free[i % len(free)] for i, text in enumerate(rest)}
+
+
+def stage(measurement: Measurement) -> str:
+    """At which point of its training the checkpoint was kept."""
+    epoch, recipe = measurement.checkpoint["epoch"], measurement.checkpoint["recipe"]
+    if epoch == recipe["epochs"]:
+        return f"end of training (epoch {epoch})"
+    if epoch == recipe["warmup_epochs"]:
+        return f"end of warm-up (epoch {epoch})"
+    return f"epoch {epoch}"
+
+
+def by_architecture(measurements: Iterable[Measurement]) -> dict[str, list[Measurement]]:
+    """Measurements by `label`, from local to global: the seeds of one architecture and recipe.
+
+    Where a label would stand for several, it also names the options in which they differ.
+    """
+    alike: dict[str, list[Measurement]] = defaultdict(list)
+    for m in sorted(measurements, key=by_window):
+        alike[training(m, but="seed")].append(m)
+    by_label: dict[str, list[list[Measurement]]] = defaultdict(list)
+    for members in alike.values():
+        by_label[label(members[0])].append(members)
+    named = {}
+    for text, configurations in by_label.items():
+        options = [
+            members[0].checkpoint["architecture"] | members[0].checkpoint["recipe"]
+            for members in configurations
+        ]
+        differ = [key for key in options[0] if len({repr(o.get(key)) for o in options}) > 1]
+        for members, own in zip(configurations, options, strict=True):
+            named[text + "".join(f", {key} {own.get(key)}" for key in differ)] = members
+    return named
+
+
+def seeds(groups: Mapping[str, Sequence[Measurement]]) -> str:
+    """How many seeds there are for each label."""
+    counts = sorted({len(members) for members in groups.values()})
+    plural = "s" if counts[-1] > 1 else ""
+    return f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{counts[0]} seed{plural}"
+
+
+def measured_alike(measurements: Sequence[Measurement]) -> list[Measurement]:
+    """Those with the most common options: what was measured differently is not comparable."""
+    options = [repr(sorted(m.options.items())) for m in measurements]
+    common = max(options, key=options.count)
+    return [m for m, own in zip(measurements, options, strict=True) if own == common]
+
+
+def dataset(measurement: Measurement) -> str:
+    """Name of the dataset, with the number of images if it was a part of it."""
+    spec, images = measurement.checkpoint["dataset"], measurement.checkpoint["images"]
+    return Path(spec).stem if images is None else f"{Path(spec).stem}-{images}"
+
+
+def training(measurement: Measurement, *, but: str = "") -> str:
+    """What all checkpoints of one training share; all but the option `but`."""
+    made_by = ("architecture", "recipe", "dataset", "images", "seed")
+    return repr([measurement.checkpoint[key] for key in made_by if key != but])
+
+
+def objective(measurement: Measurement) -> str:
+    """In words, what was differentiated or evaluated."""
+    kind, split = measurement.options["objective"], measurement.options["split"]
+    images = {"train": "augmented", "clean": "clean"}[kind]
+    return f"{'NLL + L2' if kind == 'train' else 'NLL'} on {images} {split} images"
+
+
+def title(measurement: Measurement) -> str:
+    """Of a figure of one checkpoint, two lines."""
+    first = f"{name(measurement)}: window {label(measurement)}, {stage(measurement)}"
+    return f"{first}\n{objective(measurement)}"
+
+
+def suffix(measurement: Measurement) -> str:
+    """Of file names: nothing for the usual objective, else which one it is."""
+    which = measurement.name.partition("/")[2]
+    return "" if which == "train" else f"_{which}"
+
+
+def by_window(measurement: Measurement) -> tuple[int, int, str]:
+    """Order of curves and panels: from local to global."""
+    architecture = measurement.checkpoint["architecture"]
+    return architecture["window"], architecture["head_window"], str(measurement.path)
