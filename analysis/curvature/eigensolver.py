@@ -299,12 +299,15 @@ def _validate(A: SymmetricOperator, k: int, which: str) -> None:
 
 
 def _require_symmetry(defect: np.ndarray, scale: float, dtype: torch.dtype) -> None:
-    """Refuse T ≠ Tᵀ beyond what rounding in the products with A explains."""
-    worst = float(defect.max(initial=0.0))
-    if worst > torch.finfo(dtype).eps ** 0.5 * scale:
+    """Refuse T ≠ Tᵀ beyond what rounding in the products with A explains.
+
+    Which is more than sqrt(eps): in float32, a ResNet-18 was seen to reach 6e-4.
+    """
+    worst, allowed = float(defect.max(initial=0.0)), torch.finfo(dtype).eps ** (1 / 3)
+    if worst > allowed * scale:
         raise InputError(
             f"A: not symmetric: q·Ap and p·Aq differ by {worst / scale:.1e} of the norm of A "
-            f"for two vectors p and q, expected at most {torch.finfo(dtype).eps ** 0.5:.1e}"
+            f"for two vectors p and q, expected at most {allowed:.1e}"
         )
 
 
