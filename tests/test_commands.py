@@ -115,7 +115,7 @@ def test_hessian_stores_what_the_measurement_is_worth(here, call):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_needs_no_torch_and_comes_at_once(command):
+def test_help_needs_neither_torch_nor_matplotlib(command):
     program = (
         "import runpy, sys; sys.argv = ['x', '--help']; sys.path.insert(0, '.')\n"
         f"try: runpy.run_module({command!r}, run_name='__main__', alter_sys=True)\n"
