@@ -92,22 +92,35 @@ class FrozenLoss:
         ):
             raise InputError("model: parameters of several dtypes or devices, expected one of each")
 
+        self._micro_batch = micro_batch
+        self.chunks = self._chunks(data, seed)
+
+    def on(self, data: Data, seed: int) -> FrozenLoss:
+        """The same function of the parameters on other data."""
+        other = copy.copy(self)
+        other.chunks = self._chunks(data, seed)
+        return other
+
+    def _chunks(self, data: Data, seed: int) -> list[Chunk]:
         batches = as_batches(data)
         total = sum(len(x) for x, _ in batches)
         whole = [
             Chunk(x, y, len(x) / total, 0, derive_seed(seed, index))
             for index, (x, y) in enumerate(batches)
         ]
-        size = MICRO_BATCH.get(self.device.type, 32) if micro_batch is None else micro_batch
-        if size < 1:
+        size = self._micro_batch
+        if size is None:
+            size = MICRO_BATCH.get(self.device.type, 32)
+        elif size < 1:
             raise InputError(f"micro_batch: {size}, expected at least 1")
-        self.chunks = whole
-        if any(len(chunk.x) > size for chunk in whole):
-            reason = self._why_whole(max(whole, key=lambda chunk: len(chunk.x)), size)
-            if reason is None:
-                self.chunks = [piece for chunk in whole for piece in _cut(chunk, size)]
-            elif micro_batch is not None:
-                raise InputError(f"micro_batch: {micro_batch} would change the result: {reason}")
+        if all(len(chunk.x) <= size for chunk in whole):
+            return whole
+        reason = self._why_whole(max(whole, key=lambda chunk: len(chunk.x)), size)
+        if reason is None:
+            return [piece for chunk in whole for piece in _cut(chunk, size)]
+        if self._micro_batch is not None:
+            raise InputError(f"micro_batch: {size} would change the result: {reason}")
+        return whole
 
     @contextlib.contextmanager
     def forward(
@@ -120,7 +133,7 @@ class FrozenLoss:
         state = {**self._constants, **(parameters or self.parameters), **buffers}
         x = self._cast(chunk.x.to(self.device, non_blocking=True))
         # Only the math kernel of scaled_dot_product_attention has a second derivative.
-        with self._randomness(chunk.seed), sdpa_kernel(SDPBackend.MATH):
+        with self.randomness(chunk.seed), sdpa_kernel(SDPBackend.MATH):
             yield functional_call(self._model, state, x)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -132,7 +145,8 @@ class FrozenLoss:
         return loss
 
     @contextlib.contextmanager
-    def _randomness(self, seed: int) -> Iterator[None]:
+    def randomness(self, seed: int) -> Iterator[None]:
+        """Inside, random numbers come from `seed`; outside, nothing has happened."""
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.random.default_generator.manual_seed(seed)
@@ -182,7 +196,7 @@ class FrozenLoss:
             with self.forward(pair) as outputs:
                 together = self.loss(outputs, pair.y)
                 drawn = _generator_states(self.device)
-            with self._randomness(pair.seed):
+            with self.randomness(pair.seed):
                 undrawn = _generator_states(self.device)
             if not all(map(torch.equal, drawn, undrawn)):
                 return "the forward pass draws random numbers"

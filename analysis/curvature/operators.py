@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from abc import ABC, abstractmethod
@@ -14,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from analysis.curvature.frozen import Chunk, Data, FrozenLoss, LossFunction
-from analysis.parameters import flatten, unflatten
+from analysis.parameters import flatten
 from models.errors import InputError
 from models.seeds import derive_seed
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
+    from typing_extensions import Self
 
 MEMORY = 2 * 1024**3  # default budget for what is kept between products, in bytes
 
@@ -108,6 +110,13 @@ class CurvatureOperator(ABC):
         self.dtype = self._objective.dtype
         self.device = self._objective.device
 
+    def on(self, data: Data, *, seed: int = 0) -> Self:
+        """The same operator of other data, which shares what has been compiled."""
+        other = copy.copy(self)
+        other._objective = self._objective.on(data, seed)
+        other._kept, other._keep = [], None
+        return other
+
     @abstractmethod
     def _linear_map(self, chunk: Chunk) -> LinearMap:
         """Everything about a chunk that products have in common, weighted by its share."""
@@ -127,25 +136,24 @@ class CurvatureOperator(ABC):
             raise InputError(
                 f"{type(self).__name__} @ v: v of dtype {vectors.dtype}, expected {self.dtype}"
             )
-        product = self._weight_decay * vectors
         if vectors.ndim == 1:
-            pieces = list(unflatten(vectors, self._parameters).values())
+            return self._product(vectors[None])[0]
+        return self._product(vectors.T.contiguous()).T
+
+    def _product(self, rows: Tensor) -> Tensor:
+        product = self._weight_decay * rows
+        pieces = _unflatten_rows(rows, self._parameters)
+        if self.device.type == "cpu" or len(rows) == 1:
+            # One pass for the whole block takes longer on a CPU: intermediate results, so many
+            # times larger, leave the cache, and no kernel is too short to be worth its launch.
             for linear_map in self._linear_maps():
-                product += flatten(linear_map.apply(pieces, False))
-        elif self.device.type == "cpu":
-            # One pass for the whole block takes longer here: its intermediate results, k times as
-            # large, leave the cache, and no kernel is too short to be worth its launch.
-            columns = [
-                list(unflatten(v, self._parameters).values()) for v in vectors.T.contiguous()
-            ]
-            for linear_map in self._linear_maps():
-                for index, pieces in enumerate(columns):
-                    product[:, index] += flatten(linear_map.apply(pieces, False))
+                for index in range(len(rows)):
+                    vector = [piece[index] for piece in pieces]
+                    product[index] += flatten(linear_map.apply(vector, False))
         else:
-            block = _unflatten_block(vectors.T, self._parameters)
             for linear_map in self._linear_maps():
-                rows = [piece.flatten(1) for piece in linear_map.apply(block, True)]
-                product += torch.cat(rows, dim=1).T
+                found = [piece.flatten(1) for piece in linear_map.apply(pieces, True)]
+                product += torch.cat(found, dim=1)
         return product
 
     def to_scipy(self) -> LinearOperator:
@@ -261,7 +269,7 @@ def _part(name: str, by: str) -> str:
     return ".".join(path[: block + (by == "module")])
 
 
-def _unflatten_block(rows: Tensor, like: dict[str, Tensor]) -> list[Tensor]:
+def _unflatten_rows(rows: Tensor, like: dict[str, Tensor]) -> list[Tensor]:
     pieces = rows.split([tensor.numel() for tensor in like.values()], dim=1)
     return [
         piece.reshape(len(rows), *tensor.shape)

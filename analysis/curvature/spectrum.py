@@ -49,6 +49,7 @@ def max_eigenvalue_spectrum(
     tol: float = 1e-3,
     seed: int = 0,
     solver: Solver = "lanczos",
+    compile: bool = False,
     progress: Callable[[list[Any]], Iterable[Any]] | None = None,
 ) -> MaxEigenvalueSpectrum:
     """Top-`k` Hessian eigenvalues by magnitude of each mini-batch (Park and Kim 2022, Section 2).
@@ -72,6 +73,8 @@ def max_eigenvalue_spectrum(
     solver
         "lanczos", or "pyhessian": power iteration with deflation by the PyHessian package, the
         protocol of the paper, which works in evaluation mode whatever the mode of the model.
+    compile
+        As of `Hessian`, once for all mini-batches of the size of the first.
     progress
         Wraps the list of mini-batches, as `tqdm.tqdm` does.
 
@@ -84,6 +87,7 @@ def max_eigenvalue_spectrum(
         raise InputError(f"solver: {solver!r}, expected one of {', '.join(get_args(Solver))}")
     drawn = as_batches(batches)
     pairs: list[Eigenpairs] = []
+    H: Hessian | None = None
     for batch in drawn if progress is None else progress(drawn):
         batch_seed = derive_seed(seed, len(pairs))
         options: dict[str, Any] = {
@@ -92,7 +96,11 @@ def max_eigenvalue_spectrum(
             "seed": batch_seed,
         }
         if solver == "lanczos":
-            H = Hessian(model, loss_fn, batch, **options)
+            H = (
+                H.on(batch, seed=batch_seed)
+                if H
+                else Hessian(model, loss_fn, batch, compile=compile, **options)
+            )
             v0 = _start(pairs[-1] if pairs else None, H, batch_seed)
             pairs.append(eigsh(H, k, tol=tol, v0=v0, seed=batch_seed))
         else:
