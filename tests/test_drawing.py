@@ -20,9 +20,9 @@ from models import InputError
 EPOCHS = 12
 
 
-def write(path, name, arrays, *, window=3, seed=0, epoch=EPOCHS, **options):
+def write(path, name, arrays, *, window=3, seed=0, epoch=EPOCHS, dim=48, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
-    architecture = dict(window=window, patch_size=1, image_size=8)
+    architecture = dict(window=window, patch_size=1, image_size=8, dim=dim)
     architecture |= dict(head_window=1, border="clamp", pooling="gap")
     checkpoint = dict(
         architecture=architecture,
@@ -62,8 +62,15 @@ def folder(tmp_path):
                 "density/grid": np.linspace(-1, 9, 50),
                 "density/density": np.exp(-np.linspace(-1, 9, 50)),
                 "density/standard_error": np.full(50, 1e-3),
+                "layers/names": np.array(["blocks.0.mlp", "head"], dtype=bytes),
+                "layers/eigenvalues": np.array([[3.0, -1.0], [2.0, np.nan]]),
+                **dict.fromkeys(("nep", "ape", "trace"), 1.0),
+                **{f"{key}_standard_error": 0.1 for key in ("nep", "ape", "trace")},
             }
             write(file, "hessian/train", spectrum, window=window, seed=seed)
+            for epoch in (0, 2):
+                early = own / f"csan{window}" / f"epoch{epoch:03d}.h5"
+                write(early, "hessian/train", spectrum, window=window, seed=seed, epoch=epoch)
         line = {f"line/{key}": 1 + grid**2 for key in ("nll", "l2", "error")}
         surface = {f"surface/{key}": 1 + grid**2 + grid[:, None] ** 2 for key in ("nll", "l2")}
         axes = {"line/xs": grid, "surface/xs": grid, "surface/ys": grid}
@@ -74,9 +81,10 @@ def folder(tmp_path):
 def test_draws_every_figure_once(folder, tmp_path):
     written = drawing.draw_all(folder, tmp_path / "figures", ("png", "svg"))
     assert {path.name for path in written if path.suffix == ".png"} == {
-        "hessian_csan3.png",
-        "hessian_csan8.png",
-        "hessian_digits_epoch012.png",
+        *(f"hessian_csan{w}{e}.png" for w in (3, 8) for e in ("", "-epoch000", "-epoch002")),
+        *(f"hessian_csan{w}{e}_layers.png" for w in (3, 8) for e in ("", "-epoch000", "-epoch002")),
+        *(f"hessian_digits_epoch{e:03d}.png" for e in (0, 2, 12)),
+        "hessian_digits_training.png",
         "landscape_digits_lines.png",
         "landscape_digits_contours.png",
         "landscape_digits_surfaces.png",
@@ -126,9 +134,9 @@ def test_says_what_is_missing(tmp_path):
 
 
 def test_names_and_labels(folder):
-    write(folder / "csan3" / "epoch002.h5", "hessian/train", {}, epoch=2)
     found = {labels.name(m): m for m in collect([folder], "hessian/train")}
-    assert set(found) == {"csan3", "csan8", "csan3-epoch002"}
+    snapshots = {f"csan{w}-epoch{e:03d}" for w in (3, 8) for e in (0, 2)}
+    assert set(found) == {"csan3", "csan8"} | snapshots
     assert labels.label(found["csan3"]) == "3×3"
     assert labels.label(found["csan8"]) == "8×8 (global)"
     assert labels.stage(found["csan3-epoch002"]) == "end of warm-up (epoch 2)"
@@ -139,6 +147,23 @@ def test_windows_keep_their_colours():
     both = labels.colors(["3×3", "8×8 (global)"])
     assert labels.colors(["8×8 (global)"])["8×8 (global)"] == both["8×8 (global)"]
     assert len(set(labels.colors(["3×3", "5×5", "8×8", "4×4", "6×6"]).values())) == 5
+
+
+def test_seeds_are_pooled_and_other_recipes_are_not(folder):
+    write(folder / "other.h5", "history", {}, window=3, seed=2, dim=96)
+    groups = labels.by_architecture(collect([folder], "history"))
+    assert {text: len(members) for text, members in groups.items()} == {
+        "3×3, dim 48": 2,
+        "3×3, dim 96": 1,
+        "8×8 (global)": 2,
+    }
+    assert labels.seeds(groups) == "1 to 2 seeds"
+
+
+def test_what_was_measured_differently_is_not_compared(folder):
+    write(folder / "k1.h5", "hessian/train", {"eigenvalues": np.ones((1, 1))}, k=1)
+    found = collect([folder], "hessian/train")
+    assert len(labels.measured_alike(found)) == len(found) - 1
 
 
 @pytest.fixture
