@@ -72,6 +72,8 @@ def plot_max_eigenvalues(
         ax.xaxis.set_minor_formatter(NullFormatter())
         sign = "-" if half == "negative" else ""
         ax.xaxis.set_major_formatter(lambda value, _: f"${sign}{value:g}$")
+    if not ax.dataLim.width > 0:  # as yet there are none
+        ax.set_xticks([])
     if half == "negative":
         ax.xaxis.set_inverted(True)
     ax.set(xlabel=f"{half} Hessian max eigenvalues", ylabel="density per decade")
