@@ -81,6 +81,10 @@ def main(options: Options) -> None:
         rows,
     )
     for m in measurements:
+        unknown = int((~np.isfinite(m.arrays["surface/nll"])).sum())
+        if unknown:
+            total = m.arrays["surface/nll"].size
+            print(f"{labels.name(m)}: not a number at {unknown} of {total} points of the surface")
         print(f"stored in {m.path}:/{m.name}")
     for path in drawing.draw_landscapes(measurements, options.out):
         print(f"wrote {path}")
