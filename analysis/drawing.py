@@ -123,11 +123,13 @@ def draw_hessian_training(
     Of every training of which three snapshots or more have been measured.
     """
     groups: dict[str, dict[str, list[Measurement]]] = defaultdict(lambda: defaultdict(list))
-    for m in sorted(measurements, key=lambda m: (labels.by_window(m), m.checkpoint["epoch"])):
+    for m in sorted(measurements, key=lambda m: m.checkpoint["epoch"]):
         groups[labels.dataset(m)][labels.training(m)].append(m)
     written = []
     for data, trainings in sorted(groups.items()):
-        series = [snapshots for snapshots in trainings.values() if len(snapshots) > 2]
+        series = [labels.measured_alike(snapshots) for snapshots in trainings.values()]
+        series = [snapshots for snapshots in series if len(snapshots) > 2]
+        series.sort(key=lambda snapshots: labels.by_window(snapshots[0]))
         if not series:
             continue
         palette = labels.colors(labels.label(snapshots[0]) for snapshots in series)

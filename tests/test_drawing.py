@@ -96,6 +96,16 @@ def test_draws_every_figure_once(folder, tmp_path):
         assert path.read_bytes().startswith(signature)
 
 
+def test_snapshots_are_drawn_in_the_order_of_their_epochs(folder, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        plots, "plot_over_training", lambda epochs, *_, **__: drawn.append(epochs.tolist())
+    )
+    drawing.draw_hessian_training(collect([folder], "hessian/train"), tmp_path)
+    assert drawn == [[0, 2, EPOCHS]] * len(drawn)
+    assert len(drawn) == 3 * 4  # NEP, APE and trace of two windows and two seeds
+
+
 def test_needs_no_torch(folder, tmp_path):
     program = f"""
 import runpy, sys
