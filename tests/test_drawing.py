@@ -97,10 +97,13 @@ def test_draws_every_figure_once(folder, tmp_path):
 
 
 def test_snapshots_are_drawn_in_the_order_of_their_epochs(folder, tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(
-        plots, "plot_over_training", lambda epochs, *_, **__: drawn.append(epochs.tolist())
-    )
+    drawn, plot = [], plots.plot_over_training
+
+    def record(epochs, *arguments, **options):
+        drawn.append(epochs.tolist())
+        return plot(epochs, *arguments, **options)
+
+    monkeypatch.setattr(plots, "plot_over_training", record)
     drawing.draw_hessian_training(collect([folder], "hessian/train"), tmp_path)
     assert drawn == [[0, 2, EPOCHS]] * len(drawn)
     assert len(drawn) == 3 * 4  # NEP, APE and trace of two windows and two seeds
