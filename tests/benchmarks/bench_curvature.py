@@ -1,0 +1,432 @@
+"""Curvature against other packages: ``python -m tests.benchmarks.bench_curvature``.
+
+Same model, data and objective for all, the sides in turn in one process. Accuracy is measured
+against a tight solve; a peer's tolerance, or number of steps, is the loosest with which all
+eigenvalues of all mini-batches are within 1e-3. Printed and written to ``curvature.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import eigsh as scipy_eigsh
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from analysis.curvature import Hessian, eigsh, max_eigenvalue_spectrum, spectral_density, trace
+from models.checkpoint import load_checkpoint
+from models.csan import CSAN
+from models.datasets import load_dataset
+
+Batch = tuple[Tensor, Tensor]
+Row = tuple[str, str, float, float]  # work, against, ratio, ratio to reach
+K, ACCURACY = 5, 1e-3
+OUTPUT = Path(__file__).with_name("curvature.md")
+PACKAGES = ("torch", "scipy", "pyhessian", "hessian-eigenthings", "curvlinops-for-pytorch", "timm")
+
+
+def main() -> None:
+    """Print the table and write it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--memory-of", choices=("us", "pyhessian"), help=argparse.SUPPRESS)
+    parser.add_argument("--images", type=int, default=256, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    warnings.filterwarnings("ignore")
+    if options.memory_of:
+        print(peak_memory(options.memory_of, options.images))
+        return
+    torch.manual_seed(0)
+    lines = [
+        f"{platform.processor() or platform.machine()}, {options.threads} threads, Python "
+        f"{platform.python_version()}, " + ", ".join(f"{p} {version(p)}" for p in PACKAGES),
+        "",
+        "| work | against | ratio | to reach |",
+        "|---|---|---:|---:|",
+    ]
+    print("\n".join(lines))
+    for work, against, ratio, goal in rows():
+        lines.append(f"| {work} | {against} | {ratio:.2f} | {goal:g} |")
+        print(lines[-1], flush=True)
+    OUTPUT.write_text("\n".join([*lines, ""]))
+
+
+def rows() -> Iterator[Row]:
+    """All comparisons."""
+    digits = digits_csan()
+    csan, draw = cifar_csan()
+    yield from eigenvalues("CSAN of the digits, mini-batch 16", digits[0], digits[1](16, 4))
+    yield from eigenvalues("CSAN 96 x 6, mini-batch 16", csan, draw(16, 4), compile=True)
+    yield from eigenvalues("CSAN 96 x 6, mini-batch 128", csan, draw(128, 1))
+    yield from eigenvalues("ResNet-18, mini-batch 16", resnet(), draw(16, 2))
+    yield from density(csan, draw(128, 2))
+    yield from traces(digits[0], digits[1](128, 4))
+    yield from gemm_rate(csan, draw(16, 1)[0])
+    yield from memory()
+
+
+def digits_csan() -> tuple[nn.Module, Callable[[int, int], list[Batch]]]:
+    """The shipped checkpoint and a function that cuts batches (size, number) of its data."""
+    checkpoint = load_checkpoint(Path("checkpoints/csan8.pt"))
+    data = load_dataset(checkpoint.dataset)
+
+    def draw(size: int, number: int) -> list[Batch]:
+        pairs = zip(data.inputs.split(size), data.labels.split(size), strict=True)
+        return [pair for pair, _ in zip(pairs, range(number), strict=False)]
+
+    return checkpoint.model.eval(), draw
+
+
+def cifar_csan() -> tuple[nn.Module, Callable[[int, int], list[Batch]]]:
+    """A CSAN of dim 96, depth 6, heads 3, briefly trained on patterns in noise, and such images."""
+    model = CSAN(
+        image_size=32, channels=3, classes=100, patch_size=4, dim=96, depth=6, heads=3, window=5
+    )
+    generator = torch.Generator().manual_seed(0)
+    patterns = torch.randn(100, 3, 32, 32, generator=generator)
+
+    def draw(size: int, number: int) -> list[Batch]:
+        batches = []
+        for _ in range(number):
+            y = torch.randint(0, 100, (size,), generator=generator)
+            noise = torch.randn(size, 3, 32, 32, generator=generator)
+            batches.append((patterns[y] + noise, y))
+        return batches
+
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    for x, y in draw(32, 60):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return model.eval().requires_grad_(), draw
+
+
+def resnet() -> nn.Module:
+    """From torchvision, in evaluation mode."""
+    import torchvision
+
+    return torchvision.models.resnet18(num_classes=100).eval()
+
+
+def eigenvalues(
+    work: str, model: nn.Module, batches: list[Batch], *, compile: bool = False
+) -> Iterator[Row]:
+    """Top-5 eigenvalues by magnitude of each mini-batch."""
+    truth = spectrum(model, batches, tol=1e-7)
+    solvers: dict[str, Callable[[], np.ndarray]] = {
+        "us": lambda: spectrum(model, batches, tol=ACCURACY),
+        "PyHessian, defaults": lambda: pyhessian_spectrum(model, batches, 1e-3, 100),
+    }
+    their_truth = {"curvlinops": curvlinops_spectrum(model, batches, 1e-7)}
+    for name, solver, settings in (
+        ("PyHessian", partial(pyhessian_spectrum, max_iter=2000), [10.0**-i for i in range(4, 9)]),
+        ("hessian-eigenthings", eigenthings_spectrum, range(10, 60)),
+        ("curvlinops", curvlinops_spectrum, [0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 1e-4]),
+    ):
+        setting = loosest(solver, model, batches, settings, their_truth.get(name, truth))
+        if setting is None:
+            print(f"{work}: {name} does not reach {ACCURACY} with any of {settings}")
+            continue
+        print(f"{work}: {name} with {setting}")
+        solvers[f"{name}, as accurate"] = partial(solver, model, batches, setting)
+    if compile:
+        fast = Hessian(model, F.cross_entropy, batches[0], compile=True)
+        solvers["us, compiled"] = lambda: recycled(fast, batches)
+    seconds, results = alternate(solvers)
+    error = {name: relative_error(result, truth) for name, result in results.items()}
+    print({name: f"{seconds[name]:.2f} s, {error[name]:.1e} off" for name in solvers})
+    print(f"{work}: curvlinops is {relative_error(their_truth['curvlinops'], truth):.1e} off")
+    goals = {
+        "PyHessian, as accurate": 15,
+        "PyHessian, defaults": 4,
+        "hessian-eigenthings, as accurate": 2.5,
+        "curvlinops, as accurate": 3,
+    }
+    for ours in ("us", "us, compiled"):
+        for name, goal in goals.items():
+            if ours in seconds and name in seconds:
+                suffix = " (compiled)" if ours != "us" else ""
+                yield work + suffix, name, seconds[name] / seconds[ours], goal
+    yield (
+        f"{work}: error",
+        "PyHessian, defaults",
+        error["PyHessian, defaults"] / error["us"],
+        100,
+    )
+
+
+def spectrum(model: nn.Module, batches: list[Batch], tol: float) -> np.ndarray:
+    """This project's."""
+    return max_eigenvalue_spectrum(model, F.cross_entropy, batches, K, tol=tol).eigenvalues.numpy()
+
+
+def recycled(H: Hessian, batches: list[Batch]) -> np.ndarray:
+    """As `max_eigenvalue_spectrum` does, with an operator that is compiled already."""
+    found, v0 = [], None
+    for i, batch in enumerate(batches):
+        E = eigsh(H.on(batch), K, tol=ACCURACY, v0=v0, seed=i)
+        v0 = torch.cat(
+            [E.eigenvectors, torch.nn.functional.normalize(torch.randn(H.shape[0], 1), dim=0)], 1
+        )
+        found.append(E.eigenvalues.numpy())
+    return np.stack(found)
+
+
+def pyhessian_spectrum(
+    model: nn.Module, batches: list[Batch], tol: float, max_iter: int
+) -> np.ndarray:
+    """Power iteration with deflation."""
+    from pyhessian import hessian
+
+    found = []
+    for i, batch in enumerate(batches):
+        torch.manual_seed(i)
+        model.zero_grad()
+        peer = hessian(model, F.cross_entropy, data=batch, cuda=False)
+        found.append(peer.eigenvalues(maxIter=max_iter, tol=tol, top_n=K)[0])
+        model.zero_grad()
+    return by_magnitude(found)
+
+
+def eigenthings_spectrum(model: nn.Module, batches: list[Batch], steps: int) -> np.ndarray:
+    """Lanczos of a fixed number of steps."""
+    from hessian_eigenthings import lanczos
+
+    found = []
+    for i, batch in enumerate(batches):
+        result = lanczos(eigenthings_operator(model, [batch]), k=K, max_iter=steps, seed=i)
+        found.append(result.eigenvalues.numpy())
+    return by_magnitude(found)
+
+
+def eigenthings_operator(model: nn.Module, batches: list[Batch]) -> object:
+    """The peer's Hessian."""
+    from hessian_eigenthings import HessianOperator, supervised_loss
+
+    return HessianOperator(model, batches, supervised_loss(F.cross_entropy))
+
+
+def curvlinops_spectrum(model: nn.Module, batches: list[Batch], tol: float) -> np.ndarray:
+    """ARPACK."""
+    found = []
+    for i, batch in enumerate(batches):
+        A = curvlinops_operator(model, [batch]).to_scipy()
+        v0 = np.random.default_rng(i).standard_normal(A.shape[0]).astype(np.float32)
+        found.append(scipy_eigsh(A, K, tol=tol, v0=v0, return_eigenvectors=False))
+    return by_magnitude(found)
+
+
+def curvlinops_operator(model: nn.Module, batches: list[Batch]) -> object:
+    """The peer's Hessian."""
+    from curvlinops import HessianLinearOperator
+
+    parameters = list(model.parameters())
+    return HessianLinearOperator(
+        model, nn.CrossEntropyLoss(), parameters, batches, check_deterministic=False
+    )
+
+
+def loosest(
+    solver: Callable[[nn.Module, list[Batch], float], np.ndarray],
+    model: nn.Module,
+    batches: list[Batch],
+    settings: Sequence[float],
+    truth: np.ndarray,
+) -> float | None:
+    """First setting with which every eigenvalue is accurate."""
+    for setting in settings:
+        if relative_error(solver(model, batches, setting), truth) <= ACCURACY:
+            return setting
+    return None
+
+
+def density(model: nn.Module, batches: list[Batch]) -> Iterator[Row]:
+    """An eighth of 2,048 images and of the memory, 2 of 40 steps: cost is linear in both."""
+    from curvlinops.papyan2020traces.spectrum import fast_lanczos
+    from hessian_eigenthings import spectral_density as eigenthings_density
+
+    probes, steps = 8, 2
+    memory = 2 * 1024**3 // 8
+    seconds, _ = alternate(
+        {
+            "us": lambda: spectral_density(
+                Hessian(model, F.cross_entropy, batches, memory=memory), probes=probes, steps=steps
+            ),
+            "hessian-eigenthings": lambda: eigenthings_density(
+                eigenthings_operator(model, batches),
+                num_runs=probes,
+                lanczos_steps=steps,
+                num_grid_points=100,
+            ),
+            "curvlinops": lambda: [
+                fast_lanczos(curvlinops_operator(model, batches), steps) for _ in range(probes)
+            ],
+        },
+        repeats=1,
+    )
+    for name in ("hessian-eigenthings", "curvlinops"):
+        yield "spectral density, 8 probes", name, seconds[name] / seconds["us"], 2
+
+
+def traces(model: nn.Module, batches: list[Batch]) -> Iterator[Row]:
+    """Trace to a standard error of 1 %, by the fewest products that reach it."""
+    from hessian_eigenthings import trace as eigenthings_trace
+    from pyhessian import hessian
+
+    H = Hessian(model, F.cross_entropy, batches)
+    pilot = trace(H, matvecs=100, method="hutchinson")
+    relative = pilot.standard_error / abs(pilot.estimate)
+    needed = int(100 * (relative / 0.01) ** 2) + 1
+    ours = next(
+        m
+        for m in range(30, 10**6, 30)
+        if (T := trace(H, matvecs=m)).standard_error <= 0.01 * abs(T.estimate)
+    )
+    theirs = next(
+        m
+        for m in range(30, 10**6, 30)
+        if (
+            R := eigenthings_trace(eigenthings_operator(model, batches), num_matvecs=m, seed=0)
+        ).stderr
+        <= 0.01 * abs(R.estimate)
+    )
+    print(f"trace to 1 %: {ours} products, hessian-eigenthings {theirs}, Hutchinson {needed}")
+    share = min(1.0, 20 / needed)  # Hutchinson's cost is linear
+
+    def pyhessian_trace() -> object:
+        return hessian(model, F.cross_entropy, dataloader=batches, cuda=False).trace(
+            maxIter=int(share * needed), tol=0
+        )
+
+    seconds, _ = alternate(
+        {
+            "us": lambda: trace(Hessian(model, F.cross_entropy, batches), matvecs=ours),
+            "PyHessian": pyhessian_trace,
+            "hessian-eigenthings": lambda: eigenthings_trace(
+                eigenthings_operator(model, batches), num_matvecs=theirs, seed=0
+            ),
+        }
+    )
+    model.zero_grad()
+    yield "trace to 1 %", "PyHessian", seconds["PyHessian"] / share / seconds["us"], 2
+    yield "trace to 1 %", "hessian-eigenthings", seconds["hessian-eigenthings"] / seconds["us"], 2
+
+
+def gemm_rate(model: nn.Module, batch: Batch) -> Iterator[Row]:
+    """Time of the matrix products within an HVP, on their own, over the time of the HVP."""
+    for name, compile in (("HVP", False), ("compiled HVP", True)):
+        H = Hessian(model, F.cross_entropy, batch, compile=compile)
+        v = torch.randn(H.shape[0])
+        plain = Hessian(model, F.cross_entropy, batch)
+        plain @ v
+        with Products() as products:
+            plain @ v
+        operands = [(torch.randn(a), torch.randn(b)) for a, b in products.shapes]
+        results = [a @ b for a, b in operands]
+
+        def alone(operands=operands, results=results) -> None:
+            for (a, b), result in zip(operands, results, strict=True):
+                torch.matmul(a, b, out=result)
+
+        seconds, _ = alternate({"alone": alone, "within": lambda H=H, v=v: H @ v}, repeats=15)
+        rate = seconds["alone"] / seconds["within"]
+        yield f"GEMM rate inside the {name}", "plain sgemm of the same shapes", rate, 0.7
+
+
+class Products(TorchDispatchMode):
+    """Shapes of the operands of every matrix product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[torch.Size, torch.Size]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default):
+            self.shapes.append((args[0].shape, args[1].shape))
+        return func(*args, **(kwargs or {}))
+
+
+def memory() -> Iterator[Row]:
+    """Peak memory on many images, of processes of their own."""
+    peaks = {
+        (who, images): float(
+            subprocess.run(
+                [sys.executable, "-m", __spec__.name, "--memory-of", who, "--images", str(images)],
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout
+        )
+        for who, images in (("us", 256), ("us", 512), ("pyhessian", 256))
+    }
+    print({f"{who}, {images} images": f"{peak:.2f} GiB" for (who, images), peak in peaks.items()})
+    work = "peak memory, ViT-Ti of 5.5 M parameters"
+    ours, twice, theirs = peaks.values()
+    yield work, "PyHessian, full data in batches of 128", theirs / ours, 2
+    yield work, "us, half the images", ours / twice, 0.95
+
+
+def peak_memory(who: str, images: int) -> float:
+    """GiB that one product adds to the process."""
+    import timm
+
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=4, num_classes=100)
+    model.eval()
+    x, y = torch.randn(images, 3, 32, 32), torch.randint(0, 100, (images,))
+    batches = list(zip(x.split(128), y.split(128), strict=True))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if who == "us":
+        eigsh(Hessian(model, F.cross_entropy, batches), K, maxiter=K)
+    else:
+        from pyhessian import hessian
+
+        with sdpa_kernel(SDPBackend.MATH):
+            hessian(model, F.cross_entropy, dataloader=batches, cuda=False).eigenvalues(
+                maxIter=1, top_n=1
+            )
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
+
+
+def alternate(
+    solvers: dict[str, Callable[[], object]], repeats: int = 3
+) -> tuple[dict[str, float], dict[str, object]]:
+    """Median seconds of each, run in turn, and what each returned."""
+    seconds: dict[str, list[float]] = {name: [] for name in solvers}
+    results = {}
+    for _ in range(repeats):
+        for name, solver in solvers.items():
+            start = time.perf_counter()
+            results[name] = solver()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times) for name, times in seconds.items()}, results
+
+
+def by_magnitude(rows: list[Sequence[float]]) -> np.ndarray:
+    """(n, k), each row with the largest magnitude first."""
+    found = np.array(rows, dtype=float)
+    return np.take_along_axis(found, np.argsort(-np.abs(found), axis=1), axis=1)
+
+
+def relative_error(found: np.ndarray, truth: np.ndarray) -> float:
+    """Largest of all eigenvalues of all mini-batches."""
+    return float(np.max(np.abs(found - truth) / np.abs(truth)))
+
+
+if __name__ == "__main__":
+    main()
