@@ -68,7 +68,8 @@ def plot_max_eigenvalues(
     ax.plot(magnitudes, np.zeros(len(magnitudes)), "|", color=color, markersize=6, alpha=0.4)
     if len(magnitudes):
         ax.set_xscale("log")
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        wide = ax.dataLim.x1 > 50 * ax.dataLim.x0
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 3) if wide else (1, 2, 5)))
         ax.xaxis.set_minor_formatter(NullFormatter())
         sign = "-" if half == "negative" else ""
         ax.xaxis.set_major_formatter(lambda value, _: f"${sign}{value:g}$")
