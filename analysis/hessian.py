@@ -56,7 +56,8 @@ class Options(MeasurementOptions):
 
 def main(options: Options) -> None:
     """Measure each checkpoint, print a table, draw, and name the files."""
-    from analysis import drawing, labels
+    from analysis import labels
+    from analysis.drawing import hessians
     from analysis.tables import print_table
 
     options.require(k=1, batches=1, density_batches=1, probes=2, steps=2)
@@ -74,10 +75,10 @@ def main(options: Options) -> None:
     for m in measurements:
         report(m)
     for path in [
-        *drawing.draw_hessians(measurements, options.out),
-        *drawing.draw_hessian_comparison(measurements, options.out),
-        *drawing.draw_hessian_training(measurements, options.out),
-        *drawing.draw_layers(measurements, options.out),
+        *hessians.draw_hessians(measurements, options.out),
+        *hessians.draw_hessian_comparison(measurements, options.out),
+        *hessians.draw_hessian_training(measurements, options.out),
+        *hessians.draw_layers(measurements, options.out),
     ]:
         print(f"wrote {path}")
 

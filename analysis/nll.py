@@ -34,7 +34,7 @@ def main(options: Options) -> None:
     """Store the histories, print a table of the end points, draw, and name the files."""
     import numpy as np
 
-    from analysis import drawing
+    from analysis.drawing.nll import draw_nll
     from analysis.measurements import collect, store, stored
 
     checkpoints = open_checkpoints(options.ckpt, options.out)
@@ -51,7 +51,7 @@ def main(options: Options) -> None:
     folders = {checkpoint.path.parent for checkpoint in checkpoints if checkpoint.path}
     histories = collect(folders, "history")
     print_end_points(histories, collect(folders, "hessian/train"))
-    for path in drawing.draw_nll(histories, options.out):
+    for path in draw_nll(histories, options.out):
         print(f"wrote {path}")
 
 

@@ -235,7 +235,8 @@ class CSAN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Class logits: (B, channels, image_size, image_size) -> (B, classes)."""
-        x = self.patch_embedding(images).flatten(2).transpose(1, 2)
+        # In order of memory, or every layer that follows would have to reorder its tokens.
+        x = self.patch_embedding(images).flatten(2).transpose(1, 2).contiguous()
         if self.class_token is not None:
             x = torch.cat([self.class_token.expand(len(x), -1, -1), x], dim=1)
         x = self.blocks(x + self.position_embedding)

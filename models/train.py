@@ -56,6 +56,9 @@ class Options:
         tuple[int, ...],
         arg(metavar="EPOCH", help="epochs to keep besides the start, the end of warm-up, the end"),
     ] = ()
+    evaluate_every: Annotated[
+        int, arg(help="epochs between two evaluations on all images, which take a while on CIFAR")
+    ] = 1
     seed: Seed = 0
     device: Device = "auto"
     bf16: Annotated[bool, arg(help="bfloat16 autocast")] = False
@@ -83,6 +86,8 @@ def main(options: Options) -> None:
     for epoch in options.snapshots:
         if not 0 <= epoch <= start.recipe.epochs:
             raise InputError(f"snapshots: {epoch} found, expected 0 to {start.recipe.epochs}")
+    if options.evaluate_every < 1:
+        raise InputError(f"evaluate-every: {options.evaluate_every} found, expected at least 1")
     if options.force:
         for old in (options.out, options.out.with_suffix("") / "resume.pt"):
             old.unlink(missing_ok=True)
@@ -100,6 +105,7 @@ def main(options: Options) -> None:
         train_set,
         test_set,
         snapshots=options.snapshots,
+        evaluate_every=options.evaluate_every,
         device=device,
         bf16=options.bf16,
         compile=options.compile,

@@ -30,6 +30,7 @@ def train(
     test_set: ImageDataset,
     *,
     snapshots: Collection[int] = (),
+    evaluate_every: int = 1,
     device: torch.device | str = "cpu",
     bf16: bool = False,
     compile: bool = False,
@@ -50,6 +51,9 @@ def train(
     train_set, test_set : ImageDataset
     snapshots : collection of int
         Further epochs to keep.
+    evaluate_every : int
+        Epochs between two rows of the history. The first and the last epoch, the end of warm-up and
+        the snapshots have one in any case.
     device : torch.device or str
     bf16 : bool
         Train under bfloat16 autocast; weights and evaluation stay float32.
@@ -66,6 +70,7 @@ def train(
         model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
     )
     snapshots = {0, recipe.warmup_epochs, *snapshots}
+    evaluated = {*range(0, recipe.epochs, evaluate_every), *snapshots, recipe.epochs}
     folder, state = out.with_suffix(""), out.with_suffix("") / "resume.pt"
     if state.exists():
         current = _resume(state, start, optimizer)
@@ -98,21 +103,23 @@ def train(
                 nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
                 optimizer.step()
                 losses.append(loss.detach())
-        penalty = recipe.weight_decay / 2 * sum(p.square().sum().item() for p in model.parameters())
-        row = {
-            "epoch": epoch + 1.0,
-            # The mean NLL during the epoch, and the penalty at its end.
-            "objective": torch.stack(losses).mean().item() + penalty,
-            "learning_rate": rate,
-            "seconds": time.perf_counter() - began,
-            **evaluate(model, train_set, test_set),
-        }
-        history = {name: [*current.history[name], value] for name, value in row.items()}
-        current = replace(current, epoch=epoch + 1, history=history)
+        current = replace(current, epoch=epoch + 1)
+        if epoch + 1 in evaluated:
+            penalty = sum(p.square().sum().item() for p in model.parameters())
+            row = {
+                "epoch": epoch + 1.0,
+                # The mean NLL during the epoch, and the penalty at its end.
+                "objective": torch.stack(losses).mean().item() + recipe.weight_decay / 2 * penalty,
+                "learning_rate": rate,
+                "seconds": time.perf_counter() - began,
+                **evaluate(model, train_set, test_set),
+            }
+            history = {name: [*current.history[name], value] for name, value in row.items()}
+            current = replace(current, history=history)
+            bar.set_postfix(nll=f"{row['train_nll']:.3f}", error=f"{row['test_error']:.1%}")
         if epoch + 1 in snapshots:
             current.save(folder / f"epoch{epoch + 1:03d}.pt")
         _save_state(state, current, optimizer)
-        bar.set_postfix(nll=f"{row['train_nll']:.3f}", error=f"{row['test_error']:.1%}")
         bar.update()
     bar.close()
     current.save(out)

@@ -12,7 +12,9 @@ import pytest
 from matplotlib.figure import Figure
 from scipy.integrate import trapezoid
 
-from analysis import drawing, labels, plots
+from analysis import labels, plots
+from analysis.drawing.hessians import draw_hessian_training
+from analysis.figures import draw_all
 from analysis.measurements import collect
 from analysis.statistics import across_seeds
 from models import InputError
@@ -79,7 +81,7 @@ def folder(tmp_path):
 
 
 def test_draws_every_figure_once(folder, tmp_path):
-    written = drawing.draw_all(folder, tmp_path / "figures", ("png", "svg"))
+    written = draw_all(folder, tmp_path / "figures", ("png", "svg"))
     assert {path.name for path in written if path.suffix == ".png"} == {
         *(f"hessian_csan{w}{e}.png" for w in (3, 8) for e in ("", "-epoch000", "-epoch002")),
         *(f"hessian_csan{w}{e}_layers.png" for w in (3, 8) for e in ("", "-epoch000", "-epoch002")),
@@ -104,7 +106,7 @@ def test_snapshots_are_drawn_in_the_order_of_their_epochs(folder, tmp_path, monk
         return plot(epochs, *arguments, **options)
 
     monkeypatch.setattr(plots, "plot_over_training", record)
-    drawing.draw_hessian_training(collect([folder], "hessian/train"), tmp_path)
+    draw_hessian_training(collect([folder], "hessian/train"), tmp_path)
     assert drawn == [[0, 2, EPOCHS]] * len(drawn)
     assert len(drawn) == 3 * 4  # NEP, APE and trace of two windows and two seeds
 
@@ -135,15 +137,15 @@ runpy.run_module("analysis.figures", run_name="__main__", alter_sys=True)
 
 def test_unfinished_measurements_are_not_drawn(folder, tmp_path):
     write(folder / "new.h5", "unfinished/hessian/train", {"eigenvalues": np.zeros((1, 1))})
-    written = drawing.draw_all(folder, tmp_path / "figures")
+    written = draw_all(folder, tmp_path / "figures")
     assert "hessian_new.png" not in {path.name for path in written}
 
 
 def test_says_what_is_missing(tmp_path):
     with pytest.raises(InputError, match=f"measurements: no HDF5 file in {tmp_path}"):
-        drawing.draw_all(tmp_path, tmp_path)
+        draw_all(tmp_path, tmp_path)
     with pytest.raises(InputError, match="formats: 'gif' found, expected some of png, svg, pdf"):
-        drawing.draw_all(tmp_path, tmp_path, ["gif"])
+        draw_all(tmp_path, tmp_path, ["gif"])
 
 
 def test_names_and_labels(folder):

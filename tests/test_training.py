@@ -199,3 +199,13 @@ def test_truncated_and_missing_checkpoints_are_refused(trained, tmp_path):
         bad.write_bytes(whole[:length])
         with pytest.raises(InputError, match="it is damaged"):
             load_checkpoint(bad)
+
+
+def test_history_has_a_row_for_each_evaluated_epoch_only(tmp_path, digits, trained):
+    out = tmp_path / "seldom.pt"
+    seldom = train(tiny(out, digits), out, *digits, snapshots=[6], evaluate_every=4)
+    assert seldom.history["epoch"] == [0, 4, 5, 6, 7]  # 5: end of warm-up
+    for name, values in seldom.history.items():
+        if name != "seconds":
+            expected = [trained.history[name][epoch] for epoch in (0, 4, 5, 6, 7)]
+            torch.testing.assert_close(values, expected, rtol=0, atol=0, equal_nan=True)

@@ -56,7 +56,8 @@ def main(options: Options) -> None:
     """Measure each checkpoint, print a table, draw, and name the files."""
     import numpy as np
 
-    from analysis import drawing, labels
+    from analysis import labels
+    from analysis.drawing.landscapes import draw_landscapes
     from analysis.tables import print_table
 
     options.require(batches=1, points=2, line_points=2, processes=1)
@@ -86,7 +87,7 @@ def main(options: Options) -> None:
             total = m.arrays["surface/nll"].size
             print(f"{labels.name(m)}: not a number at {unknown} of {total} points of the surface")
         print(f"stored in {m.path}:/{m.name}")
-    for path in drawing.draw_landscapes(measurements, options.out):
+    for path in draw_landscapes(measurements, options.out):
         print(f"wrote {path}")
 
 

@@ -1,0 +1,149 @@
+"""Figures of Hessian spectra."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from analysis import labels, plots
+from analysis.drawing import save
+from analysis.measurements import Measurement
+
+
+def draw_hessians(
+    measurements: Iterable[Measurement], out: Path, formats: Sequence[str] = ("png",)
+) -> list[Path]:
+    """For each checkpoint: ``hessian_NAME``, its max eigenvalues and its spectral density."""
+    written = []
+    for m in measurements:
+        with mpl.rc_context(plots.STYLE):
+            figure = Figure(figsize=(9, 3))
+            negative, positive, density = figure.subplots(1, 3)
+            color = labels.colors([labels.label(m)])[labels.label(m)]
+            eigenvalues = m.arrays["eigenvalues"]
+            for half, ax in (("negative", negative), ("positive", positive)):
+                plots.plot_max_eigenvalues(eigenvalues, half, color=color, ax=ax)
+                ax.set_title(f"{half} {ax.get_legend_handles_labels()[1][0]}")
+            plots.plot_spectral_density(
+                *(m.arrays[f"density/{key}"] for key in ("grid", "density", "standard_error")),
+                color=color,
+                ax=density,
+            )
+            batches, k = eigenvalues.shape
+            figure.suptitle(
+                f"{labels.title(m)}; max eigenvalues: top {k} of each of {batches} mini-batches of "
+                f"{m.options['batch_size']} images"
+            )
+            written += save(figure, out, f"hessian_{labels.name(m)}{labels.suffix(m)}", formats)
+    return written
+
+
+def draw_hessian_comparison(
+    measurements: Iterable[Measurement], out: Path, formats: Sequence[str] = ("png",)
+) -> list[Path]:
+    """For each dataset and epoch with several windows: ``hessian_DATASET_epochN``.
+
+    Max eigenvalues of all seeds of a window pooled, negative and positive halves side by side, as
+    in Park and Kim 2022, Figure 7 (right).
+    """
+    groups: dict[tuple[str, int], list[Measurement]] = defaultdict(list)
+    for m in measurements:
+        groups[labels.dataset(m), m.checkpoint["epoch"]].append(m)
+    written = []
+    for (data, epoch), members in sorted(groups.items()):
+        group = labels.measured_alike(members)
+        by_label = labels.by_architecture(group)
+        if len(by_label) < 2:
+            continue
+        palette = labels.colors(by_label)
+        with mpl.rc_context(plots.STYLE):
+            figure = Figure(figsize=(7, 3.8))
+            axes = figure.subplots(1, 2)
+            for half, ax in zip(("negative", "positive"), axes, strict=True):
+                for text, members in by_label.items():
+                    plots.plot_max_eigenvalues(
+                        np.concatenate([m.arrays["eigenvalues"] for m in members]),
+                        half,
+                        label=text,
+                        color=palette[text],
+                        ax=ax,
+                    )
+                ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), fontsize=8)
+            figure.suptitle(
+                f"Hessian max eigenvalue spectra on {data}, {labels.stage(group[0])}\n"
+                f"{labels.objective(group[0])}, {labels.seeds(by_label)}"
+            )
+            written += save(
+                figure, out, f"hessian_{data}_epoch{epoch:03d}{labels.suffix(group[0])}", formats
+            )
+    return written
+
+
+def draw_hessian_training(
+    measurements: Iterable[Measurement], out: Path, formats: Sequence[str] = ("png",)
+) -> list[Path]:
+    """For each dataset: ``hessian_DATASET_training``, spectra and trace against the epoch.
+
+    Of every training of which three snapshots or more have been measured.
+    """
+    groups: dict[str, dict[str, list[Measurement]]] = defaultdict(lambda: defaultdict(list))
+    for m in sorted(measurements, key=lambda m: m.checkpoint["epoch"]):
+        groups[labels.dataset(m)][labels.training(m)].append(m)
+    written = []
+    for data, trainings in sorted(groups.items()):
+        series = [labels.measured_alike(snapshots) for snapshots in trainings.values()]
+        series = [snapshots for snapshots in series if len(snapshots) > 2]
+        series.sort(key=lambda snapshots: labels.by_window(snapshots[0]))
+        if not series:
+            continue
+        palette = labels.colors(labels.label(snapshots[0]) for snapshots in series)
+        with mpl.rc_context(plots.STYLE):
+            figure = Figure(figsize=(11, 2.8))
+            axes = figure.subplots(1, 4)
+            for snapshots in series:
+                text = labels.label(snapshots[0])
+                epochs = np.array([m.checkpoint["epoch"] for m in snapshots])
+                style = dict(color=palette[text], label=text)
+                eigenvalues = [m.arrays["eigenvalues"] for m in snapshots]
+                plots.plot_spectra_over_training(epochs, eigenvalues, ax=axes[0], **style)
+                for (key, ylabel, scale), ax in zip(
+                    (("nep", "NEP (%)", 100), ("ape", "APE", 1), ("trace", "trace", 1)),
+                    axes[1:],
+                    strict=True,
+                ):
+                    values, errors = (
+                        scale * np.array([float(m.arrays[name]) for m in snapshots])
+                        for name in (key, f"{key}_standard_error")
+                    )
+                    plots.plot_over_training(
+                        epochs, values, 2 * errors, ylabel=ylabel, ax=ax, **style
+                    )
+            axes[1].legend(title="window")
+            first = series[0][0]
+            figure.suptitle(f"Hessian over training on {data}, {labels.objective(first)}")
+            written += save(figure, out, f"hessian_{data}_training{labels.suffix(first)}", formats)
+    return written
+
+
+def draw_layers(
+    measurements: Iterable[Measurement], out: Path, formats: Sequence[str] = ("png",)
+) -> list[Path]:
+    """For each checkpoint whose layers were measured: ``hessian_NAME_layers``."""
+    written = []
+    for m in measurements:
+        if "layers/eigenvalues" not in m.arrays:
+            continue
+        names = [text.decode() for text in m.arrays["layers/names"]]
+        eigenvalues = m.arrays["layers/eigenvalues"]
+        with mpl.rc_context(plots.STYLE):
+            figure = Figure(figsize=(5, 1.2 + 0.16 * len(names)))
+            plots.plot_layers(names, eigenvalues, ax=figure.subplots())
+            figure.suptitle(labels.title(m))
+            stem = f"hessian_{labels.name(m)}_layers{labels.suffix(m)}"
+            written += save(figure, out, stem, formats)
+    return written
