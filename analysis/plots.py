@@ -349,3 +349,95 @@ def plot_optimisation_plane(
     ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.set(xlabel="train NLL", ylabel="test error (%)")
     return ax
+
+
+def plot_points(
+    xs: np.ndarray,
+    values: np.ndarray,
+    half_width: np.ndarray,
+    *,
+    xlabel: str,
+    ylabel: str,
+    names: Sequence[str] | None = None,
+    line: str = "-",
+    label: str | None = None,
+    color: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """A quantity at (n,) places with bars of its interval, NaN for none.
+
+    `names` label the places, if they are not numbers; `line` is the style of what joins them.
+    """
+    ax = ax or plt.gca()
+    ax.errorbar(
+        xs, values, half_width, color=color, label=label, linestyle=line, marker="o", markersize=3
+    )
+    if names is not None:
+        ax.set_xticks(range(len(names)), names)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    return ax
+
+
+def plot_bars(
+    values: Mapping[str, tuple[float, float]],
+    *,
+    ylabel: str,
+    colors: Mapping[str, str],
+    ax: Axes | None = None,
+) -> Axes:
+    """One bar for each label, with its interval: (value, half-width); NaN is no interval."""
+    ax = ax or plt.gca()
+    for i, (label, (value, half_width)) in enumerate(values.items()):
+        ax.bar(i, value, yerr=half_width, color=colors[label], alpha=0.85, capsize=3)
+    ax.set_xticks(range(len(values)), [label.replace(" (", "\n(") for label in values])
+    ax.tick_params(axis="x", labelsize=8)
+    ax.grid(visible=False, axis="x")
+    ax.set(ylabel=ylabel)
+    return ax
+
+
+def plot_forest(
+    rows: Sequence[tuple[str, float, float, float, str]],
+    *,
+    xlabel: str,
+    ax: Axes | None = None,
+) -> Axes:
+    """Differences with their intervals, one below the other, and zero.
+
+    Parameters
+    ----------
+    rows : (text, estimate, low, high, colour), from the top
+        NaN is not drawn.
+    """
+    ax = ax or plt.gca()
+    for i, (_, estimate, low, high, color) in enumerate(rows):
+        ax.plot([low, high], [i, i], color=color, linewidth=2, solid_capstyle="butt")
+        ax.plot(estimate, i, "o", color=color, markersize=5)
+    ax.axvline(0, color="gray", linewidth=0.8, linestyle=":")
+    ax.set_yticks(range(len(rows)), [text for text, *_ in rows], fontsize=8)
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.grid(visible=False, axis="y")
+    ax.set(xlabel=xlabel)
+    return ax
+
+
+def plot_contact_sheet(
+    sheet: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    ax: Axes | None = None,
+) -> Axes:
+    """Images (rows, columns, height, width, channels) of uint8, side by side."""
+    ax = ax or plt.gca()
+    n, m, height, width, channels = sheet.shape
+    tiles = np.full((n, m, height + 1, width + 1, channels), 255, dtype=np.uint8)
+    tiles[:, :, :height, :width] = sheet
+    whole = tiles.transpose(0, 2, 1, 3, 4).reshape(n * (height + 1), m * (width + 1), channels)
+    ax.imshow(whole if channels == 3 else whole[..., 0], cmap="gray", vmin=0, vmax=255)
+    ax.set_yticks((np.arange(n) + 0.45) * (height + 1), rows)
+    ax.set_xticks((np.arange(m) + 0.45) * (width + 1), columns)
+    ax.grid(False)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    return ax

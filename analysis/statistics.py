@@ -31,3 +31,9 @@ def across_seeds(values: Sequence[float] | np.ndarray) -> Estimate:
         return Estimate(float(sample.mean()), float("nan"), n)
     spread = stats.t.ppf(0.975, n - 1) * stats.sem(sample)
     return Estimate(float(sample.mean()), float(spread), n)
+
+
+def across_images(values: np.ndarray) -> Estimate:
+    """Mean of (n,) values, one an image, with the normal 95 % confidence interval."""
+    half_width = stats.norm.ppf(0.975) * stats.sem(np.asarray(values, dtype=float))
+    return Estimate(float(np.mean(values, dtype=float)), float(half_width), len(values))

@@ -1,0 +1,50 @@
+"""Which trainings are compared: those that differ only in the attention and the seed."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+from analysis import labels
+from analysis.measurements import Measurement
+
+COMPARED = ("window", "head_window")
+
+
+def studies(measurements: Iterable[Measurement]) -> dict[str, list[Measurement]]:
+    """Measurements by study: one dataset, recipe, and architecture up to window and head window.
+
+    A study is named for its dataset; where there are several of a dataset, also for the options in
+    which they differ.
+    """
+    alike: dict[str, list[Measurement]] = defaultdict(list)
+    for m in measurements:
+        alike[repr((labels.dataset(m), sorted(_options(m).items())))].append(m)
+    of_dataset: dict[str, list[list[Measurement]]] = defaultdict(list)
+    for members in alike.values():
+        of_dataset[labels.dataset(members[0])].append(members)
+    named = {}
+    for dataset, groups in sorted(of_dataset.items()):
+        options = [_options(members[0]) for members in groups]
+        keys = dict.fromkeys(key for own in options for key in own)
+        differ = [key for key in keys if len({repr(own.get(key)) for own in options}) > 1]
+        for members, own in zip(groups, options, strict=True):
+            named[dataset + "".join(f", {key} {own.get(key)}" for key in differ)] = members
+    return named
+
+
+def _options(m: Measurement) -> dict[str, Any]:
+    options = m.checkpoint["architecture"] | m.checkpoint["recipe"]
+    return {key: value for key, value in options.items() if key not in COMPARED}
+
+
+def file_stem(study: str) -> str:
+    """Name of a study for use in a file name."""
+    return study.replace(", ", "_").replace(" ", "-")
+
+
+def variant(m: Measurement) -> tuple[int, int]:
+    """Window and head window."""
+    architecture = m.checkpoint["architecture"]
+    return architecture["window"], architecture["head_window"]

@@ -1,0 +1,109 @@
+"""Figures of robustness against corruptions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from analysis import labels, plots
+from analysis.comparisons import file_stem, studies
+from analysis.drawing import save
+from analysis.measurements import Measurement
+from analysis.statistics import Estimate, across_images, across_seeds
+
+
+def draw_robustness(
+    measurements: Iterable[Measurement], out: Path, formats: Sequence[str] = ("png",)
+) -> list[Path]:
+    """For each study: ``robustness_DATASET``.
+
+    Mean corruption error of each window, error against severity, and error of each corruption.
+    Intervals are over seeds, and of a single seed over images.
+    """
+    written = []
+    for name, members in studies(measurements).items():
+        by_label = labels.by_architecture(labels.measured_alike(members))
+        palette = labels.colors(by_label)
+        first = next(iter(by_label.values()))[0]
+        several = max(len(seeds) for seeds in by_label.values()) > 1
+        with mpl.rc_context(plots.STYLE):
+            figure = Figure(figsize=(9, 6))
+            top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.2))
+            bars, severity = top.subplots(1, 2, width_ratios=(1, 1.3))
+            means = {text: mean_corruption_error(seeds) for text, seeds in by_label.items()}
+            plots.plot_bars(
+                {text: (100 * e.mean, 100 * e.half_width) for text, e in means.items()},
+                ylabel="mean corruption error (%)",
+                colors=palette,
+                ax=bars,
+            )
+            each = bottom.subplots()
+            names = [text.decode().replace("_", "\n") for text in first.arrays["corruptions"]]
+            shift = 0.6 / len(by_label)
+            for i, (text, seeds) in enumerate(by_label.items()):
+                style = dict(ylabel="error (%)", label=text, color=palette[text])
+                plots.plot_points(
+                    np.arange(6),
+                    *_over_seeds([_by_severity(m) for m in seeds]),
+                    xlabel="severity (0: clean)",
+                    ax=severity,
+                    **style,
+                )
+                plots.plot_points(
+                    np.arange(len(names)) + shift * (i - (len(by_label) - 1) / 2),
+                    *_over_seeds([m.arrays["error"].mean(axis=1) for m in seeds]),
+                    xlabel="",
+                    names=names,
+                    line="none",
+                    ax=each,
+                    **style,
+                )
+            each.tick_params(axis="x", labelsize=7)
+            severity.legend(title="window")
+            images = len(first.arrays["image_error"])
+            figure.suptitle(
+                f"Robustness on {name}: {images} test images under {len(names)} "
+                f"{first.options['source']} corruptions\nmean and 95 % interval over "
+                + (labels.seeds(by_label) if several else f"images, {labels.seeds(by_label)}")
+            )
+            written += save(figure, out, f"robustness_{file_stem(name)}", formats)
+    return written
+
+
+def mean_corruption_error(seeds: Sequence[Measurement]) -> Estimate:
+    """Over seeds, or over the images of a single one."""
+    if len(seeds) > 1:
+        return across_seeds([float(m.arrays["mean_corruption_error"]) for m in seeds])
+    return across_images(seeds[0].arrays["image_error"])
+
+
+def _by_severity(m: Measurement) -> np.ndarray:
+    """Error without corruption and at each severity: (6,)."""
+    return np.concatenate([[m.arrays["clean_error"]], m.arrays["error"].mean(axis=0)])
+
+
+def _over_seeds(errors: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and half-interval, in per cent, of (n,) errors of each seed."""
+    estimates = [across_seeds(column) for column in 100 * np.array(errors).T]
+    return np.array([e.mean for e in estimates]), np.array([e.half_width for e in estimates])
+
+
+def draw_contact_sheet(
+    image: np.ndarray, dataset: str, out: Path, formats: Sequence[str] = ("png",), *, seed: int = 0
+) -> list[Path]:
+    """``corruptions_DATASET``: one uint8 (height, width, channels) image under everything."""
+    from models.corruptions import CORRUPTIONS, SEVERITIES, contact_sheet
+
+    with mpl.rc_context(plots.STYLE):
+        figure = Figure(figsize=(5.5, 10))
+        severities = [f"severity {s + 1}" for s in range(SEVERITIES)]
+        names = [name.replace("_", " ") for name in CORRUPTIONS]
+        ax = figure.subplots()
+        plots.plot_contact_sheet(contact_sheet(image, seed=seed), names, severities, ax=ax)
+        ax.tick_params(axis="x", labelsize=7)
+        figure.suptitle(f"A test image of {dataset} under every corruption")
+        return save(figure, out, f"corruptions_{dataset}", formats)

@@ -1,0 +1,200 @@
+"""``python -m analysis.robustness``: NLL and error of checkpoints under common corruptions."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import arg
+
+from analysis.options import Ckpt, Out, open_checkpoints
+from models.cli import DataRoot, Device, Force, Seed, run
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from analysis.measurements import Measurement
+    from models.checkpoint import Checkpoint
+    from models.datasets import ImageDataset
+
+KINDS = {
+    "noise": slice(0, 3),
+    "blur": slice(3, 7),
+    "weather": slice(7, 11),
+    "digital": slice(11, 15),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Measure NLL and error of checkpoints on corrupted test images.
+
+    Fifteen corruptions at five severities (Hendrycks and Dietterich 2019). For CIFAR the official
+    arrays are used if they are in CIFAR-10-C/ or CIFAR-100-C/ of the data folder; otherwise the
+    corruptions are generated. An interrupted run goes on with the corruption where it stopped.
+    """
+
+    ckpt: Ckpt = ()
+    images: Annotated[
+        int | None, arg(help="the first so many test images; default: all of them")
+    ] = None
+    contact_sheet: Annotated[
+        bool, arg(help="also draw the first test image under every corruption")
+    ] = False
+    seed: Seed = 0
+    device: Device = "auto"
+    data_root: DataRoot = None
+    out: Out = Path("figures")
+    force: Force = False
+
+
+def main(options: Options) -> None:
+    """Measure the checkpoints, print a table, draw, and name the files."""
+    from analysis import labels
+    from analysis.drawing.robustness import draw_contact_sheet, draw_robustness
+    from analysis.tables import print_table
+
+    checkpoints = open_checkpoints(options.ckpt, options.out)
+    measurements = measure(checkpoints, options)
+    rows = []
+    for m in measurements:
+        error = 100 * m.arrays["error"]
+        rows.append(
+            [
+                labels.name(m),
+                labels.label(m),
+                f"{100 * m.arrays['clean_error']:.2f}",
+                f"{100 * m.arrays['mean_corruption_error']:.2f}",
+                *(f"{error[part].mean():.2f}" for part in KINDS.values()),
+            ]
+        )
+    print_table(
+        "Error (%) on test images, clean and under corruptions",
+        ["checkpoint", "window", "clean", "mean of corruptions", *KINDS],
+        rows,
+    )
+    for m in measurements:
+        print(f"stored in {m.path}:/{m.name} ({m.options['source']} corruptions)")
+    written = draw_robustness(measurements, options.out)
+    if options.contact_sheet:
+        for dataset in {c.dataset: test_set(c.dataset, options) for c in checkpoints}.values():
+            image = dataset.images[0].numpy()
+            written += draw_contact_sheet(image, dataset.name, options.out, seed=options.seed)
+    for path in written:
+        print(f"wrote {path}")
+
+
+def test_set(dataset: str, options: Options) -> ImageDataset:
+    """The test images that `options` ask for."""
+    from models.datasets import load_dataset
+
+    images = load_dataset(dataset, "test", data_root=options.data_root)
+    return images if options.images is None else images.first(options.images)
+
+
+def measure(checkpoints: Sequence[Checkpoint], options: Options) -> list[Measurement]:
+    """Robustness of each checkpoint, stored, or as it was stored before.
+
+    Every corruption is generated once for all checkpoints of a dataset.
+    """
+    by_dataset: dict[str, list[Checkpoint]] = defaultdict(list)
+    for checkpoint in checkpoints:
+        by_dataset[checkpoint.dataset].append(checkpoint)
+    found = {}
+    for dataset, members in by_dataset.items():
+        measured = _measure(members, test_set(dataset, options), options)
+        found.update(zip((c.path for c in members), measured, strict=True))
+    return [found[checkpoint.path] for checkpoint in checkpoints]
+
+
+def _measure(
+    checkpoints: Sequence[Checkpoint], dataset: ImageDataset, options: Options
+) -> list[Measurement]:
+    """Of checkpoints of one `dataset`."""
+    import numpy as np
+    from tqdm import tqdm
+
+    from analysis.measurements import store, stored
+    from analysis.outcomes import outcomes
+    from models.corruptions import CORRUPTIONS, SEVERITIES, corrupted_dataset, official_arrays
+    from models.devices import choose_device
+
+    device = choose_device(options.device)
+    official = official_arrays(dataset, options.data_root)
+    settings = {
+        "images": len(dataset),
+        "seed": options.seed,
+        "source": "official" if official else "generated",
+    }
+    done: dict[Path | None, Measurement] = {}
+    begun: dict[Path | None, dict[str, Any]] = {}
+    for checkpoint in checkpoints:
+        common: dict[str, Any] = dict(checkpoint=checkpoint, options=settings)
+        found = None if options.force else stored("robustness", **common)
+        if found:
+            print(f"{found.path}:/robustness is there already; --force measures it again")
+            done[checkpoint.path] = found
+            continue
+        earlier = None if options.force else stored("unfinished/robustness", **common)
+        if earlier:
+            print(f"{earlier.path}:/robustness was interrupted; going on from there")
+        begun[checkpoint.path] = dict(earlier.arrays) if earlier else _blank(len(dataset))
+    pending = [c for c in checkpoints if c.path in begun]
+    for checkpoint in pending:
+        nll, correct = outcomes(checkpoint, dataset, device)
+        begun[checkpoint.path]["clean_nll"] = nll.mean(dtype=float)
+        begun[checkpoint.path]["clean_error"] = 1 - correct.mean()
+    bar = tqdm(total=15 * len(pending), desc="robustness", unit="corruption", disable=None)
+    for k, name in enumerate(CORRUPTIONS):
+        missing = [c for c in pending if not begun[c.path]["done"][k]]
+        bar.update(len(pending) - len(missing))
+        for s in range(SEVERITIES if missing else 0):
+            images = corrupted_dataset(dataset, name, s + 1, official=official, seed=options.seed)
+            for checkpoint in missing:
+                nll, correct = outcomes(checkpoint, images, device)
+                arrays = begun[checkpoint.path]
+                arrays["nll"][k, s] = nll.mean(dtype=float)
+                arrays["error"][k, s] = 1 - correct.mean()
+                arrays["wrong"][:, k] += ~correct
+        for checkpoint in missing:
+            begun[checkpoint.path]["done"][k] = True
+            store(
+                "unfinished/robustness",
+                begun[checkpoint.path],
+                checkpoint=checkpoint,
+                options=settings,
+            )
+            bar.update()
+    bar.close()
+    for checkpoint in pending:
+        arrays = {key: a for key, a in begun[checkpoint.path].items() if key != "done"}
+        arrays["corruptions"] = np.array(CORRUPTIONS, dtype=bytes)
+        arrays["mean_corruption_error"] = arrays["error"].mean()
+        arrays["image_error"] = np.float32(arrays["wrong"].sum(1) / arrays["error"].size)
+        done[checkpoint.path] = store(
+            "robustness",
+            arrays,
+            checkpoint=checkpoint,
+            options=settings,
+            in_place_of="unfinished/robustness",
+        )
+    return [done[checkpoint.path] for checkpoint in checkpoints]
+
+
+def _blank(images: int) -> dict[str, np.ndarray]:
+    """Arrays to fill: mean NLL and error (15, 5), and how often each image was wrong of 5."""
+    import numpy as np
+
+    return {
+        "nll": np.full((15, 5), np.nan),
+        "error": np.full((15, 5), np.nan),
+        "wrong": np.zeros((images, 15), dtype=np.uint8),
+        "done": np.zeros(15, dtype=bool),
+    }
+
+
+if __name__ == "__main__":
+    run(main, Options)

@@ -1,0 +1,154 @@
+"""Robustness under corruptions: the numbers, the storage, an interruption, and the figure."""
+
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from analysis import robustness
+from analysis.drawing.robustness import draw_robustness, mean_corruption_error
+from analysis.measurements import collect
+from analysis.outcomes import outcomes
+from models import InputError, corruptions, load_checkpoint, load_dataset
+from models.cli import run
+from models.corruptions import CORRUPTIONS, corrupt
+from models.train import Options, untrained
+
+IMAGES = 24
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for window in (3, 8):
+        out = Path(f"checkpoints/csan{window}.pt")
+        start = untrained(
+            Options(out=out, window=window, dim=6, depth=1), load_dataset("digits").first(40)
+        )
+        with torch.no_grad():  # far from the indifference of the initialisation
+            start.model.head.weight.mul_(20)
+        replace(start, epoch=start.recipe.epochs).save(out)
+    return tmp_path
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["robustness", "--images", str(IMAGES), *arguments])
+        try:
+            run(robustness.main, robustness.Options)
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def test_numbers_are_those_of_the_corrupted_images(here, call):
+    code, out, _ = call("--contact-sheet")
+    assert code == 0
+    assert {line.split()[-1] for line in out.splitlines() if line.startswith("wrote")} == {
+        "figures/robustness_digits.png",
+        "figures/corruptions_digits.png",
+    }
+    test = load_dataset("digits", "test").first(IMAGES)
+    model = load_checkpoint("checkpoints/csan3.pt").model
+    with h5py.File("checkpoints/csan3.h5") as file:
+        group = {key: array[()] for key, array in file["robustness"].items()}
+        assert "unfinished" not in file or not file["unfinished"].keys()
+    assert [name.decode() for name in group["corruptions"]] == list(CORRUPTIONS)
+    for k, s in ((0, 0), (9, 4)):
+        images = torch.from_numpy(corrupt(test.images.numpy(), CORRUPTIONS[k], s + 1))
+        outputs = model(test.normalise(images.permute(0, 3, 1, 2)))
+        assert group["nll"][k, s] == pytest.approx(F.cross_entropy(outputs, test.labels).item())
+        wrong = outputs.argmax(1) != test.labels
+        assert group["error"][k, s] == pytest.approx(wrong.double().mean().item())
+    clean = model(test.inputs)
+    assert group["clean_nll"] == pytest.approx(F.cross_entropy(clean, test.labels).item())
+    np.testing.assert_allclose(group["wrong"].mean(0) / 5, group["error"].mean(1))
+    np.testing.assert_allclose(group["image_error"].mean(), group["mean_corruption_error"])
+    assert group["error"].shape == group["nll"].shape == (15, 5)
+
+    before = Path("checkpoints/csan3.h5").read_bytes()
+    code, out, _ = call()
+    assert "csan3.h5:/robustness is there already; --force" in out
+    assert Path("checkpoints/csan3.h5").read_bytes() == before
+
+
+def test_goes_on_where_it_was_interrupted(here, call, monkeypatch):
+    call()
+    whole = {}
+    for window in (3, 8):
+        path = Path(f"checkpoints/csan{window}.h5")
+        with h5py.File(path) as file:
+            whole[window] = {key: array[()] for key, array in file["robustness"].items()}
+        path.unlink()
+    make, made = corruptions.corrupted_dataset, []
+
+    def interrupted(dataset, name, severity, **options):
+        made.append((name, severity))
+        if len(made) == 18:
+            raise KeyboardInterrupt
+        return make(dataset, name, severity, **options)
+
+    monkeypatch.setattr(corruptions, "corrupted_dataset", interrupted)
+    code, _, err = call()
+    assert code == 130
+    assert "what has been saved is kept" in err
+    assert not collect([Path("checkpoints")], "robustness")
+    code, out, _ = call()
+    assert code == 0
+    assert out.count("was interrupted; going on from there") == 2
+    assert made[18:] == [(name, s) for name in CORRUPTIONS[3:] for s in range(1, 6)]
+    for window, arrays in whole.items():
+        with h5py.File(f"checkpoints/csan{window}.h5") as file:
+            assert set(file["robustness"]) == set(arrays)
+            for key, array in arrays.items():
+                np.testing.assert_array_equal(file["robustness"][key][()], array)
+
+
+def test_outcomes_are_those_of_single_images(here):
+    checkpoint = load_checkpoint("checkpoints/csan8.pt")
+    test = load_dataset("digits", "test").first(IMAGES)
+    nll, correct = outcomes(checkpoint, test)
+    scores = checkpoint.model(test.inputs)
+    expected = F.cross_entropy(scores, test.labels, reduction="none").detach()
+    np.testing.assert_allclose(nll, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(correct, scores.argmax(1) == test.labels)
+    assert nll.dtype == np.float32
+    assert correct.dtype == bool
+    large = replace(test, images=torch.zeros(4, 9, 9, 1, dtype=torch.uint8))
+    with pytest.raises(InputError, match=r"dataset: images of digits are \(9, 9, 1\), expected"):
+        outcomes(checkpoint, large)
+
+
+def test_interval_is_over_seeds_where_there_are_several(here, call, tmp_path):
+    call()
+    one, other = collect([Path("checkpoints")], "robustness")
+    single = mean_corruption_error([one])
+    assert single.n == IMAGES
+    assert single.mean == pytest.approx(float(one.arrays["mean_corruption_error"]), rel=1e-6)
+    assert mean_corruption_error([one, other]).n == 2
+    assert [path.name for path in draw_robustness([one, other], tmp_path / "figures")] == [
+        "robustness_digits.png"
+    ]
+
+
+def test_bad_input_is_one_line(here, call):
+    for arguments, complaint in (
+        (("--images", "9999"), "images: 9999 found, expected from 1 to the 360 of digits"),
+        (("--images", "0"), "images: 0 found"),
+        (("--ckpt", "none.pt"), "none.pt: there is no such file"),
+        (("--seed", "-1"), "seed: -1 found, expected at least 0"),
+    ):
+        code, _, err = call(*arguments)
+        assert code == 2
+        assert re.fullmatch(f"error: [^\n]*{complaint}[^\n]*\n", err)
+    assert not list(here.rglob("*.h5"))
