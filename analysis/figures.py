@@ -45,6 +45,8 @@ def draw_all(folder: Path, out: Path, formats: Sequence[str] = ("png",)) -> list
     Raises `InputError` if there are none, or a format is unknown.
     """
     from analysis import labels
+    from analysis.claims import judge
+    from analysis.drawing.claims import draw_claims
     from analysis.drawing.hessians import (
         draw_hessian_comparison,
         draw_hessian_training,
@@ -52,7 +54,8 @@ def draw_all(folder: Path, out: Path, formats: Sequence[str] = ("png",)) -> list
         draw_layers,
     )
     from analysis.drawing.landscapes import draw_landscapes
-    from analysis.drawing.nll import draw_nll
+    from analysis.drawing.nll import draw_nll, draw_windows
+    from analysis.drawing.robustness import draw_robustness
     from analysis.measurements import collect
 
     for extension in formats:
@@ -70,7 +73,11 @@ def draw_all(folder: Path, out: Path, formats: Sequence[str] = ("png",)) -> list
         written += draw_hessian_training(spectra, out, formats)
         surfaces = collect([folder], f"landscape/{objective}")
         written += draw_landscapes(surfaces, out, formats)
-    return written + draw_nll(collect([folder], "history"), out, formats)
+    histories = collect([folder], "history")
+    written += draw_nll(histories, out, formats)
+    written += draw_windows(histories, out, formats)
+    written += draw_robustness(collect([folder], "robustness"), out, formats)
+    return written + draw_claims(judge([folder]), out, formats)
 
 
 if __name__ == "__main__":

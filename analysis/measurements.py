@@ -94,7 +94,8 @@ def store(
                         del file[old]
                 group = file.create_group(name)
                 for key, array in arrays.items():
-                    group.create_dataset(key, data=array)
+                    large = np.size(array) > 1000
+                    group.create_dataset(key, data=array, compression="gzip" if large else None)
                 group.attrs.update(attributes)
         except OSError as error:
             raise InputError(f"{path}: not a usable HDF5 file ({error})") from error

@@ -6,36 +6,46 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import arg
 
 from analysis.options import Ckpt, Out, open_checkpoints
-from models.cli import Force, run
+from models.cli import DataRoot, Device, Force, run
 from models.errors import InputError
 
 if TYPE_CHECKING:
     from analysis.measurements import Measurement
+    from models.checkpoint import Checkpoint
+
+
+SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
 
 
 @dataclass(frozen=True)
 class Options:
     """Draw train NLL over the epochs, and train NLL against test error at the end.
 
-    The histories of the given checkpoints are stored in their HDF5 files; drawn are these and all
+    The histories of the given checkpoints are stored in their HDF5 files, and the NLL of every
+    single image, clean, which analysis.claims needs; drawn are the histories of these and all
     others in the same folders and below, with the mean and the 95 % interval over seeds. The table
     also has NEP and APE, where analysis.hessian has measured them.
     """
 
     ckpt: Ckpt = ()
+    history_only: Annotated[
+        bool, arg(help="leave out the single images; does not need the dataset")
+    ] = False
+    device: Device = "auto"
+    data_root: DataRoot = None
     out: Out = Path("figures")
     force: Force = False
 
 
 def main(options: Options) -> None:
     """Store the histories, print a table of the end points, draw, and name the files."""
-    import numpy as np
-
-    from analysis.drawing.nll import draw_nll
-    from analysis.measurements import collect, store, stored
+    from analysis.drawing.nll import draw_nll, draw_windows
+    from analysis.measurements import collect
 
     checkpoints = open_checkpoints(options.ckpt, options.out)
     for checkpoint in checkpoints:
@@ -45,14 +55,40 @@ def main(options: Options) -> None:
                 f"training, epoch {checkpoint.recipe.epochs}"
             )
     for checkpoint in checkpoints:
-        if options.force or not stored("history", checkpoint=checkpoint, options={}):
-            arrays = {name: np.array(values) for name, values in checkpoint.history.items()}
-            store("history", arrays, checkpoint=checkpoint, options={})
+        measure(checkpoint, options)
     folders = {checkpoint.path.parent for checkpoint in checkpoints if checkpoint.path}
     histories = collect(folders, "history")
     print_end_points(histories, collect(folders, "hessian/train"))
-    for path in draw_nll(histories, options.out):
+    for path in [*draw_nll(histories, options.out), *draw_windows(histories, options.out)]:
         print(f"wrote {path}")
+
+
+def measure(checkpoint: Checkpoint, options: Options) -> None:
+    """Store the history of a trained checkpoint, and what it makes of every image."""
+    import numpy as np
+
+    from analysis.measurements import store, stored
+    from analysis.outcomes import outcomes
+    from analysis.tables import working
+    from models.datasets import load_dataset
+    from models.devices import choose_device
+
+    if options.force or not stored("history", checkpoint=checkpoint, options={}):
+        history = {name: np.array(values) for name, values in checkpoint.history.items()}
+        store("history", history, checkpoint=checkpoint, options={})
+    if options.history_only:
+        return
+    if options.force or not stored("outcomes", checkpoint=checkpoint, options={}):
+        device = choose_device(options.device)
+        arrays: dict[str, np.ndarray] = {}
+        for split in SPLITS:
+            dataset = load_dataset(checkpoint.dataset, split, data_root=options.data_root)
+            if split == "train" and checkpoint.images is not None:
+                dataset = dataset.first(checkpoint.images)
+            with working(f"{checkpoint.path}: NLL of every {split} image"):
+                nll, correct = outcomes(checkpoint, dataset, device)
+            arrays |= {f"{split}/nll": nll, f"{split}/correct": correct}
+        store("outcomes", arrays, checkpoint=checkpoint, options={})
 
 
 def print_end_points(histories: Iterable[Measurement], spectra: Iterable[Measurement]) -> None:

@@ -103,7 +103,7 @@ def measure(checkpoints: Sequence[Checkpoint], options: Options) -> list[Measure
     by_dataset: dict[str, list[Checkpoint]] = defaultdict(list)
     for checkpoint in checkpoints:
         by_dataset[checkpoint.dataset].append(checkpoint)
-    found = {}
+    found: dict[Path | None, Measurement] = {}
     for dataset, members in by_dataset.items():
         measured = _measure(members, test_set(dataset, options), options)
         found.update(zip((c.path for c in members), measured, strict=True))

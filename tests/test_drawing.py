@@ -91,6 +91,8 @@ def test_draws_every_figure_once(folder, tmp_path):
         "landscape_digits_contours.png",
         "landscape_digits_surfaces.png",
         "nll_digits.png",
+        "windows_digits.png",
+        "claims_digits.png",
     }
     assert set(written) == set((tmp_path / "figures").iterdir())
     for path in written:

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from analysis import labels, plots
+from analysis.comparisons import file_stem, studies, variant
 from analysis.drawing import save
 from analysis.measurements import Measurement
 from analysis.statistics import across_seeds
@@ -57,4 +58,57 @@ def draw_nll(
                 f"{labels.seeds(by_label)}"
             )
             written += save(figure, out, f"nll_{data}", formats)
+    return written
+
+
+def draw_windows(
+    histories: Iterable[Measurement], out: Path, formats: Sequence[str] = ("png",)
+) -> list[Path]:
+    """For each study of several windows: ``windows_DATASET``, the paper's Figure 7 (left).
+
+    Train NLL and test error at the end of training against the window, one curve for each head
+    window.
+    """
+    written = []
+    for name, members in studies(histories).items():
+        seeds: dict[int, dict[int, list[Measurement]]] = defaultdict(lambda: defaultdict(list))
+        for m in sorted(members, key=variant):
+            window, head_window = variant(m)
+            seeds[head_window][window].append(m)
+        windows = sorted({window for of_window in seeds.values() for window in of_window})
+        if len(windows) < 2:
+            continue
+        with mpl.rc_context(plots.STYLE):
+            figure = Figure(figsize=(7, 3))
+            axes = figure.subplots(1, 2)
+            for i, (head_window, of_window) in enumerate(sorted(seeds.items())):
+                for (key, ylabel, scale), ax in zip(
+                    (("train_nll", "train NLL", 1), ("test_error", "test error (%)", 100)),
+                    axes,
+                    strict=True,
+                ):
+                    ends = [
+                        across_seeds([scale * float(m.arrays[key][-1]) for m in of_window[w]])
+                        for w in of_window
+                    ]
+                    plots.plot_points(
+                        # Side by side, so that one interval does not hide the other.
+                        np.array([windows.index(w) for w in of_window]) + 0.06 * i,
+                        np.array([e.mean for e in ends]),
+                        np.array([e.half_width for e in ends]),
+                        xlabel="attention window",
+                        ylabel=ylabel,
+                        names=[f"{w}×{w}" for w in windows],
+                        line=("-", "--", ":")[i % 3],
+                        label=f"{head_window} head{'s' if head_window > 1 else ''}",
+                        color=labels.COLORS[i],
+                        ax=ax,
+                    )
+            axes[0].legend(title="a query sees")
+            counted = {f"{h} {w}": of[w] for h, of in seeds.items() for w in of}
+            figure.suptitle(
+                f"Locality on {name}, end of training; mean and 95 % interval over "
+                f"{labels.seeds(counted)}"
+            )
+            written += save(figure, out, f"windows_{file_stem(name)}", formats)
     return written

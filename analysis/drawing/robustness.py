@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -32,7 +33,8 @@ def draw_robustness(
         several = max(len(seeds) for seeds in by_label.values()) > 1
         with mpl.rc_context(plots.STYLE):
             figure = Figure(figsize=(9, 6))
-            top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.2))
+            halves: Any = figure.subfigures(2, 1, height_ratios=(1, 1.2))
+            top, bottom = halves
             bars, severity = top.subplots(1, 2, width_ratios=(1, 1.3))
             means = {text: mean_corruption_error(seeds) for text, seeds in by_label.items()}
             plots.plot_bars(
@@ -45,7 +47,7 @@ def draw_robustness(
             names = [text.decode().replace("_", "\n") for text in first.arrays["corruptions"]]
             shift = 0.6 / len(by_label)
             for i, (text, seeds) in enumerate(by_label.items()):
-                style = dict(ylabel="error (%)", label=text, color=palette[text])
+                style: dict[str, Any] = dict(ylabel="error (%)", label=text, color=palette[text])
                 plots.plot_points(
                     np.arange(6),
                     *_over_seeds([_by_severity(m) for m in seeds]),

@@ -1,0 +1,60 @@
+"""Figure of the claims: every difference with its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analysis import plots
+from analysis.claims import QUANTITIES, Answer, Verdict
+from analysis.comparisons import file_stem
+from analysis.drawing import save
+
+COLORS: dict[Verdict, str] = {
+    "holds": "#009e73",
+    "does not hold": "#d55e00",
+    "undecided": "#7f7f7f",
+}
+
+
+def draw_claims(
+    answers: Mapping[str, Sequence[Answer]], out: Path, formats: Sequence[str] = ("png",)
+) -> list[Path]:
+    """For each study: ``claims_DATASET``, a forest plot with one panel for each unit."""
+    written = []
+    for study, of_study in answers.items():
+        over = dict.fromkeys(f.over for answer in of_study for f in answer.findings if f.over)
+        panels: dict[str, list[tuple[str, float, float, float, str]]] = {}
+        for answer in of_study:
+            for finding in answer.findings:
+                if finding.interval is None:
+                    continue
+                quantity, interval = QUANTITIES[finding.part.quantity], finding.interval
+                values = (interval.estimate, interval.low, interval.high)
+                estimate, low, high = (quantity.scale * value for value in values)
+                text = f"{answer.claim.key}:  {finding.part.text}"
+                text += f"  [{finding.over}]" if len(over) > 1 else ""
+                row = (text, estimate, low, high, COLORS[finding.verdict])
+                panels.setdefault(quantity.axis, []).append(row)
+        if not panels:
+            continue
+        heights = [len(rows) + 1.5 for rows in panels.values()]
+        with mpl.rc_context(plots.STYLE):
+            figure = Figure(figsize=(8, 0.8 + 0.3 * sum(heights)))
+            axes = figure.subplots(len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
+            for (axis, rows), ax in zip(panels.items(), axes, strict=True):
+                plots.plot_forest(rows, xlabel=f"difference in {axis}", ax=ax)
+            handles = [
+                Line2D([], [], color=color, marker="o", label=verdict)
+                for verdict, color in COLORS.items()
+            ]
+            figure.legend(handles=handles, loc="outside lower center", ncols=3)
+            figure.suptitle(
+                f"Claims on {study}: differences with 95 % intervals over {' or '.join(over)}"
+            )
+            written += save(figure, out, f"claims_{file_stem(study)}", formats)
+    return written

@@ -1,0 +1,245 @@
+"""The verdicts: on planted data, whose truth is known, and the intervals' coverage."""
+
+import itertools
+import json
+import re
+import sys
+
+import h5py
+import numpy as np
+import pytest
+
+from analysis import claims
+from analysis.claims import CLAIMS, MARGIN, decide, judge
+from analysis.comparisons import studies
+from analysis.drawing.claims import draw_claims
+from analysis.drawing.nll import draw_windows
+from analysis.measurements import collect
+from analysis.statistics import Interval, over_seeds, over_units
+from models.cli import run
+
+N = 400  # images
+BATCHES = 60
+# Window and head window: train NLL, error, corruption error, NEP. C1, C2, C4 and C5 hold; C3 does
+# not, for the NLL of 3 is lower than that of 5; of C6, nothing does.
+TRUTH = {
+    (3, 1): (1.0, 0.20, 0.50, 0.1),
+    (5, 1): (1.2, 0.20, 0.40, 0.2),
+    (8, 1): (1.5, 0.40, 0.60, 0.5),
+    (3, 3): (0.8, 0.10, 0.50, 0.1),
+    (5, 3): (1.0, 0.10, 0.40, 0.1),
+    (8, 3): (1.3, 0.20, 0.60, 0.1),
+}
+
+
+def plant(path, group, arrays, variant, seed=0, epoch=10, **recipe):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    window, head_window = variant
+    architecture = dict(window=window, head_window=head_window, patch_size=1, image_size=8, dim=48)
+    architecture |= dict(border="clamp", pooling="gap")
+    checkpoint = dict(
+        architecture=architecture,
+        recipe=dict(epochs=10, warmup_epochs=2) | recipe,
+        dataset="digits",
+        images=None,
+        epoch=epoch,
+        seed=seed,
+        sha256="0",
+    )
+    with h5py.File(path, "a") as file:
+        for key, array in arrays.items():
+            file[f"{group}/{key}"] = array
+        file[group].attrs.update(
+            options=json.dumps(dict(objective="train", split="train", batch_size=16)),
+            checkpoint=json.dumps(checkpoint),
+            versions="{}",
+            date="2026-01-01T00:00:00+00:00",
+        )
+
+
+def plant_all(folder, *, seeds=1, variants=tuple(TRUTH), kinds=("nll", "robustness", "hessian")):
+    """Networks whose single images and mini-batches scatter about the truth."""
+    for variant, seed in itertools.product(variants, range(seeds)):
+        nll, error, corruption, nep = TRUTH[variant]
+        rng = np.random.default_rng((*variant, seed))
+        file = folder / f"seed{seed}" / f"csan{variant[0]}-{variant[1]}.h5"
+        images = nll + rng.normal(0, 0.1, N)
+        wrong = rng.permutation(N) < round(error * N)
+        history = {"epoch": [0, 10], "train_nll": [9.0, images.mean()]}
+        history |= {"test_error": [0.99, wrong.mean()]}
+        plant(file, "history", history, variant, seed)
+        if "nll" in kinds:
+            outcomes = {"train/nll": np.float32(images), "train/correct": np.ones(N, dtype=bool)}
+            outcomes |= {"test/nll": np.float32(images), "test/correct": ~wrong}
+            plant(file, "outcomes", outcomes, variant, seed)
+        if "robustness" in kinds:
+            of_image = np.clip(corruption + rng.normal(0, 0.1, N), 0, 1)
+            robustness = {"image_error": of_image, "mean_corruption_error": of_image.mean()}
+            robustness |= {"error": np.full((15, 5), of_image.mean()), "clean_error": error}
+            robustness["corruptions"] = np.array([f"c{i}" for i in range(15)], dtype=bytes)
+            plant(file, "robustness", robustness, variant, seed)
+        if "hessian" in kinds:
+            early = file.with_suffix("") / "epoch002.h5"
+            eigenvalues = np.where(rng.random((BATCHES, 5)) < nep, -1.0, 1.0)
+            spectrum = {"eigenvalues": eigenvalues, "nep": (eigenvalues < 0).mean()}
+            plant(early, "hessian/train", spectrum, variant, seed, epoch=2)
+
+
+def verdicts(folder):
+    (answers,) = judge([folder]).values()
+    return {answer.claim.key: answer.verdict for answer in answers}
+
+
+EXPECTED = dict(C1="holds", C2="holds", C3="does not hold", C4="holds", C5="holds")
+
+
+@pytest.mark.parametrize("seeds", [1, 4])
+def test_planted_truth_is_found(tmp_path, seeds):
+    plant_all(tmp_path, seeds=seeds)
+    assert verdicts(tmp_path) == EXPECTED | {"C6": "does not hold"}
+    (answers,) = judge([tmp_path]).values()
+    over = {finding.over for answer in answers for finding in answer.findings}
+    one = {f"{N} train images", f"{N} test images", f"{BATCHES} mini-batches"}
+    assert over == ({f"{seeds} seeds"} if seeds > 1 else one)
+    first = answers[0].findings[0].interval
+    assert first.low < 0.3 < first.high
+    assert first.high - first.low < 0.1
+
+
+def test_the_rule():
+    above, below, around = Interval(2, 1, 3), Interval(-2, -3, -1), Interval(0, -1, 1)
+    assert [decide(i, ">") for i in (above, below, around)] == [
+        *("holds", "does not hold", "undecided")
+    ]
+    assert [decide(i, "<=") for i in (above, below, around)] == [
+        *("does not hold", "holds", "undecided")
+    ]
+    assert decide(Interval(0, -0.5, MARGIN / 2), "<=") == "holds"
+    assert decide(Interval(MARGIN / 2, MARGIN / 4, MARGIN * 0.75), "<=") == "does not hold"
+    unknown = Interval(1, np.nan, np.nan)
+    assert decide(unknown, ">") == decide(unknown, "<=") == "undecided"
+
+
+def test_a_conjunction_is_as_strong_as_its_weakest_part():
+    claim = next(claim for claim in CLAIMS if claim.key == "C3")
+
+    def conjunction(*parts):
+        found = zip(claim.parts, parts, strict=True)
+        return claims.Answer(claim, tuple(claims.Finding(p, None, "", v) for p, v in found)).verdict
+
+    assert conjunction("holds", "holds") == "holds"
+    assert conjunction("holds", "undecided") == "undecided"
+    assert conjunction("undecided", "does not hold") == "does not hold"
+    assert conjunction("holds", "not measured") == "not measured"
+
+
+def test_networks_that_do_not_differ_are_undecided(tmp_path):
+    rng = np.random.default_rng(1)
+    for window in (3, 5, 8):
+        history = {"train_nll": [1.0], "test_error": [0.2]}
+        file = tmp_path / f"csan{window}.h5"
+        plant(file, "history", history, (window, 1))
+        images = 1 + 0.1 * rng.permutation(np.repeat([-1, 1], N // 2))  # the same mean for all
+        outcomes = {"train/nll": images, "test/correct": rng.permutation(N) < 0.8 * N}
+        plant(file, "outcomes", outcomes, (window, 1))
+    found = verdicts(tmp_path)
+    assert found["C1"] == found["C2"] == found["C3"] == "undecided"
+
+
+def test_seeds_are_paired(tmp_path):
+    """Seeds differ by far more than the windows; the difference within a seed is always 0.1."""
+    for seed, window in itertools.product(range(4), (5, 8)):
+        history = {
+            "train_nll": [10.0 * seed + 0.1 * (window == 8) + 0.001 * seed * window],
+            "test_error": [0.5],
+        }
+        plant(tmp_path / f"{seed}-{window}.h5", "history", history, (window, 1), seed)
+    # A seed that only one of them has does not count.
+    plant(tmp_path / "9-5.h5", "history", {"train_nll": [99.0], "test_error": [0.0]}, (5, 1), 9)
+    (answers,) = judge([tmp_path]).values()
+    assert answers[0].verdict == "holds"
+    assert answers[0].findings[0].over == "4 seeds"
+
+
+def test_not_a_number_decides_nothing(tmp_path):
+    plant_all(tmp_path, variants=[(3, 1), (5, 1), (8, 1)])
+    for path in tmp_path.rglob("csan8-1/epoch002.h5"):
+        with h5py.File(path, "a") as file:
+            file["hessian/train/eigenvalues"][0, 0] = np.nan
+            file["hessian/train/nep"][()] = np.nan
+    assert verdicts(tmp_path)["C5"] == "undecided"
+
+
+def test_says_what_is_missing_and_how_to_get_it(tmp_path):
+    plant_all(tmp_path, variants=[(3, 1), (5, 1)], kinds=("nll",))
+    (answers,) = judge([tmp_path]).values()
+    missing = {a.claim.key: [line for f in a.findings for line in f.missing] for a in answers}
+    assert missing["C1"] == [
+        "no training with window 8, head window 1: python -m models.train --dataset digits "
+        "--window 8 --head-window 1 --epochs 10 --out NAME.pt"
+    ]
+    assert missing["C4"] == [
+        f"corruption error with window {w}, head window 1: python -m analysis.robustness "
+        f"--ckpt {tmp_path / 'seed0' / f'csan{w}-1.pt'}"
+        for w in (3, 5)
+    ]
+    assert missing["C3"] == []
+    assert f"{tmp_path / 'seed0' / 'csan5-1' / 'epoch002.pt'}" in missing["C5"][0] + str(missing)
+    assert {a.claim.key: a.verdict for a in answers}["C4"] == "not measured"
+
+
+def test_a_single_seed_needs_single_images(tmp_path):
+    plant_all(tmp_path, kinds=())
+    (answers,) = judge([tmp_path]).values()
+    assert answers[0].verdict == "not measured"
+    assert "python -m analysis.nll --ckpt" in answers[0].findings[0].missing[0]
+
+
+def test_studies_are_kept_apart_and_named(tmp_path):
+    plant_all(tmp_path, variants=[(3, 1), (5, 1), (8, 1)])
+    history = {"train_nll": [1.0], "test_error": [0.5]}
+    plant(tmp_path / "other.h5", "history", history, (5, 1), learning_rate=1)
+    assert set(studies(collect([tmp_path], "history"))) == {
+        "digits, learning_rate None",
+        "digits, learning_rate 1",
+    }
+    written = draw_claims(judge([tmp_path]), tmp_path / "figures")
+    assert [path.name for path in written] == ["claims_digits_learning_rate-None.png"]
+
+
+def test_command_prints_and_draws(tmp_path, monkeypatch, capsys):
+    plant_all(tmp_path / "checkpoints", seeds=3)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["claims"])
+    run(claims.main, claims.Options)
+    out = capsys.readouterr().out
+    assert re.search(r"NLL_train\(8\) - NLL_train\(5\) > 0 +\+0\.\d{4} .* 3 seeds +holds", out)
+    assert "wrote figures/claims_digits.png" in out
+    histories = collect([tmp_path], "history")
+    assert [p.name for p in draw_windows(histories, tmp_path)] == ["windows_digits.png"]
+
+    monkeypatch.setattr(sys, "argv", ["claims", "--measurements", "figures"])
+    with pytest.raises(SystemExit) as stop:
+        run(claims.main, claims.Options)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch("error: measurements: no trained network in figures, expected .*\n", error)
+
+
+def test_bootstrap_covers_at_its_nominal_rate():
+    rng = np.random.default_rng(0)
+    covered = []
+    for i in range(600):
+        sample = rng.exponential(1.0, 60) - rng.exponential(0.5, 60)
+        interval = over_units(sample, seed=i, resamples=400)
+        covered.append(interval.low <= 0.5 <= interval.high)
+    assert np.mean(covered) == pytest.approx(0.94, abs=0.03)
+    sample = rng.normal(0, 1, 50)
+    assert over_units(sample) == over_units(sample)
+    assert over_units(sample).estimate == pytest.approx(sample.mean())
+
+
+def test_student_covers_at_its_nominal_rate():
+    rng = np.random.default_rng(0)
+    intervals = [over_seeds(rng.normal(1, 2, 3)) for _ in range(3000)]
+    assert np.mean([i.low <= 1 <= i.high for i in intervals]) == pytest.approx(0.95, abs=0.013)
