@@ -6,7 +6,7 @@ import contextlib
 import io
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -35,7 +35,7 @@ def run(main: Callable[[Options], None], options_type: type[Options]) -> None:
     input (one line on stderr), 130 after Ctrl-C.
     """
     try:
-        main(_parse(options_type))
+        main(parse(options_type))
     except InputError as error:
         _fail(str(error))
     except OSError as error:  # a file that cannot be read or written
@@ -47,14 +47,21 @@ def run(main: Callable[[Options], None], options_type: type[Options]) -> None:
         sys.exit(130)
 
 
-def _parse(options_type: type[Options]) -> Options:
+def parse(options_type: type[Options], arguments: Sequence[str] | None = None) -> Options:
+    """Parse `arguments`, by default those of ``sys.argv``, into the dataclass `options_type`.
+
+    Raises `InputError` if they do not fit.
+    """
     spec = sys.modules["__main__"].__spec__
     module = spec.name.removesuffix(".__main__") if spec else sys.argv[0]
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
             return tyro.cli(
-                options_type, prog=f"python -m {module}", config=(tyro.conf.FlagCreatePairsOff,)
+                options_type,
+                prog=f"python -m {module}",
+                args=arguments,
+                config=(tyro.conf.FlagCreatePairsOff,),
             )
     except SystemExit as stop:
         if stop.code != 2:

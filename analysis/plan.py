@@ -1,0 +1,370 @@
+"""Studies as they are declared: a TOML file becomes trainings, measurements, and their cost.
+
+    folder = "checkpoints/small"      # whose measurements the figures are of
+    figures = "figures/small"
+    threads = 1                       # for each process; default: the cores, shared equally
+
+    [train]                           # options of models.train, for every training
+    dataset = "cifar100"
+
+    [[grid]]                          # more of them; a list makes one training of each value
+    window = [3, 5, 8]
+    seed = [0, 1]
+    snapshots = [5, 10]               # the one option that is a list itself
+    out = "checkpoints/small/seed{seed}/csan{window}.pt"
+    measure = ["nll"]                 # default: all measurements below
+
+    [[measure]]                       # a command of the package analysis, and its options
+    command = "nll"
+
+Trainings are made in the order of the file; of several lists in a grid, the last varies fastest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.cli import parse
+from models.errors import InputError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+if TYPE_CHECKING:
+    from models.checkpoint import Checkpoint
+    from models.train import Options as TrainOptions
+
+FOLDER = Path("studies")
+COMMANDS = {
+    "nll": "analysis.nll",
+    "hessian": "analysis.hessian",
+    "landscape": "analysis.landscape.__main__",
+    "robustness": "analysis.robustness",
+}
+_KNOWN = {  # training images, pixels along a side, channels, classes
+    "digits": (1437, 8, 1, 10),
+    "cifar10": (50_000, 32, 3, 10),
+    "cifar100": (50_000, 32, 3, 100),
+}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measurement that is to be made of trainings."""
+
+    command: str
+    arguments: tuple[str, ...]
+    options: Any  # of the command, parsed
+
+    def groups(self) -> tuple[str, ...]:
+        """Where in the HDF5 file the result belongs."""
+        if self.command == "nll":
+            return ("history", "outcomes")
+        if self.command == "robustness":
+            return ("robustness",)
+        directions = getattr(self.options, "directions", "random")
+        suffix = "" if directions == "random" else f"_{directions}"
+        return (self.options.group(self.command + suffix),)
+
+    def checkpoints(self, training: Training) -> list[Path]:
+        """Of which checkpoints of a training: the last, and for spectra the end of warm-up."""
+        last = training.options.out
+        if self.command != "hessian":
+            return [last]
+        warmup = training.start.recipe.warmup_epochs
+        return [last.with_suffix("") / f"epoch{warmup:03d}.pt", last]
+
+    def missing(self, training: Training) -> list[Path]:
+        """The checkpoints of which it has not been made yet, as it is asked for.
+
+        Where the weights are gone, a measurement of such a training counts; where they are there,
+        only that of these very weights.
+        """
+        return [p for p in self.checkpoints(training) if not self._held(p, training)]
+
+    def _held(self, path: Path, training: Training) -> bool:
+        from analysis.measurements import load, measurement_file
+
+        for group in self.groups():
+            found = load(measurement_file(path), group)
+            if found is None or not training.made(found.checkpoint):
+                return False
+            if path.exists() and found.checkpoint["sha256"] != _sha256(path):
+                return False
+            for key, value in found.options.items():
+                asked = getattr(self.options, key, None)
+                if asked is not None and json.loads(json.dumps(asked, default=str)) != value:
+                    return False
+        return True
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of a study."""
+
+    arguments: tuple[str, ...]
+    options: TrainOptions
+    measures: tuple[Measure, ...]
+
+    @cached_property
+    def start(self) -> Checkpoint:
+        """The untrained network; the dataset is not needed, if it is a known one."""
+        from models.train import untrained
+
+        return untrained(self.options, _blank_dataset(self.options))
+
+    def made(self, description: Mapping[str, Any]) -> bool:
+        """Whether this is the training that a measurement remembers (`measurements.describe`)."""
+        from analysis.measurements import describe
+
+        own = json.loads(json.dumps(describe(self.start)))
+        same = ("architecture", "recipe", "dataset", "images", "seed")
+        return all(own[key] == description.get(key) for key in same)
+
+    def state(self) -> str:
+        """How far it is: done (all is measured), trained, begun or to do.
+
+        Raises `InputError` if its checkpoint is there, and is that of another training.
+        """
+        from models.checkpoint import load_checkpoint
+        from models.training import same_training
+
+        path = self.options.out
+        if path.exists() and not same_training(load_checkpoint(path), self.start):
+            raise InputError(
+                f"{path}: trained with other options than the study asks for; expected another "
+                "name in the study, or no such file"
+            )
+        if self.measures and not any(m.missing(self) for m in self.measures):
+            return "done"
+        if path.exists():
+            return "trained"
+        return "begun" if (path.with_suffix("") / "resume.pt").exists() else "to do"
+
+    @property
+    def image_steps(self) -> int:
+        """Images that pass through the network during the training."""
+        recipe, images = self.start.recipe, self.images
+        steps = max(images // recipe.batch_size, 1)
+        return recipe.epochs * steps * min(recipe.batch_size, images)
+
+    @property
+    def images(self) -> int:
+        """Training images."""
+        return self.options.images or _shape(self.start.dataset)[0]
+
+    @property
+    def parameters(self) -> int:
+        """Of the network."""
+        return sum(p.numel() for p in self.start.model.parameters())
+
+    def flops(self) -> float:
+        """Floating-point operations of the training: three forward passes an image-step."""
+        import torch
+        from torch.utils.flop_counter import FlopCounterMode
+
+        architecture = self.start.architecture
+        size, channels = architecture["image_size"], architecture["channels"]
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            self.start.model.eval()(torch.zeros(2, channels, size, size))
+        return 3 * counter.get_total_flops() / 2 * self.image_steps
+
+    def measure_rate(self, device: str) -> float:
+        """Image-steps a second, of two steps on random images after one to warm up."""
+        from dataclasses import replace
+
+        import torch
+
+        from models.augment import Augmentation
+
+        start, dataset = self.start, _blank_dataset(self.options)
+        recipe, batch = start.recipe, min(start.recipe.batch_size, self.images, 32)
+        shape = (batch, *dataset.images.shape[1:])
+        dataset = replace(
+            dataset,
+            images=torch.randint(256, shape, dtype=torch.uint8),
+            labels=torch.arange(batch) % len(dataset.classes),
+        )
+        augment, model = Augmentation(recipe, dataset), start.model.to(device).train()
+        began = 0.0
+        for step in range(3):
+            inputs, targets = (t.to(device) for t in augment(torch.arange(batch)))
+            with torch.autocast(torch.device(device).type, torch.bfloat16, self.options.bf16):
+                loss = recipe.loss(model(inputs), targets)
+            loss.backward()
+            loss.item()  # waits for a GPU
+            began = time.perf_counter() if step == 0 else began
+        return 2 * batch / (time.perf_counter() - began)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study as it was declared."""
+
+    path: Path
+    folder: Path
+    figures: Path
+    threads: int | None
+    trainings: tuple[Training, ...]
+    measures: tuple[Measure, ...]
+
+
+def load_plan(name: str, common: Mapping[str, Any] | None = None) -> Plan:
+    """Read a study: the name of one in ``studies/``, or a TOML file.
+
+    `common` are further options of every command, as ``data_root``.
+
+    Raises
+    ------
+    InputError
+        If there is no such study, or it cannot be understood; names the file and the place in it.
+    """
+    path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.toml"))) or "none here"
+        raise InputError(f"{path}: no such study, expected a TOML file or one of studies/: {known}")
+    try:
+        content = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a TOML file: {error}") from error
+    kinds = {"folder": str, "figures": str, "threads": int, "train": dict}
+    for key, value in content.items():
+        if key not in (*kinds, "grid", "measure"):
+            raise InputError(f"{path}: {key!r} found, expected {', '.join(kinds)}, grid, measure")
+        if key in kinds and not isinstance(value, kinds[key]):
+            raise InputError(f"{path}: {key} = {value!r} found, expected {kinds[key].__name__}")
+    tables = {key: content.get(key, []) for key in ("grid", "measure")}
+    for key, value in tables.items():
+        if not isinstance(value, list) or not all(isinstance(table, dict) for table in value):
+            raise InputError(f"{path}: {key} = {value!r} found, expected [[{key}]] tables")
+    if not tables["grid"]:
+        raise InputError(f"{path}: no [[grid]] found, expected at least one")
+    if content.get("threads", 1) < 1:
+        raise InputError(f"{path}: threads = {content['threads']} found, expected at least 1")
+    measures = tuple(
+        _measure(table, f"{path}: [[measure]] {i + 1}", common or {})
+        for i, table in enumerate(tables["measure"])
+    )
+    trainings: dict[Path, Training] = {}
+    for i, table in enumerate(tables["grid"]):
+        place = f"{path}: [[grid]] {i + 1}"
+        for training in _trainings(table, content.get("train", {}), measures, place, common or {}):
+            if training.options.out in trainings:
+                raise InputError(f"{place}: two trainings write {training.options.out}")
+            trainings[training.options.out] = training
+    folder = Path(content.get("folder", "checkpoints"))
+    figures = Path(content.get("figures", "figures"))
+    everything = tuple(trainings.values())
+    return Plan(path, folder, figures, content.get("threads"), everything, measures)
+
+
+def _measure(table: Mapping[str, Any], place: str, common: Mapping[str, Any]) -> Measure:
+    command = table.get("command")
+    if command not in COMMANDS:
+        raise InputError(f"{place}: command = {command!r}, expected one of {', '.join(COMMANDS)}")
+    own = {key: value for key, value in table.items() if key != "command"}
+    arguments = _arguments({**own, **common})
+    options = _parse(importlib.import_module(COMMANDS[command]).Options, arguments, place)
+    return Measure(command, arguments, options)
+
+
+def _trainings(
+    table: Mapping[str, Any],
+    shared: Mapping[str, Any],
+    measures: tuple[Measure, ...],
+    place: str,
+    common: Mapping[str, Any],
+) -> list[Training]:
+    from models.train import Options
+
+    settings = {**shared, **table}
+    asked = settings.pop("measure", None)
+    names = [m.command for m in measures]
+    if asked is not None and (not isinstance(asked, list) or not set(asked) <= set(names)):
+        raise InputError(f"{place}: measure = {asked!r} found, expected some of {names}")
+    own = measures if asked is None else tuple(m for m in measures if m.command in asked)
+    if not isinstance(settings.get("out"), str):
+        raise InputError(f"{place}: out = {settings.get('out')!r} found, expected a file name")
+    axes = {k: v for k, v in settings.items() if isinstance(v, list) and k != "snapshots"}
+    trainings = []
+    for values in product(*axes.values()):
+        chosen = {**settings, **dict(zip(axes, values, strict=True))}
+        try:
+            chosen["out"] = chosen["out"].format(**chosen)
+        except (KeyError, IndexError, ValueError) as error:
+            raise InputError(
+                f"{place}: out = {settings['out']!r} found, expected {{NAME}} only of options"
+            ) from error
+        arguments = _arguments({**chosen, **common})
+        options = _parse(Options, arguments, place)
+        training = Training(arguments, options, own)
+        try:
+            assert training.start  # the options fit each other
+        except InputError as error:
+            raise InputError(f"{place}: {error}") from error
+        trainings.append(training)
+    return trainings
+
+
+def _parse(options_type: type[Any], arguments: tuple[str, ...], place: str) -> Any:
+    try:
+        return parse(options_type, arguments)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
+
+
+def _arguments(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Options as they are given on a command line."""
+    words: list[str] = []
+    for key, value in options.items():
+        if value is False:
+            continue
+        values = value if isinstance(value, list) else [] if value is True else [value]
+        words += [f"--{key.replace('_', '-')}", *map(str, values)]
+    return tuple(words)
+
+
+def _shape(dataset: str) -> tuple[int, int, int, int]:
+    """Training images, pixels along a side, channels and classes of a dataset."""
+    if dataset in _KNOWN:
+        return _KNOWN[dataset]
+    from models.datasets import load_dataset
+    from models.train import square
+
+    found = load_dataset(dataset)
+    return len(found), square(found), found.images.shape[3], len(found.classes)
+
+
+def _blank_dataset(options: TrainOptions) -> Any:
+    """No images, of the form of those that `options` name."""
+    import torch
+
+    from models.datasets import ImageDataset
+    from models.train import choose_preset
+
+    _, name = choose_preset(options)
+    _, size, channels, classes = _shape(name)
+    return ImageDataset(
+        name,
+        torch.zeros(0, size, size, channels, dtype=torch.uint8),
+        torch.zeros(0, dtype=torch.int64),
+        tuple(str(i) for i in range(classes)),
+        torch.zeros(channels),
+        torch.ones(channels),
+    )
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,252 @@
+"""``python -m analysis.study``: trainings, measurements, figures and claims of a declared study."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from models.cli import DataRoot, Device, run
+from models.errors import InputError
+
+if TYPE_CHECKING:
+    from analysis.plan import Plan, Training
+
+
+@dataclass(frozen=True)
+class Options:
+    """Make all trainings of a study, measure them, draw every figure, and judge the claims.
+
+    What is there already is not made again, and what was interrupted goes on where it stopped: give
+    the same command again. The studies are TOML files in studies/; their format is described in
+    analysis/plan.py. Examples:
+
+      python -m analysis.study digits --processes 2
+
+      python -m analysis.study paper --dry-run
+    """
+
+    study: Annotated[
+        Positional[str], arg(metavar="NAME|FILE.toml", help="one of studies/, or a file")
+    ]
+    processes: Annotated[int, arg(help="trainings or measurements at once")] = 1
+    only: Annotated[Literal["train", "measure", "figures"] | None, arg(help="this part alone")] = (
+        None
+    )
+    dry_run: Annotated[bool, arg(help="print the plan and what it costs, and do nothing")] = False
+    rate: Annotated[
+        float | None,
+        arg(
+            metavar="IMAGES/S",
+            help="of training, for the times of --dry-run; default: measured in a few steps",
+        ),
+    ] = None
+    device: Device = "auto"
+    data_root: DataRoot = None
+
+
+def main(options: Options) -> None:
+    """Do what is left to do of the study."""
+    from analysis.plan import load_plan
+
+    if options.processes < 1:
+        raise InputError(f"processes: {options.processes} found, expected at least 1")
+    if options.rate is not None and not options.rate > 0:
+        raise InputError(f"rate: {options.rate} found, expected more than 0 images/s")
+    common: dict[str, str] = {} if options.device == "auto" else {"device": options.device}
+    if options.data_root is not None:
+        common["data_root"] = str(options.data_root)
+    plan = load_plan(options.study, common)
+    if options.dry_run:
+        print_plan(plan, options)
+        return
+    parts = (options.only,) if options.only else ("train", "measure", "figures")
+    if "train" in parts:
+        run_all(training_commands(plan), plan, options.processes)
+    if "measure" in parts:
+        for commands in measuring_commands(plan, options.processes):
+            run_all(commands, plan, options.processes)
+    if "figures" in parts:
+        report(plan)
+
+
+def training_commands(plan: Plan) -> list[list[str]]:
+    """Command lines of the trainings that are not there yet, in the order of the study."""
+    wanted = [t for t in plan.trainings if t.state() in ("to do", "begun")]
+    there = len(plan.trainings) - len(wanted)
+    print(f"{there} of {len(plan.trainings)} trainings are there already")
+    return [[sys.executable, "-m", "models.train", *t.arguments] for t in wanted]
+
+
+def measuring_commands(plan: Plan, processes: int) -> list[list[list[str]]]:
+    """For each measurement, command lines that share the checkpoints that lack it.
+
+    Raises `InputError` if a network is missing.
+    """
+    stages = []
+    for measure in plan.measures:
+        wanted = [p for t in plan.trainings if measure in t.measures for p in measure.missing(t)]
+        for path in wanted:
+            if not path.exists():
+                raise InputError(
+                    f"{path}: there is no such checkpoint to measure, expected --only measure "
+                    "after the trainings"
+                )
+        shares = [wanted[i::processes] for i in range(min(processes, len(wanted)))]
+        name = f"analysis.{measure.command}"
+        stages.append(
+            [
+                # The figures come at the end, of everything; those of a share are of no use.
+                [sys.executable, "-m", name, "--ckpt", *map(str, share), *measure.arguments]
+                for share in shares
+            ]
+        )
+    return stages
+
+
+def run_all(commands: Sequence[list[str]], plan: Plan, processes: int) -> None:
+    """Run command lines, so many at once, each on its share of the cores.
+
+    Several at once do not print; what the first that fails had to say is the error.
+
+    Raises
+    ------
+    InputError
+        If one of them fails. Those that run are ended; what they have saved is kept.
+    """
+    threads = plan.threads or max((os.cpu_count() or 1) // processes, 1)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    waiting, running = list(enumerate(commands, start=1)), dict[subprocess.Popen[bytes], Path]()
+    alone = processes == 1
+    with tempfile.TemporaryDirectory() as folder:
+        before = signal.signal(signal.SIGTERM, _stop)
+        try:
+            while waiting or running:
+                while waiting and len(running) < processes:
+                    number, command = waiting.pop(0)
+                    print(f"[{number}/{len(commands)}] {' '.join(['python', *command[1:]])}")
+                    sys.stdout.flush()
+                    log = Path(folder, f"{number}.log")
+                    if command[2] != "models.train":
+                        command = [*command, "--out", str(Path(folder, f"figures{number}"))]
+                    with log.open("wb") as file:
+                        process = subprocess.Popen(
+                            command,
+                            env=environment,
+                            stdout=None if alone else file,
+                            stderr=None if alone else file,
+                        )
+                    running[process] = log
+                for process in [p for p in running if p.poll() is not None]:
+                    log = running.pop(process)
+                    if process.returncode:
+                        said = log.read_text(errors="replace").strip().splitlines()
+                        reason = said[-1] if said else f"exit code {process.returncode}, see above"
+                        raise InputError(f"{plan.path}: a command failed: {reason}")
+                time.sleep(0.02)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+            for process in running:
+                process.terminate()
+            for process in running:
+                process.wait()
+
+
+def _stop(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def report(plan: Plan) -> None:
+    """Draw every figure of the study's folder, and print its claims."""
+    from analysis.claims import judge, print_answers
+    from analysis.figures import draw_all
+    from analysis.measurements import measurement_file
+
+    for path in draw_all(plan.folder, plan.figures):
+        print(f"wrote {path}")
+    checkpoints = [p for t in plan.trainings for m in t.measures for p in m.checkpoints(t)]
+    files = [measurement_file(path) for path in dict.fromkeys(checkpoints)]
+    for study, answers in judge(files).items():
+        print_answers(study, answers)
+
+
+def print_plan(plan: Plan, options: Options) -> None:
+    """What is to be trained and measured, and what the trainings cost."""
+    from analysis.tables import print_table, working
+
+    rates: dict[str, float] = {}
+    flops: dict[str, float] = {}
+    rows, left, work = [], 0.0, 0.0
+    for training in plan.trainings:
+        state, start = training.state(), training.start
+        key = repr((start.architecture, start.recipe))
+        with working(f"{training.options.out}: a few steps"):
+            if key not in rates:
+                rates[key] = options.rate or training.measure_rate(_device(options))
+                flops[key] = training.flops() / training.image_steps
+        seconds = training.image_steps / rates[key]
+        total = flops[key] * training.image_steps
+        if state in ("to do", "begun"):
+            left, work = left + seconds, work + total
+        architecture = start.architecture
+        rows.append(
+            [
+                str(training.options.out),
+                *(str(architecture[name]) for name in ("window", "head_window")),
+                str(start.seed),
+                f"{training.images:,}",
+                str(start.recipe.epochs),
+                f"{training.parameters:,}",
+                f"{training.image_steps:,}",
+                f"{total:.1e}",
+                _duration(seconds),
+                state,
+            ]
+        )
+    print_table(
+        f"Plan of {plan.path}",
+        [
+            *("checkpoint", "window", "head window", "seed", "images", "epochs"),
+            *("parameters", "image-steps", "FLOPs", "time", "state"),
+        ],
+        rows,
+    )
+    todo = [row for row in rows if row[-1] in ("to do", "begun")]
+    how = "as given" if options.rate else "as measured in a few steps here, one after another"
+    slowest, fastest = min(rates.values()), max(rates.values())
+    print(
+        f"{len(todo)} of {len(rows)} trainings left: {work:.1e} FLOPs, about {_duration(left)} at "
+        + (f"{slowest:.0f}" if slowest == fastest else f"{slowest:.0f} to {fastest:.0f}")
+        + f" images/s ({how}); evaluations and measurements come on top"
+    )
+    for measure in plan.measures:
+        own: list[Training] = [t for t in plan.trainings if measure in t.measures]
+        missing = sum(len(measure.missing(t)) for t in own)
+        total_count = sum(len(measure.checkpoints(t)) for t in own)
+        words = " ".join([f"python -m analysis.{measure.command}", *measure.arguments])
+        print(f"{missing} of {total_count} checkpoints left to measure: {words}")
+
+
+def _device(options: Options) -> str:
+    from models.devices import choose_device
+
+    return str(choose_device(options.device))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+if __name__ == "__main__":
+    run(main, Options)
