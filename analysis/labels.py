@@ -116,9 +116,14 @@ def training(measurement: Measurement, *, but: str = "") -> str:
 
 def objective(measurement: Measurement) -> str:
     """In words, what was differentiated or evaluated."""
-    kind, split = measurement.options["objective"], measurement.options["split"]
-    images = {"train": "augmented", "clean": "clean"}[kind]
-    return f"{'NLL + L2' if kind == 'train' else 'NLL'} on {images} {split} images"
+    loss = "NLL + L2" if measurement.options["objective"] == "train" else "NLL"
+    return f"{loss} on {split(measurement)} images"
+
+
+def split(measurement: Measurement) -> str:
+    """Which images, in words."""
+    kind = {"train": "augmented", "clean": "clean"}[measurement.options["objective"]]
+    return f"{kind} {measurement.options['split']}"
 
 
 def title(measurement: Measurement) -> str:

@@ -34,6 +34,11 @@ class Objective:
     weight_decay: float
     batches: list[tuple[Tensor, Tensor]]  # every random choice is made: (inputs, targets)
 
+    @property
+    def metrics(self) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+        """What is evaluated on a landscape: the loss without the penalty, and the error."""
+        return {"nll": self.loss, "error": error_rate}
+
     def double(self) -> Objective:
         """The same in float64; the model itself is converted."""
         return replace(

@@ -15,7 +15,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize, SymLogNorm
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.typing import LineStyleType
 from scipy.stats import gaussian_kde
+
+from analysis.statistics import across_seeds
 
 STYLE: dict[Any, Any] = {
     "figure.constrained_layout.use": True,
@@ -31,6 +34,8 @@ STYLE: dict[Any, Any] = {
     "image.cmap": "viridis",
     "svg.hashsalt": "locality-landscapes",  # the same bytes every time
 }
+MARKERS = 20  # points of a way that can still be told apart
+TWIN = ("#0072b2", "#d55e00")  # of the left and the right axis
 
 
 def plot_max_eigenvalues(
@@ -162,15 +167,98 @@ def plot_line(
     xs: np.ndarray,
     values: np.ndarray,
     *,
+    xlabel: str = "step along a direction",
     ylabel: str,
     label: str | None = None,
     color: str | None = None,
+    linestyle: LineStyleType = "-",
     ax: Axes | None = None,
 ) -> Axes:
     """One metric along a direction; `xs` and `values` are (n,) arrays."""
     ax = ax or plt.gca()
-    ax.plot(xs, np.where(np.isfinite(values), values, np.nan), color=color, label=label)
-    ax.set(xlabel="step along a filter-normalised direction", ylabel=ylabel)
+    finite = np.where(np.isfinite(values), values, np.nan)
+    ax.plot(xs, finite, color=color, label=label, linestyle=linestyle)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    return ax
+
+
+def plot_twin(
+    xs: np.ndarray,
+    losses: Mapping[str, np.ndarray],
+    errors: Mapping[str, np.ndarray],
+    *,
+    xlabel: str = "step along a direction",
+    log: bool = True,
+    ax: Axes | None = None,
+) -> Axes:
+    """NLL on the left axis and error on the right one, both of several sets of images.
+
+    The first set is drawn in solid lines, the second dashed (Li et al. 2018, Figure 2). Arrays are
+    (n,), errors shares of one.
+    """
+    ax = ax or plt.gca()
+    right = ax.twinx()
+    for style, (name, loss) in zip(("-", "--", ":"), losses.items(), strict=False):
+        loss, error = (np.where(np.isfinite(v), v, np.nan) for v in (loss, errors[name]))
+        ax.plot(xs, loss, style, color=TWIN[0], label=f"NLL, {name}")
+        right.plot(xs, 100 * error, style, color=TWIN[1])
+        ax.plot([], [], style, color=TWIN[1], label=f"error, {name}")  # for the legend
+    if log:
+        log_scale(ax)
+    ax.set(xlabel=xlabel)
+    ax.set_ylabel("NLL", color=TWIN[0])
+    right.set_ylabel("error (%)", color=TWIN[1])
+    right.set_ylim(0, 100)
+    right.grid(False)
+    right.spines["right"].set_visible(True)
+    return ax
+
+
+def plot_way(steps: np.ndarray, *, ax: Axes | None = None) -> Axes:
+    """Points in the plane of a surface, (n, 2), joined in their order; the first is hollow."""
+    ax = ax or plt.gca()
+    ax.plot(*steps.T, "-", color="white", linewidth=1)
+    if len(steps) <= MARKERS:
+        ax.plot(*steps[1:].T, "o", color="white", markeredgecolor="black", markersize=3)
+    ax.plot(*steps[0], "o", markerfacecolor="none", markeredgecolor="white", markersize=5)
+    return ax
+
+
+def plot_samples(
+    samples: Mapping[str, np.ndarray],
+    *,
+    ylabel: str,
+    colors: Mapping[str, str],
+    ax: Axes | None = None,
+) -> Axes:
+    """The values of each of several groups as dots, beside their mean and its 95 % interval."""
+    ax = ax or plt.gca()
+    for i, (name, values) in enumerate(samples.items()):
+        estimate = across_seeds(values)
+        ax.plot(np.full(len(values), i - 0.12), values, ".", color=colors[name], alpha=0.4)
+        ax.errorbar(i + 0.12, estimate.mean, estimate.half_width, fmt="o", color=colors[name])
+    ax.set_xticks(range(len(samples)), [name.replace(": ", "\n") for name in samples], fontsize=7)
+    ax.set(ylabel=ylabel, xlim=(-0.5, len(samples) - 0.5))
+    ax.set_ylim(bottom=0)
+    return ax
+
+
+def plot_polar(
+    angles: np.ndarray,
+    distances: np.ndarray,
+    *,
+    label: str | None = None,
+    color: str | None = None,
+    ax: Any = None,
+) -> Any:
+    """A training as seen from its end, (n,) each; `ax` has the projection "polar".
+
+    Radius is the distance to the end, the angle is that to the first snapshot, in radians.
+    """
+    ax = ax if ax is not None else plt.subplot(projection="polar")
+    ax.plot(np.nan_to_num(angles), distances, "o-", color=color, label=label, markersize=3)
+    ax.set_thetamin(0)
+    ax.set_thetamax(90 if np.nanmax(angles) <= np.pi / 2 else 180)
     return ax
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import multiprocessing
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from analysis.landscape import sampling
 from models import load_checkpoint, load_dataset
 from models.cli import run
 from models.train import Options, untrained
@@ -24,6 +26,7 @@ COMMANDS = {
     "analysis.landscape": "analysis.landscape.__main__",
     "analysis.nll": "analysis.nll",
     "analysis.figures": "analysis.figures",
+    "analysis.published": "analysis.published",
 }
 SMALL = {
     "analysis.hessian": [
@@ -38,7 +41,7 @@ SMALL = {
         "--steps",
         "4",
     ],
-    "analysis.landscape": ["--batches", "1", "--points", "3", "--line-points", "3"],
+    "analysis.landscape": ["--batches", "1", "--points", "3", "--line-points", "5", "--lines", "2"],
     "analysis.nll": [],
 }
 
@@ -166,7 +169,7 @@ BAD = {
     "unknown device": (HESSIAN, "--device tpu", "'tpu'.*--device.*'auto', 'cpu', 'cuda'"),
     "no GPU": (HESSIAN, "--device cuda", "device: cuda found, but PyTorch sees no GPU"),
     "folder is a file": (HESSIAN, "--out text.h5", "out: text.h5 found, expected a folder"),
-    "no points": ("analysis.landscape", "--points 1", "points: 1 found, expected at least 2"),
+    "no points": ("analysis.landscape", "--points 1", "points: 1 found, expected at least 3"),
     "no checkpoints": ("analysis.nll", "--ckpt none.pt", "none.pt: there is no such file"),
     "no measurements": ("analysis.figures", "--measurements empty", "no HDF5 file in empty"),
     "damaged measurements": ("analysis.figures", "--measurements .", "text.h5: not a usable"),
@@ -188,6 +191,24 @@ BAD = {
     "snapshots": ("models.train", "--out new.pt --snapshots 999", "snapshots: 999 found"),
     "other training": ("models.train", "--out checkpoints/csan3.pt", "trained with other options"),
     "even points": ("analysis.landscape", "--points 4", "points: 4 found, expected an odd number"),
+    "no span": ("analysis.landscape", "--span 0", "span: 0.0 found, expected a positive step"),
+    "no other": (
+        "analysis.landscape",
+        "--directions plane --towards checkpoints/csan8.pt",
+        "towards: 1 checkpoints found, expected 2 for --directions plane",
+    ),
+    "other architecture": (
+        "analysis.landscape",
+        "--ckpt checkpoints/csan3.pt --directions towards --towards checkpoints/csan8.pt",
+        "towards: checkpoints/csan8.pt is another architecture than checkpoints/csan3.pt",
+    ),
+    "no snapshots": (
+        "analysis.landscape",
+        "--ckpt checkpoints/csan3.pt --directions pca",
+        "csan3: 0 snapshots found, expected at least 2",
+    ),
+    "no surfaces": ("analysis.published", "", "csv"),
+    "other file": ("analysis.published", "text.h5", "text.h5: could not convert"),
     "more of density": (HESSIAN, "--batches 2 --density-batches 3", "density-batches: 3 found"),
     "epochs": ("models.train", "--out new.pt --epochs 2", "epochs: 2 found"),
     "too many images": ("models.train", "--out new.pt --images 9999", "images: 9999 found"),
@@ -239,6 +260,56 @@ def test_landscape_goes_on_where_it_was_interrupted(here, call, monkeypatch):
     code, out, _ = call("analysis.landscape", *arguments)
     assert code == 0
     assert "was interrupted; going on from there" in out
-    assert len(calls) == 3 + 9 + 1  # line, surface, and the point of the interruption again
+    # The lines of training, test and two more directions, the surface, the interruption again.
+    assert len(calls) == 4 * 5 + 9 + 1
     with h5py.File("checkpoints/csan3.h5") as file:
         np.testing.assert_array_equal(file["landscape/train/surface/nll"], whole)
+
+
+def test_landscape_killed_ten_times_gives_the_same_bytes(here, call, monkeypatch):
+    """At random moments, with progress saved after every point."""
+    arguments = ["--ckpt", "checkpoints/csan3.pt", "--points", "7", "--line-points", "7"]
+    arguments += ["--lines", "1", "--batches", "2"]
+    call("analysis.landscape", *arguments)
+    measured = Path("checkpoints/csan3.h5")
+    with h5py.File(measured) as file:
+        whole = {}
+        group = file["landscape/train"]
+        group.visit(lambda key: whole.__setitem__(key, group[key]))
+        whole = {k: v[()].tobytes() for k, v in whole.items() if isinstance(v, h5py.Dataset)}
+    measured.unlink()
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(sampling, "SAVE_EVERY", 0.0)
+    fork = multiprocessing.get_context("fork")
+    for _ in range(10):
+        process = fork.Process(target=call, args=["analysis.landscape", *arguments])
+        process.start()
+        seen = progress_of(measured)
+        wanted = seen + int(rng.integers(1, 7))
+        while progress_of(measured) < wanted:
+            assert process.is_alive(), "was to be killed before it is done"
+            time.sleep(0.005)
+        time.sleep(float(rng.uniform(0, 0.05)))  # also in the middle of saving
+        process.kill()
+        process.join()
+        assert progress_of(measured) >= wanted, "what was saved is lost"
+    assert call("analysis.landscape", *arguments)[0] == 0
+    with h5py.File(measured) as file:
+        assert "unfinished/landscape/train" not in file
+        group = file["landscape/train"]
+        assert {key: group[key][()].tobytes() for key in whole} == whole
+
+
+def progress_of(path):
+    """Points that the file says are done."""
+    if not path.exists():
+        return 0
+    done = []
+
+    def count(key, item):
+        if key.endswith("/done"):
+            done.append(item[()].sum())
+
+    with h5py.File(path) as file:
+        file.visititems(count)
+    return int(sum(done))

@@ -1,12 +1,15 @@
 """Figures from measurements alone: which are drawn, with what on them, and without PyTorch."""
 
+import base64
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import h5py
 import matplotlib as mpl
+import meshio
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -73,11 +76,45 @@ def folder(tmp_path):
             for epoch in (0, 2):
                 early = own / f"csan{window}" / f"epoch{epoch:03d}.h5"
                 write(early, "hessian/train", spectrum, window=window, seed=seed, epoch=epoch)
-        line = {f"line/{key}": 1 + grid**2 for key in ("nll", "l2", "error")}
-        surface = {f"surface/{key}": 1 + grid**2 + grid[:, None] ** 2 for key in ("nll", "l2")}
-        axes = {"line/xs": grid, "surface/xs": grid, "surface/ys": grid}
-        write(folder / f"csan{window}.h5", "landscape/train", line | surface | axes, window=window)
+        file = folder / f"csan{window}.h5"
+        for kind in ("", "_pca", "_bezier"):
+            write(file, f"landscape{kind}/train", landscape(grid, kind), window=window, **CUT)
     return folder
+
+
+CUT = dict(directions="random", lines=2)
+
+
+def landscape(grid, kind):
+    bowl = 1 + grid**2 + grid[:, None] ** 2
+    bowl[0, 0] = np.inf
+    arrays = {
+        **{f"{part}/{m}": 1 + grid**2 for part in ("line", "test_line") for m in ("nll", "error")},
+        "line/l2": 1 + grid**2,
+        **{f"surface/{key}": bowl for key in ("nll", "l2")},
+        "surface/done": bowl > 1.5,
+        "surface/attributes": text(interpolated=True, evaluations=9, objective_error=0.01),
+        **{f"{part}/xs": grid for part in ("line", "test_line", "surface")},
+        "surface/ys": grid,
+        "cut/ranges": text(names=["direction 1", "direction 2"], low=[-1, -1], high=[1, 1]),
+        "cut/marks": np.zeros((0, 2)) if not kind else np.array([[-1, 0.5], [0.5, 1], [0, 0]]),
+    }
+    if not kind:
+        arrays |= {f"lines/{i}/nll": 1 + (i + 1) * grid**2 for i in range(2)}
+    if kind == "_pca":
+        arrays["cut/extras/polar/distances"] = np.array([2.0, 1.0, 0.0])
+        arrays["cut/extras/polar/angles"] = np.array([0.0, 0.5, np.nan])
+    if kind == "_bezier":
+        paths = {f"{p}/{m}": 1 - (grid - 1) * grid for p in ("linear", "bezier") for m in METRICS}
+        arrays |= {f"cut/extras/{key}": array for key, array in (paths | {"ts": grid}).items()}
+    return arrays
+
+
+METRICS = ("nll", "error")
+
+
+def text(**value):
+    return np.frombuffer(json.dumps(value).encode(), dtype=np.uint8)
 
 
 def test_draws_every_figure_once(folder, tmp_path):
@@ -87,9 +124,14 @@ def test_draws_every_figure_once(folder, tmp_path):
         *(f"hessian_csan{w}{e}_layers.png" for w in (3, 8) for e in ("", "-epoch000", "-epoch002")),
         *(f"hessian_digits_epoch{e:03d}.png" for e in (0, 2, 12)),
         "hessian_digits_training.png",
-        "landscape_digits_lines.png",
-        "landscape_digits_contours.png",
-        "landscape_digits_surfaces.png",
+        *(
+            f"landscape{kind}_digits_{figure}.png"
+            for kind in ("", "_pca", "_bezier")
+            for figure in ("lines", "train_and_test", "contours", "surfaces")
+        ),
+        "landscape_digits_flatness.png",
+        "landscape_pca_digits_polar.png",
+        "landscape_bezier_digits_paths.png",
         "nll_digits.png",
         "windows_digits.png",
         "claims_digits.png",
@@ -98,6 +140,52 @@ def test_draws_every_figure_once(folder, tmp_path):
     for path in written:
         signature = {".png": b"\x89PNG", ".svg": b"<?xml"}[path.suffix]
         assert path.read_bytes().startswith(signature)
+
+
+def test_surfaces_as_self_contained_pages(folder, tmp_path):
+    """All checkpoints and losses in one page, on one scale, holes where values are not finite."""
+    draw_all(folder, tmp_path, ["html"])
+    page = (tmp_path / "landscape_digits.html").read_text()
+    assert not re.search(r"""<(script|link)[^>]+(src|href)=["']""", page)
+    call = page[page.rindex("Plotly.newPlot(") :]
+    traces, end = json.JSONDecoder().raw_decode(call[call.index("[") :])
+    layout, _ = json.JSONDecoder().raw_decode(call[call.index("[") + end :].lstrip(" ,\n"))
+    assert [t["visible"] for t in traces] == [True, False, False, False]
+    assert len({(t["cmin"], t["cmax"]) for t in traces[:2]}) == 1
+    buttons = layout["updatemenus"][0]["buttons"]
+    assert [button["label"] for button in buttons] == [
+        f"csan{window}: {label}, {loss}"
+        for loss in ("NLL + L2", "NLL")
+        for window, label in ((3, "3×3"), (8, "8×8 (global)"))
+    ]
+    heights = traces[3]["z"]
+    grid = np.linspace(-1, 1, 5)
+    if isinstance(heights, dict):  # how plotly writes numpy's arrays
+        raw = np.frombuffer(base64.b64decode(heights["bdata"]), heights["dtype"])
+        heights = raw.reshape([int(n) for n in heights["shape"].split(",")])
+    expected = np.log10(1 + grid**2 + grid[:, None] ** 2)
+    expected[0, 0] = np.nan
+    np.testing.assert_allclose(np.array(heights, dtype=float), expected, rtol=1e-6)
+
+
+def test_surfaces_for_paraview(folder, tmp_path):
+    draw_all(folder, tmp_path, ["vtu"])
+    mesh = meshio.read(tmp_path / "landscape_digits_csan3.vtu")
+    grid = np.linspace(-1, 1, 5)
+    bowl = 1 + grid**2 + grid[:, None] ** 2
+    assert len(mesh.cells_dict["quad"]) == 15  # the one with the infinite corner is left out
+    assert 0 not in mesh.cells_dict["quad"]
+    np.testing.assert_allclose(mesh.points[1:, 2], 2 * bowl.ravel()[1:])
+    np.testing.assert_allclose(mesh.points[:, 0], np.tile(grid, 5))
+    np.testing.assert_allclose(mesh.points[:, 1], np.repeat(grid, 5))
+    np.testing.assert_allclose(mesh.point_data["NLL"][1:], bowl.ravel()[1:])
+    assert np.isinf(mesh.point_data["NLL"][0])
+
+
+def test_missing_packages_are_named(folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
+    with pytest.raises(InputError, match="formats: plotly is not installed"):
+        draw_all(folder, tmp_path, ["html"])
 
 
 def test_snapshots_are_drawn_in_the_order_of_their_epochs(folder, tmp_path, monkeypatch):

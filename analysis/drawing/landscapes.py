@@ -2,43 +2,73 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
+from matplotlib.typing import LineStyleType
 
 from analysis import labels, plots
 from analysis.drawing import save
+from analysis.landscape.report import flatness_of
 from analysis.measurements import Measurement
+
+KINDS = ("", "_eigenvectors", "_gradient", "_towards", "_plane", "_bezier", "_pca")
+STYLES: dict[str, LineStyleType] = {"linear": "--", "bezier": "-"}
+WIDE = 5.5  # inches that a title in one line takes
 
 
 def draw_landscapes(
-    measurements: Iterable[Measurement], out: Path, formats: Sequence[str] = ("png",)
+    measurements: Iterable[Measurement],
+    out: Path,
+    formats: Sequence[str] = ("png",),
+    *,
+    scale: str = "log",
 ) -> list[Path]:
-    """For each dataset: ``landscape_DATASET_lines``, ``..._contours`` and ``..._surfaces``."""
+    """For each dataset: ``landscape_DATASET_lines``, ``..._contours``, ``..._surfaces`` and so on.
+
+    The format "html" is a page that can be rotated, for each loss, "vtu" a file for ParaView for
+    each checkpoint; `scale` is that of colours and heights, "log" or "linear".
+    """
     groups: dict[str, list[Measurement]] = defaultdict(list)
     for m in measurements:
         groups[labels.dataset(m)].append(m)
     written = []
     for data, members in sorted(groups.items()):
         group = sorted(labels.measured_alike(members), key=labels.by_window)
+        kind = group[0].name.partition("/")[0]
+        end = labels.suffix(group[0])
+        still = [extension for extension in formats if extension not in ("html", "vtu")]
         with mpl.rc_context(plots.STYLE):
-            for kind, figure in (
-                ("lines", _lines(group)),
-                ("contours", _contours(group)),
-                ("surfaces", _surfaces(group)),
-            ):
-                figure.suptitle(f"Loss landscape on {data}, {labels.objective(group[0])}")
-                stem = f"landscape_{data}_{kind}{labels.suffix(group[0])}"
-                written += save(figure, out, stem, formats)
+            for name, draw in FIGURES.items():
+                figure = draw(group, scale == "log") if still else None
+                if figure is not None:
+                    narrow = figure.get_figwidth() < WIDE
+                    figure.suptitle(
+                        f"Loss landscape on {data},{chr(10) if narrow else ' '}"
+                        f"{labels.objective(group[0])}"
+                    )
+                    written += save(figure, out, f"{kind}_{data}_{name}{end}", still)
+        if "html" in formats:
+            from analysis.drawing.interactive import write_html
+
+            written += write_html(group, out / f"{kind}_{data}{end}.html", log=scale == "log")
+        if "vtu" in formats:
+            from analysis.drawing.interactive import write_vtu
+
+            written += [
+                write_vtu(m, out / f"{kind}_{data}_{labels.name(m)}{end}.vtu") for m in group
+            ]
     return written
 
 
-def _lines(group: Sequence[Measurement]) -> Figure:
+def _lines(group: Sequence[Measurement], log: bool) -> Figure:
+    """One panel for each quantity, all checkpoints in it."""
     shown = {**losses(group[0], "line"), "error (%)": None}
     figure = Figure(figsize=(3.2 * len(shown), 2.9))
     axes = figure.subplots(1, len(shown))
@@ -49,28 +79,59 @@ def _lines(group: Sequence[Measurement]) -> Figure:
             plots.plot_line(
                 m.arrays["line/xs"],
                 values,
+                xlabel=f"step along {names(m)[0]}",
                 ylabel=ylabel,
-                label=f"{labels.name(m)}: {labels.label(m)}",
+                label=_title(m),
                 color=palette[labels.label(m)],
                 ax=ax,
             )
-    for ax in axes[:-1]:
-        plots.log_scale(ax)
+    if log:
+        for ax in axes[:-1]:
+            plots.log_scale(ax)
     axes[0].legend()
     return figure
 
 
-def _contours(group: Sequence[Measurement]) -> Figure:
+def _train_and_test(group: Sequence[Measurement], log: bool) -> Figure:
+    """One panel for each checkpoint: NLL and error on twin axes, of training and of test images."""
+    figure = Figure(figsize=(3.6 * len(group) + 0.4, 3.6))
+    axes = figure.subplots(1, len(group), squeeze=False, sharey=True)[0]
+    for m, ax in zip(group, axes, strict=True):
+        plots.plot_twin(
+            m.arrays["line/xs"],
+            {labels.split(m): m.arrays["line/nll"], "clean test": m.arrays["test_line/nll"]},
+            {labels.split(m): m.arrays["line/error"], "clean test": m.arrays["test_line/error"]},
+            xlabel=f"step along {names(m)[0]}",
+            log=log,
+            ax=ax,
+        )
+        ax.set_title(_title(m))
+    handles, texts = axes[0].get_legend_handles_labels()
+    figure.legend(handles, texts, loc="outside lower center", ncols=2 * min(len(group), 2))
+    return figure
+
+
+def _contours(group: Sequence[Measurement], log: bool) -> Figure:
     rows = list(losses(group[0], "surface"))
-    figure = Figure(figsize=(2.6 * len(group) + 0.9, 2.5 * len(rows) + 0.4))
-    axes = figure.subplots(len(rows), len(group), squeeze=False, sharex=True, sharey=True)
+    shared = all(_extent(m) == _extent(group[0]) for m in group)
+    figure = Figure(figsize=(2.7 * len(group) + 1.3, 2.6 * len(rows) + 0.4))
+    axes = figure.subplots(len(rows), len(group), squeeze=False, sharex=shared, sharey=shared)
     for loss, row in zip(rows, axes, strict=True):
-        norm = plots.shared_norm([losses(m, "surface")[loss] for m in group])
+        norm = plots.shared_norm([losses(m, "surface")[loss] for m in group], log=log)
         for m, ax in zip(group, row, strict=True):
             xs, ys = m.arrays["surface/xs"], m.arrays["surface/ys"]
             plots.plot_contours(xs, ys, losses(m, "surface")[loss], norm=norm, ax=ax)
-            ax.set_title(f"{labels.name(m)}: {labels.label(m)}")
-            ax.label_outer()
+            done = m.arrays["surface/done"]
+            if not done.all():
+                rows_done, columns_done = np.nonzero(done)
+                ax.plot(xs[columns_done], ys[rows_done], ".", color="white", markersize=1.5)
+            marks = m.arrays["cut/marks"]
+            if len(marks):
+                plots.plot_way(marks, ax=ax)
+            first, second = names(m)
+            ax.set(title=_title(m) + _interpolated(m), xlabel=first, ylabel=second)
+            if shared:
+                ax.label_outer()
         ticks = norm.inverse(np.linspace(0, 1, 5))
         scale = ScalarMappable(norm, plots.STYLE["image.cmap"])
         bar = figure.colorbar(scale, ax=row, label=loss, ticks=ticks, format="%.3g")
@@ -78,17 +139,99 @@ def _contours(group: Sequence[Measurement]) -> Figure:
     return figure
 
 
-def _surfaces(group: Sequence[Measurement]) -> Figure:
+def _surfaces(group: Sequence[Measurement], log: bool) -> Figure:
     rows = list(losses(group[0], "surface"))
     figure = Figure(figsize=(3.1 * len(group), 3.0 * len(rows) + 0.3))
     axes = figure.subplots(len(rows), len(group), squeeze=False, subplot_kw=dict(projection="3d"))
     for loss, row in zip(rows, axes, strict=True):
-        norm = plots.shared_norm([losses(m, "surface")[loss] for m in group])
+        norm = plots.shared_norm([losses(m, "surface")[loss] for m in group], log=log)
         for m, ax in zip(group, row, strict=True):
             xs, ys = m.arrays["surface/xs"], m.arrays["surface/ys"]
             plots.plot_surface(xs, ys, losses(m, "surface")[loss], norm=norm, ax=ax)
-            ax.set_title(f"{labels.name(m)}: {labels.label(m)}, {loss}", y=0.95)
+            ax.set_title(f"{_title(m)}, {loss}", y=0.95)
     return figure
+
+
+def _flatness(group: Sequence[Measurement], log: bool) -> Figure | None:
+    """The summary numbers of each checkpoint, a dot for every direction and the interval."""
+    found = {_title(m): flatness_of(m) for m in group}
+    known = {title: vars(flat) for title, flat in found.items() if flat is not None}
+    if not known:
+        return None
+    palette = labels.colors(labels.label(m) for m in group)
+    colors = {_title(m): palette[labels.label(m)] for m in group}
+    figure = Figure(figsize=(10, 2.6))
+    quantities = {
+        "curvature": "curvature of the NLL",
+        "width": "width at +0.1",
+        "asymmetry": "asymmetry",
+        "sharpness": "sharpness (%)",
+    }
+    axes = figure.subplots(1, len(quantities))
+    for (key, ylabel), ax in zip(quantities.items(), axes, strict=True):
+        samples = {title: values[key] for title, values in known.items()}
+        plots.plot_samples(samples, ylabel=ylabel, colors=colors, ax=ax)
+    return figure
+
+
+def _polar(group: Sequence[Measurement], log: bool) -> Figure | None:
+    """The way of each training as seen from its end (Park and Kim 2022, Figure 1b)."""
+    views = [m for m in group if "cut/extras/polar/distances" in m.arrays]
+    if not views:
+        return None
+    figure = Figure(figsize=(4, 3.4))
+    ax = figure.subplots(subplot_kw=dict(projection="polar"))
+    palette = labels.colors(labels.label(m) for m in views)
+    for m in views:
+        plots.plot_polar(
+            m.arrays["cut/extras/polar/angles"],
+            m.arrays["cut/extras/polar/distances"],
+            label=_title(m),
+            color=palette[labels.label(m)],
+            ax=ax,
+        )
+    figure.legend(loc="outside lower center", title="radius: distance to the end of training")
+    return figure
+
+
+def _paths(group: Sequence[Measurement], log: bool) -> Figure | None:
+    """Loss and error on the way to another checkpoint."""
+    ways = [m for m in group if "cut/extras/ts" in m.arrays]
+    if not ways:
+        return None
+    figure = Figure(figsize=(6.4, 2.9))
+    axes = figure.subplots(1, 2)
+    palette = labels.colors(labels.label(m) for m in ways)
+    for m in ways:
+        for path, style in STYLES.items():
+            for (metric, ylabel, factor), ax in zip(
+                (("nll", "NLL", 1), ("error", "error (%)", 100)), axes, strict=True
+            ):
+                values = m.arrays.get(f"cut/extras/{path}/{metric}")
+                if values is not None:
+                    plots.plot_line(
+                        m.arrays["cut/extras/ts"],
+                        factor * values,
+                        xlabel="share of the way",
+                        ylabel=ylabel,
+                        label=f"{_title(m)}, {path}",
+                        color=palette[labels.label(m)],
+                        linestyle=style,
+                        ax=ax,
+                    )
+    axes[0].legend()
+    return figure
+
+
+FIGURES: dict[str, Callable[[Sequence[Measurement], bool], Figure | None]] = {
+    "lines": _lines,
+    "train_and_test": _train_and_test,
+    "contours": _contours,
+    "surfaces": _surfaces,
+    "flatness": _flatness,
+    "polar": _polar,
+    "paths": _paths,
+}
 
 
 def losses(measurement: Measurement, part: str) -> dict[str, np.ndarray]:
@@ -96,3 +239,28 @@ def losses(measurement: Measurement, part: str) -> dict[str, np.ndarray]:
     nll, l2 = (measurement.arrays.get(f"{part}/{key}") for key in ("nll", "l2"))
     assert nll is not None
     return {"NLL": nll} if l2 is None else {"NLL + L2": nll + l2, "NLL": nll}
+
+
+def names(measurement: Measurement) -> tuple[str, str]:
+    """Of the two directions."""
+    first, second = json.loads(measurement.arrays["cut/ranges"].tobytes())["names"]
+    return first, second
+
+
+def _title(measurement: Measurement) -> str:
+    return f"{labels.name(measurement)}: {labels.label(measurement)}"
+
+
+def _extent(measurement: Measurement) -> list[float]:
+    return [float(f(measurement.arrays[f"surface/{a}"])) for a in ("xs", "ys") for f in (min, max)]
+
+
+def _interpolated(measurement: Measurement) -> str:
+    """What an adaptive surface is worth, as a second line of a title."""
+    how = json.loads(measurement.arrays["surface/attributes"].tobytes())
+    if not how.get("interpolated"):
+        return ""
+    return (
+        f"\n{how['evaluations']} of {measurement.arrays['surface/done'].size} points, "
+        f"error {how['objective_error']:.1%}"
+    )

@@ -2,44 +2,79 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from analysis.options import MeasurementOptions, open_checkpoints
+from analysis.options import MeasurementOptions, Scale, open_checkpoints
 from models.cli import run
 from models.errors import InputError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from analysis.landscape import Slice
+    from analysis.landscape.cuts import Cut
     from analysis.measurements import Measurement
+    from analysis.objective import Objective
     from models.checkpoint import Checkpoint
 
 
-_SETTINGS = (  # that decide the result
-    *("objective", "split", "batch_size", "seed", "batches"),
-    *("points", "line_points", "span", "adaptive"),
+_SETTINGS = (  # that decide the result, besides the files of --towards
+    *("objective", "split", "batch_size", "seed", "batches", "directions", "normalization"),
+    *("include", "points", "line_points", "lines", "span", "adaptive"),
 )
 
 
 @dataclass(frozen=True)
 class Options(MeasurementOptions):
-    """Cut the loss landscape of checkpoints along random filter-normalised directions.
+    """Cut the loss landscape of checkpoints along two directions.
 
-    Evaluates NLL, error and L2 on fixed mini-batches, along a line and on a surface around the
-    weights, and draws NLL + L2 of all checkpoints on one scale. An interrupted run goes on where it
-    stopped.
+    Evaluates NLL, error and L2 on fixed mini-batches on a surface around the weights and along its
+    first direction, there also on clean test images, and draws all checkpoints on one scale. Along
+    random directions it also says in numbers how flat the minimum is. An interrupted run goes on
+    where it stopped. Examples:
+
+      python -m analysis.landscape --adaptive 0.01
+
+      python -m analysis.landscape --directions pca --ckpt checkpoints/csan8.pt
+
+      python -m analysis.landscape --directions bezier --ckpt A.pt --towards B.pt
     """
 
     batch_size: Annotated[int, arg(help="images in a mini-batch")] = 32
     batches: Annotated[int, arg(help="mini-batches that the loss is the mean over")] = 4
+    directions: Annotated[
+        Literal["random", "eigenvectors", "gradient", "towards", "plane", "bezier", "pca"],
+        arg(
+            help="random; eigenvectors: of the largest and the smallest Hessian eigenvalue; "
+            "gradient: and a random one; towards: another checkpoint, and a random one; plane: "
+            "through three checkpoints; bezier: of a fitted curve of low loss to another "
+            "checkpoint; pca: in which the training moved most, seen in its snapshots"
+        ),
+    ] = "random"
+    towards: Annotated[
+        tuple[Path, ...],
+        arg(metavar="FILE [FILE]", help="the other checkpoints, one, or two for a plane"),
+    ] = ()
+    normalization: Annotated[
+        Literal["filter", "layer", "none"],
+        arg(help="pieces of a random direction that are made as long as those of the weights"),
+    ] = "filter"
+    include: Annotated[
+        Literal["weights", "all"],
+        arg(
+            help="parameters that random directions move; weights: without biases, norms and "
+            "position embeddings"
+        ),
+    ] = "weights"
     points: Annotated[int, arg(help="points along each axis of the surface")] = 21
     line_points: Annotated[int, arg(help="points along the line")] = 51
+    lines: Annotated[int, arg(help="random directions that flatness is the mean over")] = 8
     adaptive: Annotated[
         float | None,
         arg(
@@ -49,58 +84,72 @@ class Options(MeasurementOptions):
         ),
     ] = None
     processes: Annotated[int, arg(help="processes that share the points, on a CPU")] = 1
-    span: Annotated[float, arg(help="largest step; 1 is as long as the weights")] = 1.0
+    span: Annotated[
+        float,
+        arg(help="largest step; for random directions 1 is as long as the weights"),
+    ] = 1.0
+    scale: Scale = "log"
 
 
 def main(options: Options) -> None:
-    """Measure each checkpoint, print a table, draw, and name the files."""
+    """Measure each checkpoint, print tables, draw, and name the files."""
     import numpy as np
 
     from analysis import labels
     from analysis.drawing.landscapes import draw_landscapes
-    from analysis.tables import print_table
+    from models.checkpoint import load_checkpoint
 
-    options.require(batches=1, points=2, line_points=2, processes=1)
-    for name in ("points", "line_points"):
-        if getattr(options, name) % 2 == 0:
+    require_usable(options)
+    others = [load_checkpoint(path) for path in options.towards]
+    checkpoints = open_checkpoints(options.ckpt, options.out)
+    for checkpoint, other in product(checkpoints, others):
+        if other.architecture != checkpoint.architecture:
             raise InputError(
-                f"{name.replace('_', '-')}: {getattr(options, name)} found, expected an odd "
-                "number, so that one is at the weights"
+                f"towards: {other.path} is another architecture than {checkpoint.path}, expected "
+                "the same"
             )
-    measurements = [measure(c, options) for c in open_checkpoints(options.ckpt, options.out)]
-    rows = []
-    for m in measurements:
-        nll, l2 = m.arrays["line/nll"], m.arrays.get("line/l2", np.zeros(options.line_points))
-        loss = nll + l2
-        centre, ends = options.line_points // 2, [0, -1]
-        values = (nll[centre], nll[ends].mean(), loss[centre], loss[ends].mean())
-        rows.append([labels.name(m), labels.label(m), *(f"{value:.4g}" for value in values)])
-    far = f"at ±{options.span:g}"
-    print_table(
-        f"Along a filter-normalised direction, {labels.objective(measurements[0])}",
-        ["checkpoint", "window", "NLL at the weights", f"NLL {far}", "with L2", f"with L2 {far}"],
-        rows,
-    )
+    measurements = [measure(checkpoint, others, options) for checkpoint in checkpoints]
+    print_heights(measurements)
     for m in measurements:
         unknown = int((~np.isfinite(m.arrays["surface/nll"])).sum())
         if unknown:
             total = m.arrays["surface/nll"].size
             print(f"{labels.name(m)}: not a number at {unknown} of {total} points of the surface")
         print(f"stored in {m.path}:/{m.name}")
-    for path in draw_landscapes(measurements, options.out):
+    for path in draw_landscapes(measurements, options.out, scale=options.scale):
         print(f"wrote {path}")
 
 
-def measure(checkpoint: Checkpoint, options: Options) -> Measurement:
-    """Line and surface of a checkpoint, stored, or as they were stored before."""
-    import numpy as np
+def require_usable(options: Options) -> None:
+    """Raise `InputError` where options do not go together."""
+    options.require(batches=1, points=3, line_points=5, lines=0, processes=1)
+    for name in ("points", "line_points"):
+        if getattr(options, name) % 2 == 0:
+            raise InputError(
+                f"{name.replace('_', '-')}: {getattr(options, name)} found, expected an odd "
+                "number, so that one is at the weights"
+            )
+    if not options.span > 0:
+        raise InputError(f"span: {options.span} found, expected a positive step")
+    expected = {"towards": 1, "bezier": 1, "plane": 2}.get(options.directions, 0)
+    if len(options.towards) != expected:
+        raise InputError(
+            f"towards: {len(options.towards)} checkpoints found, expected {expected} for "
+            f"--directions {options.directions}"
+        )
 
+
+def measure(checkpoint: Checkpoint, others: list[Checkpoint], options: Options) -> Measurement:
+    """Lines and surface of a checkpoint, stored, or as they were stored before."""
     from analysis.landscape import line, random_directions, surface
+    from analysis.landscape.storage import pack, pack_cut, unpack, unpack_cut
     from analysis.measurements import store, stored
-    from analysis.objective import error_rate
+    from models.seeds import derive_seed
 
     settings = {key: getattr(options, key) for key in _SETTINGS}
-    group = options.group("landscape")
+    settings["towards"] = [other.sha256 for other in others]
+    kind = "" if options.directions == "random" else f"_{options.directions}"
+    group = options.group(f"landscape{kind}")
     earlier = None
     if not options.force:
         found = stored(group, checkpoint=checkpoint, options=settings)
@@ -111,64 +160,117 @@ def measure(checkpoint: Checkpoint, options: Options) -> Measurement:
         if earlier:
             print(f"{earlier.path}:/{group} was interrupted; going on from there")
     objective = options.build(checkpoint, options.batches)
-    directions = random_directions(objective.model, 2, seed=options.seed)
-    grid = np.linspace(-options.span, options.span, options.points)
-    steps = np.linspace(-options.span, options.span, options.line_points)
-    arrays: dict[str, np.ndarray] = {}
+    test = replace(options, objective="clean", split="test").build(
+        replace(checkpoint, model=copy.deepcopy(checkpoint.model)), options.batches
+    )
+    cut = unpack_cut(earlier) or choose(checkpoint, others, objective, options)
+    first, second = cut.tensors(objective.model)
+    steps = cut.along(0, options.line_points)
+    parts: dict[str, tuple[Objective, Callable[..., Slice], tuple[Any, ...]]] = {
+        "line": (objective, line, (first, steps)),
+        "test_line": (test, line, (first, steps)),
+    }
+    for i in range(options.lines if options.directions == "random" else 0):
+        (direction,) = random_directions(
+            objective.model,
+            1,
+            seed=derive_seed(options.seed, i + 1),
+            normalization=options.normalization,
+            include=options.include,
+        )
+        parts[f"lines/{i}"] = (objective, line, (direction, steps))
+    grid = (cut.along(axis, options.points) for axis in (0, 1))
+    evaluate = partial(surface, adaptive=options.adaptive)
+    parts["surface"] = (objective, evaluate, ([first, second], *grid))
+
+    arrays = pack_cut(cut)
 
     def save(part: str, unfinished: Slice) -> None:
         so_far = arrays | pack(part, unfinished)
         store(f"unfinished/{group}", so_far, checkpoint=checkpoint, options=settings)
 
-    for part, cut, arguments in (
-        ("line", line, (directions[0], steps)),
-        ("surface", partial(surface, adaptive=options.adaptive), (directions, grid, grid)),
-    ):
-        result = cut(
-            objective.model,
-            {"nll": objective.loss, "error": error_rate},
-            objective.batches,
-            *arguments,
-            weight_decay=objective.weight_decay or None,
-            seed=options.seed,
-            processes=options.processes,
-            resume=unpack(part, earlier),
-            save=partial(save, part),
+    for part, (what, function, arguments) in parts.items():
+        arrays |= pack(
+            part,
+            function(
+                what.model,
+                what.metrics,
+                what.batches,
+                *arguments,
+                weight_decay=what.weight_decay or None,
+                seed=options.seed,
+                processes=options.processes,
+                resume=unpack(part, earlier),
+                save=partial(save, part),
+            ),
         )
-        arrays |= pack(part, result)
     done = f"unfinished/{group}"
     return store(group, arrays, checkpoint=checkpoint, options=settings, in_place_of=done)
 
 
-def pack(part: str, result: Slice) -> dict[str, np.ndarray]:
-    """Arrays of a slice, by the names they are stored under."""
-    import numpy as np
+def choose(
+    checkpoint: Checkpoint, others: list[Checkpoint], objective: Objective, options: Options
+) -> Cut:
+    """The directions that `options` name."""
+    from analysis.landscape import cuts
 
-    arrays = {**result, "xs": result.xs, "done": result.done}
-    if result.ys is not None:
-        arrays["ys"] = result.ys
-    arrays["attributes"] = np.frombuffer(json.dumps(result.attributes).encode(), dtype=np.uint8)
-    return {f"{part}/{key}": array for key, array in arrays.items()}
+    states = [other.model.state_dict() for other in others]
+    span, seed = options.span, options.seed
+    match options.directions:
+        case "random":
+            return cuts.random_cut(
+                objective,
+                seed=seed,
+                span=span,
+                normalization=options.normalization,
+                include=options.include,
+            )
+        case "eigenvectors":
+            return cuts.eigenvector_cut(objective, seed=seed, span=span)
+        case "gradient":
+            return cuts.gradient_cut(objective, seed=seed, span=span)
+        case "towards":
+            return cuts.towards_cut(objective, states[0], seed=seed, span=span)
+        case "plane":
+            return cuts.plane_cut(objective, states[0], states[1], span=span)
+        case "bezier":
+            return cuts.bezier_cut(objective, states[0], seed=seed, span=span)
+    return cuts.pca_cut(objective, snapshots_of(checkpoint), span=span)
 
 
-def unpack(part: str, measurement: Measurement | None) -> Slice | None:
-    """Inverse of `pack`; None if the part has not been begun."""
-    from analysis.landscape import Slice
+def snapshots_of(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    """State dicts of a training, in the order of its epochs, up to the checkpoint itself.
 
-    if measurement is None or f"{part}/done" not in measurement.arrays:
-        return None
-    arrays = {
-        key.removeprefix(f"{part}/"): array
-        for key, array in measurement.arrays.items()
-        if key.startswith(f"{part}/")
-    }
-    return Slice(
-        xs=arrays.pop("xs"),
-        ys=arrays.pop("ys", None),
-        done=arrays.pop("done"),
-        attributes=json.loads(arrays.pop("attributes").tobytes()),
-        metrics=arrays,
-    )
+    Raises `InputError` if there are fewer than three.
+    """
+    from models.checkpoint import load_checkpoint
+
+    assert checkpoint.path is not None
+    folder = checkpoint.path.with_suffix("")
+    kept = [load_checkpoint(path) for path in sorted(folder.glob("epoch*.pt"))]
+    earlier = {c.epoch: c for c in kept if c.epoch < checkpoint.epoch}
+    run = [*(earlier[epoch] for epoch in sorted(earlier)), checkpoint]
+    if len(run) < 3:
+        raise InputError(
+            f"{folder}: {len(run) - 1} snapshots found, expected at least 2 of earlier epochs; "
+            "train with --snapshots"
+        )
+    return [c.model.state_dict() for c in run]
+
+
+def print_heights(measurements: list[Measurement]) -> None:
+    """Tables of the loss along the line, and of what the cut says beyond."""
+    from analysis import labels
+    from analysis.landscape.report import along_line, barriers, flatness_rows
+    from analysis.tables import print_table
+
+    for title, columns, rows in (
+        along_line(measurements),
+        flatness_rows(measurements),
+        barriers(measurements),
+    ):
+        if rows:
+            print_table(f"{title}, {labels.objective(measurements[0])}", columns, rows)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from tqdm import trange
 
 from analysis.landscape.directions import Direction, towards
 from analysis.landscape.evaluation import Data, Evaluator, Metric, batches_on, displaced
+from analysis.landscape.summary import barrier
 from models.errors import InputError
 from models.seeds import derive_seed
 
@@ -25,14 +26,8 @@ class Path:
     metrics: dict[str, np.ndarray]  # {name: (n,)}
 
     def barrier(self, metric: str) -> float:
-        """Largest height over the straight line between the values at both ends.
-
-        As Frankle et al., *Linear Mode Connectivity and the Lottery Ticket Hypothesis*, ICML 2020,
-        measure it, for ends of different height. NaN if any value on the way is.
-        """
-        values = self.metrics[metric]
-        chord = values[0] + (values[-1] - values[0]) * self.ts
-        return float(np.max(values - chord))
+        """Largest height of a metric over the straight line between both ends, see `barrier`."""
+        return barrier(self.ts, self.metrics[metric])
 
 
 @dataclass(frozen=True)

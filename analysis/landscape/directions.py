@@ -136,7 +136,7 @@ def plane(model: nn.Module, second: Mapping[str, Tensor], third: Mapping[str, Te
     points = torch.stack(
         [torch.zeros(2), torch.stack([width, width * 0]).cpu(), torch.stack([along, height]).cpu()]
     )
-    return Plane([_cut(vector, model) for vector in (u, v / height)], points.numpy())
+    return Plane([from_vector(vector, model) for vector in (u, v / height)], points.numpy())
 
 
 def pca_directions(
@@ -183,7 +183,7 @@ def pca_directions(
     axes = (vectors / variances.sqrt()).T @ moves
     axes = torch.where(axes @ (points[-1] - points[0]) < 0, -1, 1)[:, None] * axes
     shares = variances / moves.square().sum()
-    return [_cut(axis, model) for axis in axes], shares.cpu().numpy()
+    return [from_vector(axis, model) for axis in axes], shares.cpu().numpy()
 
 
 def eigenvector_directions(
@@ -227,6 +227,17 @@ def gradient_direction(
     }
 
 
+def as_vector(direction: Mapping[str, Tensor], model: nn.Module) -> Tensor:
+    """The (P,) vector of a direction over all parameters of `model`; absent ones do not move."""
+    return flatten(direction.get(name, torch.zeros_like(p)) for name, p in _weights(model).items())
+
+
+def from_vector(vector: Tensor, model: nn.Module) -> Direction:
+    """Inverse of `as_vector`, in the dtype and on the device of the parameters."""
+    weights = _weights(model)
+    return {name: piece.to(weights[name]) for name, piece in unflatten(vector, weights).items()}
+
+
 def _weights(model: nn.Module) -> Direction:
     return {name: parameter.detach() for name, parameter in select_parameters(model).items()}
 
@@ -243,12 +254,6 @@ def _matching(model: nn.Module, state: Mapping[str, Tensor]) -> Direction:
 
 def _difference(end: Direction, start: Direction) -> Direction:
     return {name: end[name] - start[name] for name in start}
-
-
-def _cut(vector: Tensor, model: nn.Module) -> Direction:
-    """A (P,) vector over all parameters, as tensors of their dtype."""
-    weights = _weights(model)
-    return {name: piece.to(weights[name]) for name, piece in unflatten(vector, weights).items()}
 
 
 def _orthonormal(pieces: Tensor) -> Tensor:

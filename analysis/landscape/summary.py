@@ -1,4 +1,4 @@
-"""How flat a minimum is, as numbers, from lines through it."""
+"""What lines through weight space say in numbers: how flat a minimum is, how high a barrier."""
 
 from __future__ import annotations
 
@@ -90,6 +90,15 @@ def flatness(
     for values in vars(result).values():
         values[broken] = np.nan
     return result
+
+
+def barrier(ts: np.ndarray, values: np.ndarray) -> float:
+    """Largest height over the straight line between the values at both ends.
+
+    As Frankle et al., *Linear Mode Connectivity and the Lottery Ticket Hypothesis*, ICML 2020,
+    measure it, for ends of different height. NaN if any value on the way is.
+    """
+    return float(np.max(values - (values[0] + (values[-1] - values[0]) * ts)))
 
 
 def _crossing(distances: np.ndarray, rise: np.ndarray, increase: float) -> float:

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from analysis.landscape.directions import Direction, pca_directions, towards
-from analysis.parameters import flatten
+from analysis.landscape.directions import Direction, as_vector, pca_directions, towards
 from models.errors import InputError
 
 
@@ -55,7 +54,7 @@ def project(
     The directions need not be orthogonal. Raises `InputError` if snapshots do not fit the model.
     """
     moves = _moves(model, snapshots)
-    axes = torch.stack([_flat(model, direction) for direction in directions])
+    axes = torch.stack([as_vector(direction, model).double() for direction in directions])
     steps = torch.linalg.solve(axes @ axes.T, axes @ moves.T).T
     return steps.cpu().numpy()
 
@@ -90,11 +89,4 @@ def _angles(a: Tensor, b: Tensor) -> np.ndarray:
 
 def _moves(model: nn.Module, snapshots: Sequence[Mapping[str, Tensor]]) -> Tensor:
     """(n, P) float64 differences from the weights of `model`."""
-    return torch.stack([_flat(model, towards(model, state)) for state in snapshots])
-
-
-def _flat(model: nn.Module, direction: Direction) -> Tensor:
-    """(P,) float64 vector of a direction; parameters that it does not name do not move."""
-    return flatten(
-        direction.get(name, torch.zeros_like(p)).double() for name, p in model.named_parameters()
-    )
+    return torch.stack([as_vector(towards(model, state), model).double() for state in snapshots])

@@ -1,0 +1,144 @@
+"""``python -m analysis.published``: the paper's own loss surfaces beside those measured here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import Positional, arg
+
+from analysis.options import Out, Scale
+from models.cli import run
+from models.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
+
+PENALTY = 0.05  # what the paper's plot multiplies its L2 with
+COLUMNS = {"x": 0, "y": 1, "l2": 3, "nll": 4}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Draw loss surfaces that Park and Kim published beside those of this project (Figure 1a).
+
+    Their files, in the repository of *How Do Vision Transformers Work?*, have one line for each
+    point of a grid: x, y, L1, L2, NLL and further metrics, without a header. Drawn is NLL + 0.05 L2
+    as in the paper, whose L2 is the sum of the parameters' norms, not of their squares; where their
+    NLL is infinite there is a hole.
+    """
+
+    csv: Positional[Annotated[tuple[Path, ...], arg(metavar="CSV", help="published surfaces")]]
+    measurements: Annotated[
+        Path, arg(metavar="DIR", help="folder of the HDF5 files of this project's surfaces")
+    ] = Path("checkpoints")
+    scale: Scale = "log"
+    out: Out = Path("figures")
+
+
+@dataclass(frozen=True)
+class Surface:
+    """A named loss surface."""
+
+    title: str
+    xs: np.ndarray  # (nx,)
+    ys: np.ndarray  # (ny,)
+    values: np.ndarray  # (ny, nx)
+
+
+def main(options: Options) -> None:
+    """Draw, and name the files."""
+    import matplotlib as mpl
+    import numpy as np
+
+    from analysis import plots
+    from analysis.drawing import save
+    from analysis.options import require_writable
+
+    if not options.csv:
+        raise InputError("csv: none given, expected at least one file")
+    require_writable("out", options.out)
+    published = [read_surface(path) for path in options.csv]
+    for surface in published:
+        holes = int((~np.isfinite(surface.values)).sum())
+        print(f"{surface.title}: {surface.values.shape} points, {holes} of them not finite")
+    rows = {"Park and Kim": published, "here": own_surfaces(options.measurements)}
+    with mpl.rc_context(plots.STYLE):
+        for kind in ("surfaces", "contours"):
+            figure = draw({k: v for k, v in rows.items() if v}, kind, log=options.scale == "log")
+            for path in save(figure, options.out, f"published_{kind}", ["png"]):
+                print(f"wrote {path}")
+
+
+def read_surface(path: Path) -> Surface:
+    """NLL + 0.05 L2 of a published file.
+
+    Raises `InputError` if it cannot be read, or its points are not a whole grid.
+    """
+    import numpy as np
+
+    try:
+        table = np.loadtxt(path, delimiter=",", ndmin=2)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: {error}, expected lines of comma-separated numbers") from error
+    if table.shape[0] == 0 or table.shape[1] <= max(COLUMNS.values()):
+        raise InputError(f"{path}: a table of {table.shape}, expected x, y, L1, L2, NLL, ...")
+    x, y, l2, nll = (table[:, column] for column in COLUMNS.values())
+    xs, column = np.unique(x.round(9), return_inverse=True)
+    ys, row = np.unique(y.round(9), return_inverse=True)
+    if (
+        len(np.unique(row * len(xs) + column)) != len(xs) * len(ys)
+        or len(table) != xs.size * ys.size
+    ):
+        raise InputError(
+            f"{path}: {len(table)} points, expected each of a {len(ys)} x {len(xs)} grid once"
+        )
+    values = np.empty((len(ys), len(xs)))
+    values[row, column] = nll + PENALTY * l2
+    return Surface(path.stem, xs, ys, values)
+
+
+def own_surfaces(folder: Path) -> list[Surface]:
+    """NLL + L2 of the trained checkpoints right in `folder`, along random directions."""
+    from analysis import labels
+    from analysis.drawing.landscapes import losses
+    from analysis.measurements import collect
+
+    found = sorted(collect(sorted(folder.glob("*.h5")), "landscape/train"), key=labels.by_window)
+    return [
+        Surface(
+            f"{labels.name(m)}: {labels.label(m)}",
+            m.arrays["surface/xs"],
+            m.arrays["surface/ys"],
+            next(iter(losses(m, "surface").values())),
+        )
+        for m in found
+    ]
+
+
+def draw(rows: dict[str, Sequence[Surface]], kind: str, *, log: bool) -> Figure:
+    """One row of panels for each source; every panel has a scale of its own."""
+    from matplotlib.figure import Figure
+
+    from analysis import plots
+
+    widest = max(len(surfaces) for surfaces in rows.values())
+    figure = Figure(figsize=(3.2 * widest, 3.1 * len(rows)))
+    grid = figure.add_gridspec(len(rows), widest)
+    for i, (source, surfaces) in enumerate(rows.items()):
+        for j, surface in enumerate(surfaces):
+            solid = kind == "surfaces"
+            ax = figure.add_subplot(grid[i, j], projection="3d" if solid else None)
+            norm = plots.shared_norm([surface.values], log=log)
+            plot = plots.plot_surface if solid else plots.plot_contours
+            plot(surface.xs, surface.ys, surface.values, norm=norm, ax=ax)
+            ax.set_title(f"{source}, {surface.title}")
+    figure.suptitle("NLL + L2 around trained weights")
+    return figure
+
+
+if __name__ == "__main__":
+    run(main, Options)
