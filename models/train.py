@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from filelock import FileLock, Timeout
 from tyro.conf import arg
 
 from models.cli import DataRoot, Device, Seed, run
@@ -88,32 +91,46 @@ def main(options: Options) -> None:
             raise InputError(f"snapshots: {epoch} found, expected 0 to {start.recipe.epochs}")
     if options.evaluate_every < 1:
         raise InputError(f"evaluate-every: {options.evaluate_every} found, expected at least 1")
-    if options.force:
-        for old in (options.out, options.out.with_suffix("") / "resume.pt"):
-            old.unlink(missing_ok=True)
-    elif options.out.exists():
-        if not same_training(load_checkpoint(options.out), start):
-            raise InputError(
-                f"out: {options.out} is there already, trained with other options; expected "
-                "another name, or --force"
-            )
-        print(f"{options.out} is already there; --force trains it again")
-        return
-    trained = train(
-        start,
-        options.out,
-        train_set,
-        test_set,
-        snapshots=options.snapshots,
-        evaluate_every=options.evaluate_every,
-        device=device,
-        bf16=options.bf16,
-        compile=options.compile,
-    )
+    with alone(options.out):
+        if options.force:
+            for old in (options.out, options.out.with_suffix("") / "resume.pt"):
+                old.unlink(missing_ok=True)
+        elif options.out.exists():
+            if not same_training(load_checkpoint(options.out), start):
+                raise InputError(
+                    f"out: {options.out} is there already, trained with other options; expected "
+                    "another name, or --force"
+                )
+            print(f"{options.out} is already there; --force trains it again")
+            return
+        trained = train(
+            start,
+            options.out,
+            train_set,
+            test_set,
+            snapshots=options.snapshots,
+            evaluate_every=options.evaluate_every,
+            device=device,
+            bf16=options.bf16,
+            compile=options.compile,
+        )
     last = {name: values[-1] for name, values in trained.history.items()}
     for split in ("train", "test"):
         print(f"{split:5} NLL {last[f'{split}_nll']:.4f}  error {last[f'{split}_error']:.2%}")
     print(f"wrote {options.out} and snapshots in {options.out.with_suffix('')}")
+
+
+@contextlib.contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Keep other processes from training the same checkpoint; raises `InputError` if one does."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(out.with_name(f".{out.name}.lock"), timeout=0):
+            yield
+    except Timeout as error:
+        raise InputError(
+            f"out: {out} is being trained by another process; expected another name, or to wait"
+        ) from error
 
 
 def choose_preset(options: Options) -> tuple[Preset, str]:

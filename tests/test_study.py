@@ -1,0 +1,260 @@
+"""A study from nothing to its claims: planned, killed, resumed, skipped, and refused."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import pytest
+
+from analysis import study
+from analysis.plan import load_plan
+from models import InputError
+from models.cli import run
+from models.train import alone
+
+TINY = """
+folder = "checkpoints"
+threads = 1
+
+[train]
+dim = 6
+depth = 1
+epochs = 6
+images = 64
+
+[[grid]]
+window = 3
+seed = [0]
+out = "checkpoints/csan{window}.pt"
+
+[[grid]]
+window = [8]
+seed = 0
+out = "checkpoints/more/csan{window}.pt"
+measure = ["nll"]
+
+[[measure]]
+command = "nll"
+
+[[measure]]
+command = "hessian"
+k = 1
+batches = 2
+density_batches = 1
+probes = 2
+steps = 2
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("studies").mkdir()
+    Path("studies/tiny.toml").write_text(TINY)
+    return tmp_path
+
+
+@pytest.fixture
+def call(monkeypatch, capfd):
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["study", *arguments])
+        try:
+            run(study.main, study.Options)
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capfd.readouterr()
+
+    return call
+
+
+def written(folder):
+    """What is there, and when it was written."""
+    return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.suffix in (".pt", ".h5")}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def importable():
+    """The commands are found from any folder."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.getcwd()
+    yield
+    os.environ.pop("PYTHONPATH")
+    if before is not None:
+        os.environ["PYTHONPATH"] = before
+
+
+def test_killed_and_resumed_from_nothing_to_the_claims(here, call):
+    command = [sys.executable, "-m", "analysis.study", "tiny"]
+    state = here / "checkpoints/csan3/resume.pt"
+    with open(os.devnull, "w") as silent:
+        process = subprocess.Popen(command, stdout=silent, stderr=silent, start_new_session=True)
+    while process.poll() is None and not state.exists():
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert state.exists()
+    assert not Path("checkpoints/csan3.pt").exists()
+
+    code, out, err = call("tiny")
+    assert code == 0, err
+    assert "0 of 2 trainings are there already" in out
+    assert all((here / "checkpoints" / name).exists() for name in ("csan3.pt", "more/csan8.pt"))
+    assert not state.exists()
+    for name in ("csan3", "csan3/epoch005"):
+        with h5py.File(f"checkpoints/{name}.h5") as file:
+            options = json.loads(file["hessian/train"].attrs["options"])
+            assert (options["k"], options["batches"]) == (1, 2)
+    with h5py.File("checkpoints/more/csan8.h5") as file:
+        assert set(file) == {"history", "outcomes"}  # no spectra were asked of it
+    assert {p.name for p in Path("figures").iterdir()} >= {
+        *("nll_digits-64.png", "windows_digits-64.png", "hessian_csan3.png")
+    }
+    assert re.search(r"C1  global attention is harder to optimise", out)
+
+    # Everything is there; without the weights too, as long as all that is asked was measured.
+    before = written(here)
+    Path("checkpoints/more/csan8.pt").unlink()
+    del before[here / "checkpoints/more/csan8.pt"]
+    code, out, _ = call("tiny")
+    assert code == 0
+    assert "2 of 2 trainings are there already" in out
+    assert "python -m" not in out.split("Claims on")[0]
+    assert written(here) == before
+    plan = load_plan("tiny")
+    assert [t.state() for t in plan.trainings] == ["done"] * 2
+
+    # Measured otherwise, or of other weights: to be measured again.
+    Path("studies/tiny.toml").write_text(TINY.replace("batches = 2", "batches = 3"))
+    assert [t.state() for t in load_plan("tiny").trainings] == ["trained", "done"]
+    Path("studies/tiny.toml").write_text(TINY)
+    shutil.copy("checkpoints/csan3.pt", "checkpoints/more/csan8.pt")
+    with pytest.raises(InputError, match=r"csan8.pt: trained with other options than the study"):
+        load_plan("tiny").trainings[1].state()
+
+
+def test_dry_run_prints_the_plan_and_its_cost_and_does_nothing(here, call):
+    before = set(here.rglob("*"))
+    code, out, _ = call("tiny", "--dry-run", "--rate", "64")
+    assert code == 0
+    assert set(here.rglob("*")) == before
+    # Two steps of 32 images in each of 6 epochs, at 64 images a second.
+    assert re.search(
+        r"checkpoints/more/csan8.pt +8 +1 +0 +64 +6 +[\d,]+ +384 +\S+ +6 s +to do", out
+    )
+    assert "2 of 2 trainings left" in out
+    assert "about 12 s at 64 images/s (as given)" in out
+    assert "2 of 2 checkpoints left to measure: python -m analysis.hessian --k 1" in out
+    code, out, _ = call("tiny", "--dry-run")
+    assert code == 0
+    assert "as measured in a few steps" in out
+
+
+def test_cost_is_that_of_the_architecture(here):
+    training = load_plan("tiny").trainings[0]
+    dim, tokens = 6, 64
+    layers = tokens * (dim * dim * (4 + 4) + dim)  # attention, MLP, embedding of one pixel
+    assert training.parameters == sum(p.numel() for p in training.start.model.parameters())
+    assert training.flops() / training.image_steps > 3 * 2 * layers
+
+
+def test_a_failing_command_ends_the_study(here, call):
+    Path("checkpoints").mkdir()
+    Path("checkpoints/csan3").write_text("in the way")
+    code, _, err = call("tiny", "--processes", "2", "--only", "train")
+    assert code == 2
+    assert re.fullmatch(r"error: studies/tiny.toml: a command failed: [^\n]*csan3[^\n]*\n", err)
+
+
+def test_measuring_needs_the_trainings(here, call):
+    code, _, err = call("tiny", "--only", "measure")
+    assert code == 2
+    assert "checkpoints/csan3.pt: there is no such checkpoint to measure" in err
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar100", "paper"])
+def test_shipped_studies_can_be_read(name):
+    plan = load_plan(name)
+    variants = {(t.options.window, t.options.head_window) for t in plan.trainings}
+    assert variants == {(w, h) for w in (3, 5, 8) for h in (1, 3)}
+    assert {m.command for m in plan.measures} == {"nll", "hessian", "landscape", "robustness"}
+    if name == "cifar100":
+        assert " ".join(plan.trainings[2].arguments) == (
+            "--dataset cifar100 --window 8 --seed 0 --snapshots 5 10 15 20 --evaluate-every 5 "
+            "--out checkpoints/cifar100/csan8.pt"
+        )
+
+
+GRID = '[[grid]]\nwindow = 3\nout = "a.pt"\n'
+BAD = {
+    "no TOML": ("window = = 3", "studies/bad.toml: not a TOML file: "),
+    "unknown table": (GRID + "[colour]\n", "'colour' found, expected folder, figures, "),
+    "wrong type": ("threads = 'two'\n" + GRID, "threads = 'two' found, expected int"),
+    "no threads": ("threads = 0\n" + GRID, "threads = 0 found, expected at least 1"),
+    "no grid": ("folder = 'x'\n", "no \\[\\[grid\\]\\] found"),
+    "grid is a table": ("[grid]\nwindow = 3\n", "expected \\[\\[grid\\]\\] tables"),
+    "unknown option": (GRID + "colour = 3\n", "\\[\\[grid\\]\\] 1: .*--colour"),
+    "no number": (GRID.replace("3", '"three"'), "\\[\\[grid\\]\\] 1: .*--window"),
+    "impossible": (GRID + "head_window = 4\n", "\\[\\[grid\\]\\] 1: head_window: 4"),
+    "no file": ("[[grid]]\nwindow = 3\n", "\\[\\[grid\\]\\] 1: out = None found, expected a file"),
+    "unknown name": (GRID.replace("a.pt", "{colour}.pt"), "expected {NAME} only of options"),
+    "twice the same": (GRID.replace("3", "[3, 5]"), "two trainings write a.pt"),
+    "unknown command": (GRID + "[[measure]]\ncommand = 'x'\n", "\\[\\[measure\\]\\] 1: command"),
+    "unknown measure": (GRID + "measure = ['x']\n", "measure = \\['x'\\] found, expected some of"),
+    "option of measure": (
+        GRID + "[[measure]]\ncommand = 'hessian'\nbatches = 'x'\n",
+        "\\[\\[measure\\]\\] 1: .*--batches",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_studies_are_refused_in_one_line(here, call, case):
+    text, complaint = BAD[case]
+    Path("studies/bad.toml").write_text(text)
+    code, _, err = call("bad", "--dry-run")
+    assert code == 2
+    assert re.fullmatch(
+        f"error: studies/bad.toml: [^\n]*{complaint.split('toml: ')[-1]}[^\n]*\n", err
+    )
+
+
+def test_bad_options_are_refused_in_one_line(here, call):
+    for arguments, complaint in (
+        (["none"], "studies/none.toml: no such study, expected a TOML file or one of .*: tiny"),
+        (["tiny", "--processes", "0"], "processes: 0 found, expected at least 1"),
+        (["tiny", "--dry-run", "--rate", "0"], "rate: 0.0 found, expected more than 0"),
+        (["tiny", "--only", "nothing"], "only"),
+    ):
+        code, _, err = call(*arguments)
+        assert code == 2
+        assert re.fullmatch(f"error: [^\n]*{complaint}[^\n]*\n", err)
+
+
+def test_nothing_is_trained_twice_at_once(here):
+    with alone(Path("checkpoints/csan3.pt")):  # noqa: SIM117
+        with pytest.raises(InputError, match=r"csan3.pt is being trained by another process"):
+            with alone(Path("checkpoints/csan3.pt")):
+                pass
+    with alone(Path("checkpoints/csan3.pt")):
+        pass
+
+
+@pytest.mark.parametrize("command", ["analysis.robustness", "analysis.claims", "analysis.study"])
+def test_help_needs_neither_torch_nor_matplotlib(command):
+    program = (
+        "import runpy, sys; sys.argv = ['x', '--help']; sys.path.insert(0, '.')\n"
+        f"try: runpy.run_module({command!r}, run_name='__main__', alter_sys=True)\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"python -m {command}" in done.stdout
