@@ -15,8 +15,8 @@ COMPARED = ("window", "head_window")
 def studies(measurements: Iterable[Measurement]) -> dict[str, list[Measurement]]:
     """Measurements by study: one dataset, recipe, and architecture up to window and head window.
 
-    A study is named for its dataset; where there are several of a dataset, also for the options in
-    which they differ.
+    A study is named for its dataset; where there are several of a dataset, also for as many of the
+    options in which they differ as it takes to tell them apart.
     """
     alike: dict[str, list[Measurement]] = defaultdict(list)
     for m in measurements:
@@ -27,11 +27,23 @@ def studies(measurements: Iterable[Measurement]) -> dict[str, list[Measurement]]
     named = {}
     for dataset, groups in sorted(of_dataset.items()):
         options = [_options(members[0]) for members in groups]
-        keys = dict.fromkeys(key for own in options for key in own)
-        differ = [key for key in keys if len({repr(own.get(key)) for own in options}) > 1]
+        telling = _telling_apart(options)
         for members, own in zip(groups, options, strict=True):
-            named[dataset + "".join(f", {key} {own.get(key)}" for key in differ)] = members
+            named[dataset + "".join(f", {key} {own.get(key)}" for key in telling)] = members
     return named
+
+
+def _telling_apart(options: list[dict[str, Any]]) -> list[str]:
+    """A few keys whose values are different for all of `options`, found greedily."""
+    keys = list(dict.fromkeys(key for own in options for key in own))
+    chosen: list[str] = []
+
+    def told_apart(by: list[str]) -> int:
+        return len({repr([own.get(key) for key in by]) for own in options})
+
+    while told_apart(chosen) < told_apart(keys):
+        chosen.append(max(keys, key=lambda key: told_apart([*chosen, key])))
+    return chosen
 
 
 def _options(m: Measurement) -> dict[str, Any]:

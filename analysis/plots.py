@@ -477,7 +477,9 @@ def plot_bars(
     ax = ax or plt.gca()
     for i, (label, (value, half_width)) in enumerate(values.items()):
         ax.bar(i, value, yerr=half_width, color=colors[label], alpha=0.85, capsize=3)
-    ax.set_xticks(range(len(values)), [label.replace(" (", "\n(") for label in values])
+    ax.set_xticks(
+        range(len(values)), [label.replace(" (", "\n(").replace(", ", ",\n") for label in values]
+    )
     ax.tick_params(axis="x", labelsize=8)
     ax.grid(visible=False, axis="x")
     ax.set(ylabel=ylabel)

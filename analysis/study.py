@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
 import os
 import signal
 import subprocess
@@ -15,11 +18,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from models.cli import DataRoot, Device, run
+from models.cli import DataRoot, Device, parse, run
 from models.errors import InputError
 
 if TYPE_CHECKING:
     from analysis.plan import Plan, Training
+
+TRAIN = "models.train"
+Command = tuple[str, tuple[str, ...]]  # module and arguments
 
 
 @dataclass(frozen=True)
@@ -79,19 +85,21 @@ def main(options: Options) -> None:
         report(plan)
 
 
-def training_commands(plan: Plan) -> list[list[str]]:
-    """Command lines of the trainings that are not there yet, in the order of the study."""
+def training_commands(plan: Plan) -> list[Command]:
+    """The trainings that are not there yet, in the order of the study."""
     wanted = [t for t in plan.trainings if t.state() in ("to do", "begun")]
     there = len(plan.trainings) - len(wanted)
     print(f"{there} of {len(plan.trainings)} trainings are there already")
-    return [[sys.executable, "-m", "models.train", *t.arguments] for t in wanted]
+    return [("models.train", t.arguments) for t in wanted]
 
 
-def measuring_commands(plan: Plan, processes: int) -> list[list[list[str]]]:
-    """For each measurement, command lines that share the checkpoints that lack it.
+def measuring_commands(plan: Plan, processes: int) -> list[list[Command]]:
+    """For each measurement, as many commands as processes, sharing the checkpoints that lack it.
 
     Raises `InputError` if a network is missing.
     """
+    from analysis.plan import COMMANDS
+
     stages = []
     for measure in plan.measures:
         wanted = [p for t in plan.trainings if measure in t.measures for p in measure.missing(t)]
@@ -102,63 +110,85 @@ def measuring_commands(plan: Plan, processes: int) -> list[list[list[str]]]:
                     "after the trainings"
                 )
         shares = [wanted[i::processes] for i in range(min(processes, len(wanted)))]
-        name = f"analysis.{measure.command}"
         stages.append(
             [
-                # The figures come at the end, of everything; those of a share are of no use.
-                [sys.executable, "-m", name, "--ckpt", *map(str, share), *measure.arguments]
+                (COMMANDS[measure.command], ("--ckpt", *map(str, share), *measure.arguments))
                 for share in shares
             ]
         )
     return stages
 
 
-def run_all(commands: Sequence[list[str]], plan: Plan, processes: int) -> None:
-    """Run command lines, so many at once, each on its share of the cores.
+def run_all(commands: Sequence[Command], plan: Plan, processes: int) -> None:
+    """Run commands: one after another in this process, or so many at once in their own.
 
-    Several at once do not print; what the first that fails had to say is the error.
-
-    Raises
-    ------
-    InputError
-        If one of them fails. Those that run are ended; what they have saved is kept.
+    What a measurement prints and draws is left out: the tables and figures of everything come at
+    the end. Raises `InputError` if a command fails.
     """
-    threads = plan.threads or max((os.cpu_count() or 1) // processes, 1)
+    with tempfile.TemporaryDirectory() as scratch:
+        jobs: list[Command] = []
+        for i, (module, arguments) in enumerate(commands):
+            extra = () if module == TRAIN else ("--out", str(Path(scratch, f"figures{i}")))
+            jobs.append((module, (*arguments, *extra)))
+        if processes == 1:
+            _run_here(jobs, plan.threads)
+        else:
+            threads = plan.threads or max((os.cpu_count() or 1) // processes, 1)
+            _run_at_once(jobs, processes, threads, Path(scratch))
+
+
+def _announce(number: int, jobs: Sequence[Command]) -> str:
+    """Print which command comes now, without the scratch folder, and return it."""
+    module, arguments = jobs[number]
+    words = arguments if module == TRAIN else arguments[:-2]
+    line = " ".join(["python -m", module.removesuffix(".__main__"), *words])
+    print(f"[{number + 1}/{len(jobs)}] {line}", flush=True)
+    return line
+
+
+def _run_here(jobs: Sequence[Command], threads: int | None) -> None:
+    """One after another, with their progress bars."""
+    import torch
+
+    torch.set_num_threads(threads or torch.get_num_threads())
+    for number, (name, arguments) in enumerate(jobs):
+        _announce(number, jobs)
+        module = importlib.import_module(name)
+        with contextlib.redirect_stdout(sys.stdout if name == TRAIN else io.StringIO()):
+            module.main(parse(module.Options, arguments))
+
+
+def _run_at_once(jobs: Sequence[Command], processes: int, threads: int, scratch: Path) -> None:
+    """In processes of their own; if one fails, the others are ended, what they saved is kept."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    waiting, running = list(enumerate(commands, start=1)), dict[subprocess.Popen[bytes], Path]()
-    alone = processes == 1
-    with tempfile.TemporaryDirectory() as folder:
-        before = signal.signal(signal.SIGTERM, _stop)
-        try:
-            while waiting or running:
-                while waiting and len(running) < processes:
-                    number, command = waiting.pop(0)
-                    print(f"[{number}/{len(commands)}] {' '.join(['python', *command[1:]])}")
-                    sys.stdout.flush()
-                    log = Path(folder, f"{number}.log")
-                    if command[2] != "models.train":
-                        command = [*command, "--out", str(Path(folder, f"figures{number}"))]
-                    with log.open("wb") as file:
-                        process = subprocess.Popen(
-                            command,
-                            env=environment,
-                            stdout=None if alone else file,
-                            stderr=None if alone else file,
-                        )
-                    running[process] = log
-                for process in [p for p in running if p.poll() is not None]:
-                    log = running.pop(process)
-                    if process.returncode:
-                        said = log.read_text(errors="replace").strip().splitlines()
-                        reason = said[-1] if said else f"exit code {process.returncode}, see above"
-                        raise InputError(f"{plan.path}: a command failed: {reason}")
-                time.sleep(0.02)
-        finally:
-            signal.signal(signal.SIGTERM, before)
-            for process in running:
-                process.terminate()
-            for process in running:
-                process.wait()
+    waiting = list(range(len(jobs)))
+    running: dict[subprocess.Popen[bytes], tuple[str, Path]] = {}
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        while waiting or running:
+            while waiting and len(running) < processes:
+                number = waiting.pop(0)
+                module, arguments = jobs[number]
+                line, log = _announce(number, jobs), scratch / f"{number}.log"
+                command = [sys.executable, "-m", module.removesuffix(".__main__"), *arguments]
+                with log.open("wb") as file:
+                    process = subprocess.Popen(
+                        command, env=environment, stdout=file, stderr=subprocess.STDOUT
+                    )
+                running[process] = line, log
+            for process in [p for p in running if p.poll() is not None]:
+                line, log = running.pop(process)
+                if process.returncode:
+                    said = log.read_text(errors="replace").strip().splitlines()
+                    reason = said[-1] if said else f"exit code {process.returncode}"
+                    raise InputError(f"{line}: {reason.removeprefix('error: ')}")
+            time.sleep(0.02)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait()
 
 
 def _stop(*_: object) -> None:

@@ -207,6 +207,15 @@ def test_studies_are_kept_apart_and_named(tmp_path):
     assert [path.name for path in written] == ["claims_digits_learning_rate-None.png"]
 
 
+def test_studies_are_named_by_no_more_than_tells_them_apart(tmp_path):
+    history = {"train_nll": [1.0], "test_error": [0.5]}
+    for i in range(3):
+        recipe = dict(epochs=10, batch_size=8 * (i // 2), clip_norm=i, flip=bool(i))
+        plant(tmp_path / f"{i}.h5", "history", history, (5, 1), **recipe)
+    found = set(studies(collect([tmp_path], "history")))
+    assert found == {f"digits, clip_norm {i}" for i in range(3)}
+
+
 def test_command_prints_and_draws(tmp_path, monkeypatch, capsys):
     plant_all(tmp_path / "checkpoints", seeds=3)
     monkeypatch.chdir(tmp_path)

@@ -168,9 +168,11 @@ def test_cost_is_that_of_the_architecture(here):
 def test_a_failing_command_ends_the_study(here, call):
     Path("checkpoints").mkdir()
     Path("checkpoints/csan3").write_text("in the way")
+    one = TINY.split("[[grid]]")
+    Path("studies/tiny.toml").write_text("[[grid]]".join(one[:2]))
     code, _, err = call("tiny", "--processes", "2", "--only", "train")
     assert code == 2
-    assert re.fullmatch(r"error: studies/tiny.toml: a command failed: [^\n]*csan3[^\n]*\n", err)
+    assert re.fullmatch(r"error: python -m models.train [^\n]*csan3\.pt: [^\n]*csan3[^\n]*\n", err)
 
 
 def test_measuring_needs_the_trainings(here, call):
