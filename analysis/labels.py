@@ -49,7 +49,8 @@ def colors(labels: Iterable[str]) -> dict[str, str]:
     """The same colour for the same window everywhere; the rest from what remains of the cycle."""
     unique = list(dict.fromkeys(labels))
     fixed = {f"{w}×{w}": color for w, color in WINDOW_COLORS.items()}
-    assigned = {text: fixed[text.split(" ")[0]] for text in unique if text.split(" ")[0] in fixed}
+    plain = {text: text.removesuffix(" (global)") for text in unique}
+    assigned = {text: fixed[own] for text, own in plain.items() if own in fixed}
     free = [color for color in COLORS if color not in assigned.values()]
     rest = [text for text in unique if text not in assigned]
     return assigned | {text: free[i % len(free)] for i, text in enumerate(rest)}

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from analysis import claims
+from analysis import claims, labels
 from analysis.claims import CLAIMS, MARGIN, decide, judge
 from analysis.comparisons import studies
 from analysis.drawing.claims import draw_claims
@@ -225,6 +225,7 @@ def test_command_prints_and_draws(tmp_path, monkeypatch, capsys):
     assert re.search(r"NLL_train\(8\) - NLL_train\(5\) > 0 +\+0\.\d{4} .* 3 seeds +holds", out)
     assert "wrote figures/claims_digits.png" in out
     histories = collect([tmp_path], "history")
+    assert len(set(labels.colors(labels.by_architecture(histories)).values())) == len(TRUTH)
     assert [p.name for p in draw_windows(histories, tmp_path)] == ["windows_digits.png"]
 
     monkeypatch.setattr(sys, "argv", ["claims", "--measurements", "figures"])
