@@ -77,7 +77,7 @@ def write_html(group: Sequence[Measurement], path: Path, *, log: bool = True) ->
         ),
         height=700,
         margin=dict(l=0, r=0, t=60, b=10),
-        updatemenus=[dict(type="buttons", direction="down", x=0.01, xanchor="left", buttons=buttons)],
+        updatemenus=[dict(type="buttons", x=0.01, xanchor="left", buttons=buttons)],
     )
     with replacing(path) as partial:
         partial.write_text(figure.to_html(div_id="landscape"))

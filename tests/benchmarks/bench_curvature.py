@@ -8,7 +8,6 @@ eigenvalues of all mini-batches are within 1e-3. Printed and written to ``curvat
 from __future__ import annotations
 
 import argparse
-import platform
 import resource
 import statistics
 import subprocess
@@ -17,7 +16,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +30,9 @@ from analysis.curvature import Hessian, eigsh, max_eigenvalue_spectrum, spectral
 from models.checkpoint import load_checkpoint
 from models.csan import CSAN
 from models.datasets import load_dataset
+from tests.benchmarks.table import Row, write_table
 
 Batch = tuple[Tensor, Tensor]
-Row = tuple[str, str, float, float]  # work, against, ratio, ratio to reach
 K, ACCURACY = 5, 1e-3
 OUTPUT = Path(__file__).with_name("curvature.md")
 PACKAGES = ("torch", "scipy", "pyhessian", "hessian-eigenthings", "curvlinops-for-pytorch", "timm")
@@ -53,18 +51,7 @@ def main() -> None:
         print(peak_memory(options.memory_of, options.images))
         return
     torch.manual_seed(0)
-    lines = [
-        f"{platform.processor() or platform.machine()}, {options.threads} threads, Python "
-        f"{platform.python_version()}, " + ", ".join(f"{p} {version(p)}" for p in PACKAGES),
-        "",
-        "| work | against | ratio | to reach |",
-        "|---|---|---:|---:|",
-    ]
-    print("\n".join(lines))
-    for work, against, ratio, goal in rows():
-        lines.append(f"| {work} | {against} | {ratio:.2f} | {goal:g} |")
-        print(lines[-1], flush=True)
-    OUTPUT.write_text("\n".join([*lines, ""]))
+    write_table(OUTPUT, rows(), packages=PACKAGES, threads=options.threads)
 
 
 def rows() -> Iterator[Row]:
