@@ -9,6 +9,7 @@ figures: .venv/installed  ## measure the shipped checkpoints and draw every figu
 	$(RUN) analysis.hessian
 	$(RUN) analysis.hessian --ckpt checkpoints/csan*/epoch005.pt
 	$(RUN) analysis.landscape
+	$(RUN) analysis.landscape --directions pca
 	$(RUN) analysis.nll
 	$(RUN) analysis.figures
 

@@ -343,3 +343,17 @@ def test_bad_input_is_named() -> None:
         bad = nn.Identity() if message.startswith("model") else model
         with pytest.raises(InputError, match=message):
             surface(bad, *arguments, weight_decay=0.1)
+
+
+def test_several_sets_of_examples_at_once() -> None:
+    """Training and test images at the same weights: each as if it were alone."""
+    model = Classifier(dropout=0.5).train()
+    x, y = images()
+    train, test = (x[:40], y[:40]), [(x[40:50], y[40:50]), (x[50:], y[50:])]
+    directions = random_directions(model, seed=0)
+    both = surface(model, METRICS, {"train": train, "test": test}, directions, XS, YS)
+    assert list(both) == [f"{name}/{metric}" for name in ("train", "test") for metric in METRICS]
+    for name, data in (("train", train), ("test", test)):
+        alone = surface(model, METRICS, data, directions, XS, YS)
+        for metric in METRICS:
+            np.testing.assert_array_equal(both[f"{name}/{metric}"], alone[metric])

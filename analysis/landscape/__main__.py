@@ -115,6 +115,8 @@ def main(options: Options) -> None:
         if unknown:
             total = m.arrays["surface/nll"].size
             print(f"{labels.name(m)}: not a number at {unknown} of {total} points of the surface")
+        if options.adaptive and m.arrays["surface/done"].all():
+            print(f"{labels.name(m)}: not smooth enough, all points of the surface evaluated")
         print(f"stored in {m.path}:/{m.name}")
     for path in draw_landscapes(measurements, options.out, scale=options.scale):
         print(f"wrote {path}")

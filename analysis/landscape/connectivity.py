@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm import trange
 
 from analysis.landscape.directions import Direction, towards
-from analysis.landscape.evaluation import Data, Evaluator, Metric, batches_on, displaced
+from analysis.landscape.evaluation import Data, Evaluator, Metric, Sets, batches_on, displaced
 from analysis.landscape.summary import barrier
 from models.errors import InputError
 from models.seeds import derive_seed
@@ -42,7 +42,7 @@ def linear_path(
     model: nn.Module,
     other: Mapping[str, Tensor],
     metrics: Mapping[str, Metric],
-    data: Data,
+    data: Sets,
     ts: ArrayLike,
     *,
     recalibrate: Data | None = None,
@@ -77,7 +77,7 @@ def bezier_path(
     other: Mapping[str, Tensor],
     bend: Mapping[str, Tensor],
     metrics: Mapping[str, Metric],
-    data: Data,
+    data: Sets,
     ts: ArrayLike,
     *,
     recalibrate: Data | None = None,
@@ -159,7 +159,7 @@ def _follow(
     values = np.stack(
         [evaluator(displaced(evaluator.weights, directions, point)) for point in steps.tolist()]
     )
-    return Path(ts, dict(zip(evaluator.metrics, values.T, strict=True)))
+    return Path(ts, dict(zip(evaluator.names, values.T, strict=True)))
 
 
 def _interval(ts: ArrayLike) -> np.ndarray:

@@ -18,6 +18,7 @@ from models.seeds import derive_seed
 
 Batch: TypeAlias = tuple[Tensor, Tensor]
 Data: TypeAlias = "Batch | Iterable[Batch]"
+Sets: TypeAlias = "Data | Mapping[str, Data]"
 Metric: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 # Examples in one forward pass, chosen by measurement and fixed, for the last bits depend on it:
@@ -36,8 +37,9 @@ class Evaluator:
         at all weights. In evaluation mode the examples are regrouped for speed.
     metrics : mapping of str to callable
         ``fn(outputs, targets) -> scalar tensor``, the mean over the batch.
-    data : (x, y), or iterable of (x, y)
-        First dimension: examples.
+    data : (x, y), iterable of (x, y), or mapping of str to one of them
+        First dimension: examples. A mapping is of several sets of examples, each with all metrics,
+        which are called "SET/METRIC"; what is random is the same for all sets.
     seed : int
         Of whatever the model or a metric draws.
     recalibrate : (x, y), or iterable of (x, y), optional
@@ -56,7 +58,7 @@ class Evaluator:
         self,
         model: nn.Module,
         metrics: Mapping[str, Metric],
-        data: Data,
+        data: Sets,
         *,
         seed: int = 0,
         recalibrate: Data | None = None,
@@ -69,56 +71,65 @@ class Evaluator:
         self.weights = {name: p.detach() for name, p in select_parameters(model).items()}
         first = next(iter(self.weights.values()))
         self.device, self._dtype = first.device, first.dtype
-        self._batches = batches_on(self.device, data)
+        named = data if isinstance(data, Mapping) else {"": data}
+        self._sets = [batches_on(self.device, examples) for examples in named.values()]
         if not _depends_on_batches(model):
-            self._batches = _regroup(self._batches, MICRO_BATCH.get(self.device.type, 256))
-        self._examples = sum(len(x) for x, _ in self._batches)
-        self._seeds = [derive_seed(seed, i) for i in range(len(self._batches))]
+            size = MICRO_BATCH.get(self.device.type, 256)
+            self._sets = [_regroup(batches, size) for batches in self._sets]
+        self.names = [f"{name}/{metric}".lstrip("/") for name in named for metric in metrics]
         self._calibration = None if recalibrate is None else batches_on(self.device, recalibrate)
         self._seed = seed
         self._bf16 = bf16
 
     def attributes(self) -> dict[str, str | int]:
         """How the numbers come about, by names that make sense beside them in a file."""
+        batches = [batch for examples in self._sets for batch in examples]
         kept = "kept" if batch_norms(self.model) else "none"
         return {
             "mode": "train" if any(m.training for m in self.model.modules()) else "eval",
             "batchnorm": kept if self._calibration is None else "recalibrated",
-            "examples": self._examples,
+            "examples": sum(len(x) for x, _ in batches),
             "precision": "bfloat16" if self._bf16 else str(self._dtype).removeprefix("torch."),
-            "forward_passes": len(self._batches),
+            "forward_passes": len(batches),
             "seed": self._seed,
             "fingerprint": fingerprint(
-                [*self.weights.values(), *(t for batch in self._batches for t in batch)]
+                [*self.weights.values(), *(t for batch in batches for t in batch)]
             ),
         }
 
     def __call__(self, weights: Mapping[str, Tensor]) -> np.ndarray:
-        """Metrics at `weights`, (M,) float64 in the order of `metrics`."""
+        """Metrics at `weights`, float64 in the order of `names`."""
         with untouched_rng(self.device), torch.inference_mode():
             tensors = {**weights, **cloned_buffers(self.model)}
             if self._calibration is not None:
                 _recalibrate(self.model, tensors, self._calibration)
-            total = torch.zeros(len(self.metrics), dtype=torch.float64, device=self.device)
-            for (x, y), seed in zip(self._batches, self._seeds, strict=True):
-                seed_everything(self.device, seed)
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
-                    outputs = functional_call(self.model, tensors, x)
-                    means = [torch.as_tensor(fn(outputs, y)) for fn in self.metrics.values()]
-                total += len(x) * torch.stack([mean.double().to(total) for mean in means])
-            return (total / self._examples).cpu().numpy()
+            return (
+                torch.cat([self._means(tensors, batches) for batches in self._sets]).cpu().numpy()
+            )
+
+    def _means(self, tensors: dict[str, Tensor], batches: Sequence[Batch]) -> Tensor:
+        total = torch.zeros(len(self.metrics), dtype=torch.float64, device=self.device)
+        for i, (x, y) in enumerate(batches):
+            seed_everything(self.device, derive_seed(self._seed, i))
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
+                outputs = functional_call(self.model, tensors, x)
+                means = [torch.as_tensor(fn(outputs, y)) for fn in self.metrics.values()]
+            total += len(x) * torch.stack([mean.double().to(total) for mean in means])
+        return total / sum(len(x) for x, _ in batches)
 
     def value_and_gradient(self, weights: Mapping[str, Tensor]) -> tuple[float, dict[str, Tensor]]:
-        """The first metric at `weights`, and its gradient."""
+        """The first metric of the first set at `weights`, and its gradient."""
+        batches = self._sets[0]
+        examples = sum(len(x) for x, _ in batches)
         loss = next(iter(self.metrics.values()))
         leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
         total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
         value = torch.zeros((), dtype=torch.float64, device=self.device)
         with untouched_rng(self.device), torch.enable_grad():
-            for (x, y), seed in zip(self._batches, self._seeds, strict=True):
-                seed_everything(self.device, seed)
+            for i, (x, y) in enumerate(batches):
+                seed_everything(self.device, derive_seed(self._seed, i))
                 tensors = {**leaves, **cloned_buffers(self.model)}
-                share = loss(functional_call(self.model, tensors, x), y) * len(x) / self._examples
+                share = loss(functional_call(self.model, tensors, x), y) * len(x) / examples
                 value += share.detach()
                 gradients = torch.autograd.grad(share, list(leaves.values()), allow_unused=True)
                 for name, gradient in zip(leaves, gradients, strict=True):

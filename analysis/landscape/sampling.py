@@ -98,7 +98,7 @@ class Sampler:
         self.slice = Slice(
             xs=axes[0],
             ys=axes[1] if len(axes) == 2 else None,
-            metrics={name: np.full(shape, np.nan) for name in evaluator.metrics},
+            metrics={name: np.full(shape, np.nan) for name in evaluator.names},
             done=np.zeros(shape, dtype=bool),
             attributes={
                 **evaluator.attributes(),
@@ -115,7 +115,7 @@ class Sampler:
         results = self._parallel(todo) if self._processes > 1 else map(self._point, todo)
         try:
             for index, values in results:
-                for name, value in zip(self._evaluator.metrics, values, strict=True):
+                for name, value in zip(self._evaluator.names, values, strict=True):
                     self.slice.metrics[name][index] = value
                 self.slice.done[index] = True
                 progress.update()

@@ -11,7 +11,7 @@ from torch import nn
 
 from analysis.landscape.adaptive import fill_adaptively
 from analysis.landscape.directions import Direction
-from analysis.landscape.evaluation import Data, Evaluator, Metric
+from analysis.landscape.evaluation import Data, Evaluator, Metric, Sets
 from analysis.landscape.sampling import Sampler, Slice
 from models.errors import InputError
 
@@ -19,7 +19,7 @@ from models.errors import InputError
 def line(
     model: nn.Module,
     metrics: Mapping[str, Metric],
-    data: Data,
+    data: Sets,
     direction: Direction,
     xs: ArrayLike,
     *,
@@ -47,7 +47,7 @@ def line(
 def surface(
     model: nn.Module,
     metrics: Mapping[str, Metric],
-    data: Data,
+    data: Sets,
     directions: Sequence[Direction],
     xs: ArrayLike,
     ys: ArrayLike,
@@ -72,8 +72,10 @@ def surface(
         is drawn once per batch, so that the surface is smooth.
     metrics : mapping of str to callable
         ``fn(outputs, targets) -> scalar``, the mean over the batch.
-    data : (x, y), or iterable of (x, y)
-        The metrics are means over all its examples, however they are batched.
+    data : (x, y), iterable of (x, y), or mapping of str to one of them
+        The metrics are means over all its examples, however they are batched. Of several sets, such
+        as ``{"train": ..., "test": ...}``, the metrics are called "train/nll" and so on; the
+        objective is the first metric of the first set.
     directions : two dicts {parameter name: tensor}
         Absent parameters do not move.
     xs, ys : (nx,), (ny,) array_like
@@ -139,7 +141,7 @@ def _penalty(
     """
     if weight_decay is None:
         return {}
-    if "l2" in evaluator.metrics:
+    if "l2" in evaluator.names:
         raise InputError("metrics: 'l2' is the name of the penalty, expected another name")
     vectors = [evaluator.weights, *directions]
     gram = np.array([[_dot(a, b) for b in vectors] for a in vectors])

@@ -138,7 +138,7 @@ def sgemm(model: nn.Module, pixels: Tensor) -> Iterator[Row]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with torch.no_grad(), RecordProducts() as record:
-        for batch, _ in evaluator._batches:
+        for batch, _ in evaluator._sets[0]:
             model(batch)
     operands = [(torch.randn(a), torch.randn(b)) for a, b in record.shapes]
     results = [a @ b for a, b in operands]
