@@ -22,12 +22,14 @@ def draw_robustness(
 ) -> list[Path]:
     """For each study: ``robustness_DATASET``.
 
-    Mean corruption error of each window, error against severity, and error of each corruption.
+    At the last epoch that was measured: mean corruption error of each window, error against severity, and error of each corruption.
     Intervals are over seeds, and of a single seed over images.
     """
     written = []
     for name, members in studies(measurements).items():
-        by_label = labels.by_architecture(labels.measured_alike(members))
+        last = max(m.checkpoint["epoch"] for m in members)
+        final = [m for m in members if m.checkpoint["epoch"] == last]
+        by_label = labels.by_architecture(labels.measured_alike(final))
         palette = labels.colors(by_label)
         first = next(iter(by_label.values()))[0]
         several = max(len(seeds) for seeds in by_label.values()) > 1
