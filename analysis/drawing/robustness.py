@@ -22,8 +22,9 @@ def draw_robustness(
 ) -> list[Path]:
     """For each study: ``robustness_DATASET``.
 
-    At the last epoch that was measured: mean corruption error of each window, error against severity, and error of each corruption.
-    Intervals are over seeds, and of a single seed over images.
+    At the last epoch that was measured: mean corruption error of each window, error against
+    severity, and error of each corruption. Intervals are over seeds, and of a single seed over
+    images.
     """
     written = []
     for name, members in studies(measurements).items():
