@@ -31,9 +31,7 @@ ObjectiveKind = Annotated[
         "clean: NLL of the images as they are",
     ),
 ]
-Scale = Annotated[
-    Literal["log", "linear"], arg(help="of the colours and heights of loss surfaces")
-]
+Scale = Annotated[Literal["log", "linear"], arg(help="of the colours and heights of loss surfaces")]
 SplitName = Annotated[Literal["train", "test"], arg(help="the part of the dataset to measure on")]
 BatchSize = Annotated[int, arg(help="images in a mini-batch")]
 

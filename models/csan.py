@@ -47,7 +47,7 @@ class WindowAttention(nn.Module):
 
     The window is a mask over the dense N x N scores: on grids of some hundred tokens this is faster
     than gathering each query's neighbours, and softmax(q k^T) v in plain operations has
-    derivatives of every order in every mode, which the fused kernels do not.
+    derivatives of every order in every mode. The fused kernels, which do not, are for inference.
 
     Parameters
     ----------
@@ -107,6 +107,9 @@ class WindowAttention(nn.Module):
                 t.index_select(1, self.head_neighbours).unflatten(1, (self.heads, -1)).flatten(2, 3)
                 for t in (k, v)
             )
+        if self.zero_keys is None and not torch.is_grad_enabled():
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias)
+            return self.proj(out.transpose(1, 2).flatten(2))
         scores = q * self.scale @ k.transpose(-2, -1)
         if self.bias is not None:
             scores = scores + self.bias

@@ -131,6 +131,16 @@ def test_differentiable_twice_in_both_modes_and_under_vmap(border, head_window, 
         torch.testing.assert_close(forward[name], expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("border", ["clamp", "mask", "zero"])
+@pytest.mark.parametrize(("window", "head_window"), [(3, 1), (3, 3), (8, 1), (8, 3)])
+def test_inference_agrees_with_what_is_differentiated(window, head_window, border):
+    attention = WindowAttention(12, 3, 8, window, head_window, border).double()
+    x = torch.randn(2, 64, 12, dtype=torch.float64)
+    with torch.no_grad():
+        fused = attention(x)
+    torch.testing.assert_close(fused, attention(x).detach(), rtol=1e-12, atol=1e-12)
+
+
 def test_stochastic_depth_rises_linearly():
     model = small(depth=3, stochastic_depth=0.2)
     assert [block.drop_path.p for block in model.blocks] == [0, 0.1, 0.2]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, product
 from pathlib import Path
 
@@ -262,13 +262,17 @@ class RecordProducts(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.shapes: list[tuple[torch.Size, torch.Size]] = []
+        self.shapes: list[tuple[Sequence[int], Sequence[int]]] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default):
             self.shapes.append((args[0].shape, args[1].shape))
         elif func is torch.ops.aten.addmm.default:
             self.shapes.append((args[1].shape, args[2].shape))
+        elif func is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default:
+            query, key, value = args[:3]
+            scores = (*query.shape[:-1], key.shape[-2])
+            self.shapes += [(query.shape, key.mT.shape), (scores, value.shape)]
         return func(*args, **(kwargs or {}))
 
 
