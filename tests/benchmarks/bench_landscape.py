@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, product
@@ -16,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from timm.data import Mixup
+from timm.data.auto_augment import rand_augment_transform
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -38,7 +41,7 @@ CHECKPOINT = Path("checkpoints/csan8.pt")
 
 POINTS, TILE = 21, 7  # along each axis
 OUTPUT = Path(__file__).with_name("landscape.md")
-PACKAGES = ("torch", "numpy", "scipy", "loss-landscapes")
+PACKAGES = ("torch", "numpy", "scipy", "loss-landscapes", "timm")
 
 
 def main() -> None:
@@ -67,16 +70,19 @@ def main() -> None:
 def against_peers(model: nn.Module, pixels: Tensor, labels: Tensor, tiles: int) -> Iterator[Row]:
     """The surface against loss-landscapes and against the paper's procedure.
 
-    Tile by tile, so that all sides take turns; ratios are medians over the tiles.
+    Tile by tile, so that all sides take turns; ratios are medians over the tiles. All are of the
+    same augmented images, which only the paper's procedure makes anew at every point.
     """
-    inputs = normalised(pixels)
+    inputs, targets = (
+        torch.cat(tensors) for tensors in zip(*pipeline(pixels, labels), strict=True)
+    )
     directions = random_directions(model, seed=0)
     axis = np.linspace(-1, 1, POINTS)
     starts = list(product(range(0, POINTS, TILE), repeat=2))[:tiles]
     separate, together, procedure = [], [], []
     for i, j in tqdm(starts, desc="tiles", leave=False):
         xs, ys = axis[j : j + TILE], axis[i : i + TILE]
-        data = (inputs, labels)
+        data = (inputs, targets)
         seconds, ours = timed(lambda d=data, x=xs, y=ys: cut(model, d, directions, x, y, 2))
         # loss-landscapes shifts every other column by one step: it visits one more y.
         wide = cut(model, data, directions, xs, np.append(ys, 2 * ys[-1] - ys[-2]), 2)
@@ -85,7 +91,7 @@ def against_peers(model: nn.Module, pixels: Tensor, labels: Tensor, tiles: int) 
         for name, metric in METRICS.items():  # a run computes one of the package's metrics
             more, theirs = timed(
                 lambda m=metric, x=xs, y=ys: loss_landscapes(
-                    model, m, inputs, labels, directions, x, y
+                    model, m, inputs, targets, directions, x, y
                 )
             )
             spent += more
@@ -93,7 +99,7 @@ def against_peers(model: nn.Module, pixels: Tensor, labels: Tensor, tiles: int) 
             np.testing.assert_allclose(visited, theirs, rtol=1e-5, atol=1e-5)
         separate.append(spent / seconds)
         spent, _ = timed(
-            lambda x=xs, y=ys: loss_landscapes(model, both, inputs, labels, directions, x, y)
+            lambda x=xs, y=ys: loss_landscapes(model, both, inputs, targets, directions, x, y)
         )
         together.append(spent / seconds)
         spent, theirs = timed(
@@ -217,7 +223,7 @@ def papers_procedure(
 ) -> dict[str, np.ndarray]:
     """Copy the state, move it, load it and run the data pipeline, at every grid point.
 
-    Without augmentation, which would only add to its cost.
+    With the augmentation of the paper's recipe, whose randomness is the same at every point here.
     """
     model = copy.deepcopy(model)
     state = copy.deepcopy(model.state_dict())
@@ -232,7 +238,7 @@ def papers_procedure(
         model.load_state_dict(moved)
         totals = dict.fromkeys(METRICS, 0.0)
         with torch.no_grad():
-            for inputs, targets in DataLoader(Images(pixels, labels), batch_size=256):
+            for inputs, targets in pipeline(pixels, labels):
                 outputs = model(inputs)
                 for name, fn in METRICS.items():
                     totals[name] += len(targets) * fn(outputs, targets).item()
@@ -241,13 +247,30 @@ def papers_procedure(
     return values
 
 
+def pipeline(pixels: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of augmented and mixed images as timm's loader makes them, always the same."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - what timm draws from
+    torch.manual_seed(0)
+    mix = Mixup(mixup_alpha=1.0, cutmix_alpha=0.8, num_classes=100, label_smoothing=0.1)
+    for inputs, targets in DataLoader(Images(pixels, labels), batch_size=256):
+        yield mix(inputs, targets)
+
+
 class Images(Dataset):
-    """Images that are decoded and normalised one by one, as a torchvision dataset does."""
+    """Images that are decoded and augmented one by one, as a torchvision dataset does."""
 
     def __init__(self, pixels: Tensor, labels: Tensor) -> None:
         self.pixels, self.labels = pixels.numpy(), labels
         self.transform = v2.Compose(
-            [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
+            [
+                v2.RandomCrop(32, padding=4),
+                v2.RandomHorizontalFlip(),
+                rand_augment_transform("rand-m9-n2-mstd1", {}),
+                v2.ToImage(),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(MEAN, STD),
+            ]
         )
 
     def __len__(self) -> int:
