@@ -17,7 +17,6 @@ import torch
 
 from analysis.landscape import sampling
 from models import load_checkpoint, load_dataset
-from models.cli import run
 from models.train import Options, untrained
 
 COMMANDS = {
@@ -62,17 +61,9 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
+def call(call_module):
     def call(command, *arguments):
-        """Exit code, standard output and standard error of a command, run in this process."""
-        module = importlib.import_module(COMMANDS[command])
-        monkeypatch.setattr(sys, "argv", [command, *map(str, arguments)])
-        try:
-            run(module.main, module.Options)
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
+        return call_module(importlib.import_module(COMMANDS[command]), *arguments)
 
     return call
 

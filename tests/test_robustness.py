@@ -1,8 +1,8 @@
 """Robustness under corruptions: the numbers, the storage, an interruption, and the figure."""
 
 import re
-import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -16,7 +16,6 @@ from analysis.drawing.robustness import draw_robustness, mean_corruption_error
 from analysis.measurements import collect
 from analysis.outcomes import outcomes
 from models import InputError, corruptions, load_checkpoint, load_dataset
-from models.cli import run
 from models.corruptions import CORRUPTIONS, corrupt
 from models.train import Options, untrained
 
@@ -38,17 +37,8 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["robustness", "--images", str(IMAGES), *arguments])
-        try:
-            run(robustness.main, robustness.Options)
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
-
-    return call
+def call(call_module):
+    return partial(call_module, robustness, "--images", IMAGES)
 
 
 def test_numbers_are_those_of_the_corrupted_images(here, call):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -16,7 +17,6 @@ import pytest
 from analysis import study
 from analysis.plan import load_plan
 from models import InputError
-from models.cli import run
 from models.train import alone
 
 TINY = """
@@ -62,17 +62,8 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def call(monkeypatch, capfd):
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["study", *arguments])
-        try:
-            run(study.main, study.Options)
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capfd.readouterr()
-
-    return call
+def call(call_module):
+    return partial(call_module, study)
 
 
 def written(folder):

@@ -1,0 +1,27 @@
+"""Plots of measurements: arrays in, ``ax`` out, composable, in one style.
+
+Every function draws into `ax` (the current axes by default) and returns it. NaN and infinity are
+left as holes. This package needs no PyTorch.
+"""
+
+from analysis.plots.claims import plot_forest
+from analysis.plots.landscapes import (
+    plot_contours,
+    plot_line,
+    plot_polar,
+    plot_samples,
+    plot_surface,
+    plot_twin,
+    plot_way,
+    shared_norm,
+)
+from analysis.plots.robustness import plot_bars, plot_contact_sheet
+from analysis.plots.spectra import (
+    plot_layers,
+    plot_max_eigenvalues,
+    plot_over_training,
+    plot_spectra_over_training,
+    plot_spectral_density,
+)
+from analysis.plots.style import STYLE, log_scale
+from analysis.plots.training import plot_history, plot_optimisation_plane, plot_points
