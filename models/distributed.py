@@ -43,7 +43,7 @@ class Team:
         return tensor
 
     def shard(self, n: int) -> slice:
-        """This process's share of `n` consecutive things; shares differ by at most one."""
+        """Which of `n` consecutive things are this process's; shares differ by at most one."""
         bounds = [rank * n // self.size for rank in (self.rank, self.rank + 1)]
         return slice(*bounds)
 
@@ -72,7 +72,8 @@ class Team:
             i = store.add("begun", 1) - 1
             if i < n:
                 result = pickle.dumps((i, work(i)))
-                store.set(f"result{store.add('done', 1) - 1}", result)
+                number = store.add("done", 1) - 1
+                store.set(f"result{number}", result)  # type: ignore[arg-type]  # takes bytes, too
             ready = store.add("done", 0) if i < n else n  # with nothing left to do, wait for all
             for number in range(seen, ready):
                 yield pickle.loads(store.get(f"result{number}"))
