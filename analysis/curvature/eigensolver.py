@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
@@ -10,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analysis.curvature.krylov import orthogonalise
+from analysis.curvature.krylov import norm_of, orthogonalise
+from models.distributed import ALONE, Team
 from models.errors import InputError
 
 Which = Literal["LM", "LA", "SA", "BE"]
@@ -72,7 +74,8 @@ def eigsh(
     Parameters
     ----------
     A
-        Any object with ``shape``, ``dtype``, ``device`` and ``A @ v`` for (P,) tensors.
+        Any object with ``shape``, ``dtype``, ``device`` and ``A @ v`` for (P,) tensors. If it has
+        a ``team``, its processes divide the basis among them.
     k
         How many, from 1 to P.
     which
@@ -100,8 +103,33 @@ def eigsh(
     InputError
         `k`, `which`, `ncv` or `v0` out of range, or an `A` that is not symmetric.
     """
+    solve = lanczos(A, k, which=which, tol=tol, maxiter=maxiter, ncv=ncv, v0=v0, seed=seed)
+    vector = next(solve)
+    while True:
+        try:
+            vector = solve.send(A @ vector)
+        except StopIteration as end:
+            return end.value
+
+
+def lanczos(
+    A: SymmetricOperator,
+    k: int,
+    *,
+    which: Which = "LM",
+    tol: float = 1e-3,
+    maxiter: int | None = None,
+    ncv: int | None = None,
+    v0: Tensor | None = None,
+    seed: int = 0,
+) -> Generator[Tensor, Tensor, Eigenpairs]:
+    """The algorithm of `eigsh`, which yields vectors (P,) and is sent their products with `A`.
+
+    Whoever drives it decides how products are made: of `A` only shape, dtype, device and team are
+    looked at.
+    """
     P = A.shape[0]
-    _validate(A, k, which)
+    _validate(A, k, which, tol)
     ncv = min(P, max(2 * k + 1, 20)) if ncv is None else ncv
     if not (k < ncv <= P or k == ncv == P):
         raise InputError(f"ncv: {ncv}, expected more than k = {k} and at most P = {P}")
@@ -109,8 +137,8 @@ def eigsh(
 
     krylov = _KrylovSpace(A, ncv, v0, seed)
     while True:
-        krylov.extend()
-        if not krylov.expand():
+        product = yield krylov.extend()
+        if not krylov.expand(product):
             return _nothing(A, k, krylov.matvecs)
         if krylov.size < k:
             continue
@@ -141,7 +169,7 @@ def eigsh(
 
     return Eigenpairs(
         eigenvalues=torch.from_numpy(values[wanted]),
-        eigenvectors=krylov.combine(vectors[:, wanted]).T,
+        eigenvectors=krylov.whole(vectors[:, wanted]),
         residuals=torch.from_numpy(residuals[wanted]),
         errors=torch.from_numpy(errors[wanted]),
         converged=torch.from_numpy(converged[wanted]),
@@ -152,7 +180,8 @@ def eigsh(
 class _KrylovSpace:
     """``A Q = Q T + q cᵀ``: an orthonormal basis `Q`, a unit vector `q` orthogonal to it, and `c`.
 
-    After every `expand`, `T` is exact up to rounding. The columns of `Q` are rows in memory.
+    After every `expand`, `T` is exact up to rounding. The columns of `Q` are rows in memory, and of
+    their entries each process of A's team holds its shard.
     """
 
     def __init__(self, A: SymmetricOperator, ncv: int, v0: Tensor | None, seed: int) -> None:
@@ -160,10 +189,15 @@ class _KrylovSpace:
         self.matvecs = 0
         self.rounding = 0.0  # error of T
         self.exhausted = True  # c = 0: the space is invariant
-        self._A = A
+        self._P, self._dtype, self._device = A.shape[0], A.dtype, A.device
+        self._team: Team = getattr(A, "team", ALONE)
+        self._shard = self._team.shard(self._P)
         self._generator = torch.Generator().manual_seed(seed)
         self._rows = torch.empty(
-            min(ncv + 1, A.shape[0]), A.shape[0], dtype=A.dtype, device=A.device
+            min(ncv + 1, self._P),
+            self._shard.stop - self._shard.start,
+            dtype=A.dtype,
+            device=A.device,
         )
         self._T = np.zeros((ncv, ncv))
         self._start = None if v0 is None else _start(v0, A)
@@ -174,35 +208,38 @@ class _KrylovSpace:
             0, dtype=bool
         )  # rows of the sequence that was begun last
 
-    def extend(self) -> None:
-        """Append the direction that the space lacks to the basis; a random one if it lacks none."""
+    def extend(self) -> Tensor:
+        """Append the direction that the space lacks to the basis; a random one if it lacks none.
+
+        Returns it, (P,).
+        """
         if self.exhausted:
             self._newest[:] = False
-            self._next = self._random_vector() if self._start is None else self._start
-            self._start = None
-            orthogonalise(self._next, self._rows[: self.size])
+            start = self._random_vector() if self._start is None else self._start
+            self._next, self._start = start[self._shard].clone(), None
+            orthogonalise(self._next, self._rows[: self.size], self._team)
         self._T[self.size, : self.size] = self._coupling
         self._newest = np.append(self._newest, True)
         self._dropped = np.append(self._dropped, 0.0)
-        self._rows[self.size] = self._next / torch.linalg.vector_norm(
-            self._next, dtype=torch.float64
-        )
+        row = self._rows[self.size]
+        torch.div(self._next, norm_of(self._next, self._team), out=row)
+        return self._team.collect(row, self._P)
 
-    def expand(self) -> bool:
-        """Multiply the last basis vector with A; False if the product is not finite."""
-        w = self._A @ self._rows[self.size]
+    def expand(self, product: Tensor) -> bool:
+        """Take in the `product` of A and the last basis vector; False if it is not finite."""
+        w = product[self._shard]
         self.matvecs += 1
-        removed, norm = orthogonalise(w, self._rows[: self.size + 1])
+        removed, norm = orthogonalise(w, self._rows[: self.size + 1], self._team)
         coefficients, beta = removed.cpu().numpy(), float(norm)
         if not (math.isfinite(beta) and np.isfinite(coefficients).all()):
             return False
         scale = max(np.abs(self._T).max(), np.abs(coefficients).max(), beta)
         defect = np.abs(coefficients[:-1] - self._T[self.size, : self.size]) - self._dropped[:-1]
-        _require_symmetry(defect, scale, self._A.dtype)
+        _require_symmetry(defect, scale, self._dtype)
         self._T[: self.size + 1, self.size] = self._T[self.size, : self.size + 1] = coefficients
         self.size += 1
-        self.rounding = 10 * torch.finfo(self._A.dtype).eps * scale
-        self.exhausted = beta <= self.rounding or self.size == self._A.shape[0]
+        self.rounding = 10 * torch.finfo(self._dtype).eps * scale
+        self.exhausted = beta <= self.rounding or self.size == self._P
         self._coupling = np.zeros(self.size)
         self._coupling[-1] = 0.0 if self.exhausted else beta
         self._next = w
@@ -233,8 +270,13 @@ class _KrylovSpace:
 
     def combine(self, vectors: np.ndarray) -> Tensor:
         """Rows of the linear combinations of the basis given by the columns of `vectors`."""
-        rotation = torch.as_tensor(vectors.T, dtype=self._A.dtype, device=self._A.device)
+        rotation = torch.as_tensor(vectors.T, dtype=self._dtype, device=self._device)
         return rotation @ self._rows[: self.size]
+
+    def whole(self, vectors: np.ndarray) -> Tensor:
+        """The same as columns (P, n), of which each process holds all entries."""
+        rows = self.combine(vectors)
+        return torch.stack([self._team.collect(row, self._P) for row in rows], dim=1)
 
     def set_aside(self, vectors: np.ndarray) -> None:
         """Keep the space of some Ritz vectors as if it were invariant, and begin a new sequence."""
@@ -253,8 +295,8 @@ class _KrylovSpace:
         )
 
     def _random_vector(self) -> Tensor:
-        vector = torch.randn(self._A.shape[0], generator=self._generator, dtype=torch.float64)
-        return vector.to(self._A.device, self._A.dtype)
+        vector = torch.randn(self._P, generator=self._generator, dtype=torch.float64)
+        return vector.to(self._device, self._dtype)
 
 
 def _error_bounds(values: np.ndarray, residuals: np.ndarray) -> np.ndarray:
@@ -289,13 +331,15 @@ def _start(v0: Tensor, A: SymmetricOperator) -> Tensor:
     return start
 
 
-def _validate(A: SymmetricOperator, k: int, which: str) -> None:
+def _validate(A: SymmetricOperator, k: int, which: str, tol: float) -> None:
     if len(A.shape) != 2 or A.shape[0] != A.shape[1]:
         raise InputError(f"A: shape {tuple(A.shape)}, expected (P, P)")
     if not 1 <= k <= A.shape[0]:
         raise InputError(f"k: {k}, expected 1 to {A.shape[0]}")
     if which not in get_args(Which):
         raise InputError(f"which: {which!r}, expected one of {', '.join(get_args(Which))}")
+    if not 0 <= tol < math.inf:
+        raise InputError(f"tol: {tol}, expected a relative error of at least 0")
 
 
 def _require_symmetry(defect: np.ndarray, scale: float, dtype: torch.dtype) -> None:

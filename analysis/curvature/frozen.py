@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from analysis.functional import functional_call
 from analysis.parameters import select_parameters, unflatten
+from models.distributed import ALONE, Team
 from models.errors import InputError
 from models.seeds import derive_seed
 
@@ -55,6 +56,8 @@ class FrozenLoss:
     micro_batch
         Largest number of examples in one forward pass. None chooses by device, and takes batches as
         they are delivered where cutting them would change the result.
+    team
+        The processes that share the data: each has its own of the `chunks`, or none.
 
     Raises
     ------
@@ -72,7 +75,9 @@ class FrozenLoss:
         params: str | None = None,
         seed: int = 0,
         micro_batch: int | None = None,
+        team: Team = ALONE,
     ) -> None:
+        self.team = team
         self._model = model
         self._loss_fn = loss_fn
         selected = select_parameters(model, params)
@@ -102,6 +107,10 @@ class FrozenLoss:
         return other
 
     def _chunks(self, data: Data, seed: int) -> list[Chunk]:
+        chunks = self._all_chunks(data, seed)
+        return chunks[self.team.shard(len(chunks))]
+
+    def _all_chunks(self, data: Data, seed: int) -> list[Chunk]:
         batches = as_batches(data)
         total = sum(len(x) for x, _ in batches)
         whole = [
@@ -110,7 +119,7 @@ class FrozenLoss:
         ]
         size = self._micro_batch
         if size is None:
-            size = MICRO_BATCH.get(self.device.type, 32)
+            size = min(MICRO_BATCH.get(self.device.type, 32), -(-total // self.team.size))
         elif size < 1:
             raise InputError(f"micro_batch: {size}, expected at least 1")
         if all(len(chunk.x) <= size for chunk in whole):
@@ -175,16 +184,20 @@ class FrozenLoss:
         }
         precise._constants = {name: p.double() for name, p in self._constants.items()}
         precise._cast = lambda t: t.double() if t.is_floating_point() else t
-        chunk = self.chunks[0]
-        with torch.no_grad():
-            with self.forward(chunk) as outputs:
-                loss = self.loss(outputs, chunk.y)
-            try:
-                with precise.forward(chunk) as outputs:
-                    agrees = torch.isclose(precise.loss(outputs, chunk.y), loss.double(), 1e-4)
-            except RuntimeError:
-                return self
-        return precise if agrees else self
+        differing = torch.zeros(1, device=self.device)
+        for chunk in self.chunks[:1]:
+            differing += not self._agrees(precise, chunk)
+        return self if self.team.sum_(differing) else precise
+
+    @torch.no_grad()
+    def _agrees(self, other: FrozenLoss, chunk: Chunk) -> bool:
+        with self.forward(chunk) as outputs:
+            loss = self.loss(outputs, chunk.y)
+        try:
+            with other.forward(chunk) as outputs:
+                return bool(torch.isclose(other.loss(outputs, chunk.y), loss.double(), 1e-4))
+        except RuntimeError:
+            return False
 
     def _why_whole(self, chunk: Chunk, size: int) -> str | None:
         """Why `chunk` cannot be cut into pieces of `size`, or None if it can."""

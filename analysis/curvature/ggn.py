@@ -53,7 +53,7 @@ class _OuterProduct(CurvatureOperator):
         return LinearMap(apply, lambda: graph_bytes([*pulled, outputs]))
 
     def _difference(self, objective: FrozenLoss, direction: Tensor, step: float) -> Tensor:
-        total = self._weight_decay * direction
+        total = torch.zeros_like(direction)
         parameters = list(objective.parameters.values())
         for chunk in objective.chunks:
             with torch.no_grad():
@@ -65,7 +65,7 @@ class _OuterProduct(CurvatureOperator):
                 output_map = self._output_map(objective, outputs.detach().requires_grad_(), chunk)
                 curved = output_map((ahead - behind) / (2 * step), False)
                 total += flatten(gradient([outputs], parameters, [chunk.weight * curved]))
-        return total
+        return self.team.sum_(total).add_(direction, alpha=self._weight_decay)
 
     @staticmethod
     def _outputs(objective: FrozenLoss, chunk: Chunk, parameters: dict[str, Tensor]) -> Tensor:

@@ -104,7 +104,8 @@ class Hessian(CurvatureOperator):
 
     def _gradient(self, objective: FrozenLoss, parameters: dict[str, Tensor]) -> Tensor:
         variables = list(parameters.values())
-        total = self._weight_decay * flatten(variable.detach() for variable in variables)
+        position = flatten(variable.detach() for variable in variables)
+        total = torch.zeros_like(position)
         for chunk in objective.chunks:
             with torch.enable_grad(), objective.forward(chunk, parameters) as outputs:
                 loss = chunk.weight * objective.loss(outputs, chunk.y)
@@ -112,4 +113,4 @@ class Hessian(CurvatureOperator):
                     loss, variables, allow_unused=True, materialize_grads=True
                 )
             total += flatten(pieces)
-        return total
+        return self.team.sum_(total).add_(position, alpha=self._weight_decay)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from analysis.curvature.frozen import Chunk, Data, FrozenLoss, LossFunction
 from analysis.parameters import flatten
+from models.distributed import ALONE, Team
 from models.errors import InputError
 from models.seeds import derive_seed
 
@@ -77,6 +78,9 @@ class CurvatureOperator(ABC):
         Largest number of examples in one pass; None chooses by device.
     memory
         Budget in bytes for what is kept between products.
+    team
+        Processes that share the data, each with the same arguments. They make all products together
+        and all get the whole result, for one sum over the processes.
 
     Raises
     ------
@@ -95,10 +99,12 @@ class CurvatureOperator(ABC):
         seed: int = 0,
         micro_batch: int | None = None,
         memory: int = MEMORY,
+        team: Team = ALONE,
     ) -> None:
         self._objective = FrozenLoss(
-            model, loss_fn, data, params=params, seed=seed, micro_batch=micro_batch
+            model, loss_fn, data, params=params, seed=seed, micro_batch=micro_batch, team=team
         )
+        self.team = team
         self._parameters = self._objective.parameters
         self._weight_decay = weight_decay
         self._seed = seed
@@ -141,7 +147,7 @@ class CurvatureOperator(ABC):
         return self._product(vectors.T.contiguous()).T
 
     def _product(self, rows: Tensor) -> Tensor:
-        product = self._weight_decay * rows
+        product = torch.zeros_like(rows)
         pieces = _unflatten_rows(rows, self._parameters)
         if self.device.type == "cpu" or len(rows) == 1:
             # One pass for the whole block takes longer on a CPU: intermediate results, so many
@@ -154,7 +160,7 @@ class CurvatureOperator(ABC):
             for linear_map in self._linear_maps():
                 found = [piece.flatten(1) for piece in linear_map.apply(pieces, True)]
                 product += torch.cat(found, dim=1)
-        return product
+        return self.team.sum_(product).add_(rows, alpha=self._weight_decay)
 
     def to_scipy(self) -> LinearOperator:
         """The operator for `scipy.sparse.linalg`, which takes and returns NumPy arrays."""
