@@ -40,8 +40,11 @@ class CompiledProduct:
         with objective.randomness(chunk.seed):
             x, y = (t.to(objective.device) for t in (chunk.x, chunk.y))
             whole = make_fx(record)(x, y, *(torch.zeros_like(p) for p in parameters))
-        self._prepare, multiply = _split(whole, constant=2)
-        self._multiply = torch.compile(multiply, dynamic=False, fullgraph=True)
+        self._prepare, self._multiply = (
+            # The fallback draws the very random numbers that uncompiled code would.
+            torch.compile(part, dynamic=False, fullgraph=True, options={"fallback_random": True})
+            for part in _split(whole, constant=2)
+        )
         self._shared = {p.untyped_storage().data_ptr() for p in parameters}
 
     def fits(self, chunk: Chunk) -> bool:

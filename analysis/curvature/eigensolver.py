@@ -23,15 +23,19 @@ STRICT = 1e-6
 # A Ritz vector may be a mixture of two eigenvectors whose eigenvalues are as close as its residual,
 # and the second of them be missing. So residuals have to be small as well, which costs one product
 # or two: at most this multiple of sqrt(tol) of the eigenvalue.
-RESOLUTION = 0.1
+RESOLUTION = 0.3
 
 
-class SymmetricOperator(Protocol):
-    """A symmetric matrix known by its products; a square tensor is one."""
+class MatrixLike(Protocol):
+    """What Lanczos has to know of a matrix, besides its products."""
 
     shape: tuple[int, int]
     dtype: torch.dtype
     device: torch.device
+
+
+class SymmetricOperator(MatrixLike, Protocol):
+    """A symmetric matrix known by its products; a square tensor is one."""
 
     def __matmul__(self, vector: Tensor, /) -> Tensor: ...
 
@@ -64,7 +68,7 @@ def eigsh(
     Lanczos with full reorthogonalisation; when the basis is full, it goes on from the best Ritz
     vectors. An eigenvalue has converged when its error, ``residual² / gap`` where the gap to the
     other Ritz values exceeds the residual and ``residual`` otherwise, is at most `tol` times its
-    magnitude, and the residual at most ``0.1 sqrt(tol)`` times (or both at the level of rounding).
+    magnitude, and the residual at most ``0.3 sqrt(tol)`` times (or both at the level of rounding).
 
     From one vector, exact arithmetic finds one copy of a repeated eigenvalue. With a `tol` below
     1e-6 all copies are looked for: what has converged is set aside, and the search begins again
@@ -113,7 +117,7 @@ def eigsh(
 
 
 def lanczos(
-    A: SymmetricOperator,
+    A: MatrixLike,
     k: int,
     *,
     which: Which = "LM",
@@ -125,8 +129,7 @@ def lanczos(
 ) -> Generator[Tensor, Tensor, Eigenpairs]:
     """The algorithm of `eigsh`, which yields vectors (P,) and is sent their products with `A`.
 
-    Whoever drives it decides how products are made: of `A` only shape, dtype, device and team are
-    looked at.
+    Whoever drives it decides how products are made; `A` is not multiplied with here.
     """
     P = A.shape[0]
     _validate(A, k, which, tol)
@@ -184,7 +187,7 @@ class _KrylovSpace:
     their entries each process of A's team holds its shard.
     """
 
-    def __init__(self, A: SymmetricOperator, ncv: int, v0: Tensor | None, seed: int) -> None:
+    def __init__(self, A: MatrixLike, ncv: int, v0: Tensor | None, seed: int) -> None:
         self.size = 0
         self.matvecs = 0
         self.rounding = 0.0  # error of T
@@ -320,7 +323,7 @@ def _by_preference(values: np.ndarray, which: Which) -> np.ndarray:
     return np.stack([ends[::-1], ends], axis=1).reshape(-1)[: len(values)]
 
 
-def _start(v0: Tensor, A: SymmetricOperator) -> Tensor:
+def _start(v0: Tensor, A: MatrixLike) -> Tensor:
     if v0.ndim not in (1, 2) or v0.shape[0] != A.shape[0]:
         raise InputError(
             f"v0: shape {tuple(v0.shape)}, expected ({A.shape[0]},) or ({A.shape[0]}, m)"
@@ -331,7 +334,7 @@ def _start(v0: Tensor, A: SymmetricOperator) -> Tensor:
     return start
 
 
-def _validate(A: SymmetricOperator, k: int, which: str, tol: float) -> None:
+def _validate(A: MatrixLike, k: int, which: str, tol: float) -> None:
     if len(A.shape) != 2 or A.shape[0] != A.shape[1]:
         raise InputError(f"A: shape {tuple(A.shape)}, expected (P, P)")
     if not 1 <= k <= A.shape[0]:
@@ -355,7 +358,7 @@ def _require_symmetry(defect: np.ndarray, scale: float, dtype: torch.dtype) -> N
         )
 
 
-def _nothing(A: SymmetricOperator, k: int, matvecs: int) -> Eigenpairs:
+def _nothing(A: MatrixLike, k: int, matvecs: int) -> Eigenpairs:
     nan = torch.full((k,), math.nan, dtype=torch.float64)
     vectors = torch.full((A.shape[0], k), math.nan, dtype=A.dtype, device=A.device)
     return Eigenpairs(nan, vectors, nan, nan, torch.zeros(k, dtype=torch.bool), matvecs)

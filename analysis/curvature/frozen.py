@@ -153,6 +153,13 @@ class FrozenLoss:
             raise InputError(f"loss_fn: a result of shape {tuple(loss.shape)}, expected a scalar")
         return loss
 
+    def value(self, parameters: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        """Loss of examples at `parameters`; randomness is the caller's to freeze."""
+        buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
+        with sdpa_kernel(SDPBackend.MATH):
+            outputs = functional_call(self._model, {**self._constants, **parameters, **buffers}, x)
+            return self._loss_fn(outputs, y)
+
     @contextlib.contextmanager
     def randomness(self, seed: int) -> Iterator[None]:
         """Inside, random numbers come from `seed`; outside, nothing has happened."""

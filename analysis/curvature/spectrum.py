@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from analysis.curvature.eigensolver import Eigenpairs, eigsh
-from analysis.curvature.frozen import Data, LossFunction, as_batches
+from analysis.curvature.frozen import MICRO_BATCH, Data, LossFunction, as_batches
 from analysis.curvature.hessian import Hessian
+from analysis.curvature.lockstep import HessianStack, eigsh_lockstep, stackable
 from analysis.curvature.power_iteration import power_iteration
+from analysis.saving import Saver
+from models.distributed import ALONE, Team
 from models.errors import InputError
 from models.seeds import derive_seed
 
@@ -32,6 +37,7 @@ class MaxEigenvalueSpectrum:
     errors: Tensor  # (n_batches, k) float64, estimated error of each eigenvalue
     converged: Tensor  # (n_batches, k) bool
     matvecs: Tensor  # (n_batches,) int64, Hessian-vector products
+    together: int  # mini-batches that were solved in lock-step
     nep: float  # negative max eigenvalue proportion, the share of eigenvalues below zero
     nep_standard_error: float
     ape: float  # average of the positive max eigenvalues; NaN if there are none
@@ -50,13 +56,16 @@ def max_eigenvalue_spectrum(
     seed: int = 0,
     solver: Solver = "lanczos",
     compile: bool = False,
-    progress: Callable[[list[Any]], Iterable[Any]] | None = None,
+    together: int | None = None,
+    team: Team = ALONE,
+    resume: Mapping[str, np.ndarray] | None = None,
+    save: Callable[[dict[str, np.ndarray]], None] | None = None,
 ) -> MaxEigenvalueSpectrum:
     """Top-`k` Hessian eigenvalues by magnitude of each mini-batch (Park and Kim 2022, Section 2).
 
     The objective is ``loss_fn`` plus ``weight_decay/2 * |theta|^2`` on the batches as they are: to
     measure the landscape a network is trained on, give augmented batches, its weight decay and the
-    model in training mode. Each solve starts from the eigenvectors of the previous mini-batch.
+    model in training mode. Each solve starts from the eigenvectors of the first mini-batch.
 
     Parameters
     ----------
@@ -75,48 +84,100 @@ def max_eigenvalue_spectrum(
         protocol of the paper, which works in evaluation mode whatever the mode of the model.
     compile
         As of `Hessian`, once for all mini-batches of the size of the first.
-    progress
-        Wraps the list of mini-batches, as `tqdm.tqdm` does.
+    together
+        Mini-batches that are solved in lock-step, with one product for all of them. None chooses by
+        device: on a CPU one at a time, on a GPU as many as it takes to keep it busy.
+    team
+        Processes among which the mini-batches are dealt out; all get the whole result.
+    resume
+        What `save` received from the same call before it was interrupted: it goes on from there.
+    save
+        Called, by the first process of the team, with arrays to store, after about every ten
+        seconds and when interrupted.
 
     Raises
     ------
     InputError
-        No batches, `k` or `solver` out of range.
+        No batches, `k`, `solver` or `together` out of range.
     """
     if solver not in get_args(Solver):
         raise InputError(f"solver: {solver!r}, expected one of {', '.join(get_args(Solver))}")
     drawn = as_batches(batches)
-    pairs: list[Eigenpairs] = []
-    H: Hessian | None = None
-    for batch in drawn if progress is None else progress(drawn):
-        batch_seed = derive_seed(seed, len(pairs))
-        options: dict[str, Any] = {
-            "weight_decay": weight_decay,
-            "params": params,
-            "seed": batch_seed,
-        }
-        if solver == "lanczos":
-            H = (
-                H.on(batch, seed=batch_seed)
-                if H
-                else Hessian(model, loss_fn, batch, compile=compile, **options)
-            )
-            v0 = _start(pairs[-1] if pairs else None, H, batch_seed)
-            pairs.append(eigsh(H, k, tol=tol, v0=v0, seed=batch_seed))
-        else:
-            pairs.append(power_iteration(model, loss_fn, batch, k, tol=tol, **options))
-    eigenvalues = torch.stack([pair.eigenvalues for pair in pairs])
+    seeds = [derive_seed(seed, i) for i in range(len(drawn))]
+    common: dict[str, Any] = {"weight_decay": weight_decay, "params": params}
+    together = _choose_together(model, drawn) if together is None else together
+    if together < 1:
+        raise InputError(f"together: {together}, expected at least 1")
+
+    if solver == "pyhessian":
+        together = 1
+
+        def solve(group: Sequence[int]) -> list[Eigenpairs]:
+            return [
+                power_iteration(model, loss_fn, drawn[i], k, tol=tol, seed=seeds[i], **common)
+                for i in group
+            ]
+    else:
+        H = Hessian(model, loss_fn, drawn[0], compile=compile, seed=seeds[0], **common)
+        basis = eigsh(H, k, tol=tol, seed=seeds[0]).eigenvectors
+
+        def solve(group: Sequence[int]) -> list[Eigenpairs]:
+            members = [drawn[i] for i in group]
+            own = [seeds[i] for i in group]
+            starts = [_start(basis, H, seed) for seed in own]
+            if len(group) > 1 and stackable(model, members):
+                stack = HessianStack(model, loss_fn, members, seed=own[0], **common)
+                return eigsh_lockstep(stack, k, starts, own, tol=tol)
+            return [
+                eigsh(H.on(batch, seed=seed), k, tol=tol, v0=v0, seed=seed)
+                for batch, v0, seed in zip(members, starts, own, strict=True)
+            ]
+
+    rows = _blank(len(drawn), k) | {key: a.copy() for key, a in (resume or {}).items()}
+    missing = np.flatnonzero(~rows["done"]).tolist()
+    groups = [missing[i : i + together] for i in range(0, len(missing), together)]
+
+    def table(number: int) -> dict[str, np.ndarray]:
+        pairs = solve(groups[number])
+        return {key: np.stack([np.asarray(getattr(p, key)) for p in pairs]) for key in _COLUMNS}
+
+    saver = Saver(save if team.rank == 0 else None, rows)
+    bar = tqdm(total=len(drawn), desc="max eigenvalues", unit="batch", leave=False, disable=None)
+    bar.update(len(drawn) - len(missing))
+    with bar, saver:
+        for number, found in team.share(len(groups), table):
+            for key, values in found.items():
+                rows[key][groups[number]] = values
+            rows["done"][groups[number]] = True
+            bar.update(len(groups[number]))
+            saver.now_and_then()
+    return _summary({key: torch.from_numpy(rows[key]) for key in _COLUMNS}, together)
+
+
+_COLUMNS = ("eigenvalues", "residuals", "errors", "converged", "matvecs")  # of `Eigenpairs`
+
+
+def _blank(n: int, k: int) -> dict[str, np.ndarray]:
+    """A row for each mini-batch, to be filled."""
+    numbers = {key: np.full((n, k), np.nan) for key in _COLUMNS[:3]}
+    return numbers | {
+        "converged": np.zeros((n, k), dtype=bool),
+        "matvecs": np.zeros(n, dtype=np.int64),
+        "done": np.zeros(n, dtype=bool),
+    }
+
+
+def _summary(columns: dict[str, Tensor], together: int) -> MaxEigenvalueSpectrum:
+    eigenvalues = columns["eigenvalues"]
+    n, k = eigenvalues.shape
     missing = torch.where(eigenvalues.isnan(), eigenvalues, 0.0)
     negative = (eigenvalues < 0) + missing
     positive = (eigenvalues > 0) + missing
-    nep, nep_standard_error = _ratio_of_sums(negative.sum(1), torch.full((len(pairs),), k))
+    nep, nep_standard_error = _ratio_of_sums(negative.sum(1), torch.full((n,), k))
     ape, ape_standard_error = _ratio_of_sums((eigenvalues * positive).sum(1), positive.sum(1))
     return MaxEigenvalueSpectrum(
-        eigenvalues=eigenvalues,
-        residuals=torch.stack([pair.residuals for pair in pairs]),
-        errors=torch.stack([pair.errors for pair in pairs]),
-        converged=torch.stack([pair.converged for pair in pairs]),
-        matvecs=torch.tensor([pair.matvecs for pair in pairs]),
+        **columns,
+        together=together,
         nep=nep,
         nep_standard_error=nep_standard_error,
         ape=ape,
@@ -124,14 +185,22 @@ def max_eigenvalue_spectrum(
     )
 
 
-def _start(previous: Eigenpairs | None, H: Hessian, seed: int) -> Tensor | None:
-    """Previous eigenvectors, and a random vector lest what is new be orthogonal to them."""
-    if previous is None or not previous.eigenvalues.isfinite().all():
+def _choose_together(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> int:
+    """As many mini-batches as have the images of one forward pass on the device of `model`."""
+    device = next(model.parameters()).device.type
+    if device == "cpu":
+        return 1  # intermediate results of more would leave the cache
+    return max(MICRO_BATCH.get(device, 32) // len(batches[0][0]), 1)
+
+
+def _start(basis: Tensor, H: Hessian, seed: int) -> Tensor | None:
+    """Known eigenvectors, and a random vector lest what is new be orthogonal to them."""
+    if not basis.isfinite().all():
         return None
     generator = torch.Generator().manual_seed(derive_seed(seed, 0))
     random = torch.randn(H.shape[0], generator=generator, dtype=torch.float64)
     random = (random / random.norm()).to(H.device, H.dtype)
-    return torch.cat([previous.eigenvectors, random[:, None]], dim=1)
+    return torch.cat([basis, random[:, None]], dim=1)
 
 
 def _ratio_of_sums(numerators: Tensor, denominators: Tensor) -> tuple[float, float]:

@@ -1,0 +1,110 @@
+"""Several mini-batches at once: their Hessians as one operator, and their eigenvalues in lock-step.
+
+A mini-batch of 16 images does not keep a GPU busy. Here each product is made of many of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from analysis.curvature.eigensolver import Eigenpairs, lanczos
+from analysis.curvature.frozen import FrozenLoss, LossFunction
+from analysis.curvature.graphs import gradient
+
+
+class HessianStack:
+    """The Hessians of `n` mini-batches of one shape, each with parameters of its own.
+
+    One forward pass under `torch.vmap` has the gradients of all, and a product is a backward pass
+    through it: reverse mode twice, as in `Hessian`. What is random is drawn once, for each
+    mini-batch differently, from the `seed` of the first.
+
+    Parameters
+    ----------
+    model, loss_fn, weight_decay, params, seed
+        As of `Hessian`.
+    batches
+        ``(x, y)``, all of one shape.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        batches: Sequence[tuple[Tensor, Tensor]],
+        *,
+        weight_decay: float = 0.0,
+        params: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        xs, ys = (torch.stack(tensors) for tensors in zip(*batches, strict=True))
+        one = FrozenLoss(model, loss_fn, batches[0], params=params, seed=seed)
+        self._weight_decay = weight_decay
+        self._leaves = {
+            name: p.detach().expand(len(xs), *p.shape).clone().requires_grad_()
+            for name, p in one.parameters.items()
+        }
+        with torch.enable_grad(), one.randomness(one.chunks[0].seed):
+            losses = torch.vmap(one.value, randomness="different")(
+                self._leaves, xs.to(one.device), ys.to(one.device)
+            )
+            self._gradients = torch.autograd.grad(
+                losses.sum(),
+                list(self._leaves.values()),
+                create_graph=True,
+                allow_unused=True,
+                materialize_grads=True,
+            )
+        size = sum(p.numel() for p in one.parameters.values())
+        self.shape, self.dtype, self.device = (size, size), one.dtype, one.device
+
+    def products(self, vectors: Tensor) -> Tensor:
+        """The product of each Hessian with its row of `vectors` (n, P)."""
+        leaves = list(self._leaves.values())
+        sizes = [leaf[0].numel() for leaf in leaves]
+        pieces = [
+            piece.reshape(leaf.shape)
+            for piece, leaf in zip(vectors.split(sizes, dim=1), leaves, strict=True)
+        ]
+        found = gradient(self._gradients, leaves, pieces)
+        product = torch.cat([piece.flatten(1) for piece in found], dim=1)
+        return product.add_(vectors, alpha=self._weight_decay)
+
+
+def stackable(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> bool:
+    """Whether mini-batches can be one `HessianStack`.
+
+    Batch normalisation in training mode writes to buffers, of which there is one for all.
+    """
+    shapes = {(x.shape, x.dtype, y.shape, y.dtype) for x, y in batches}
+    writes = any(isinstance(m, _BatchNorm) and m.training for m in model.modules())
+    return len(shapes) == 1 and not writes
+
+
+def eigsh_lockstep(
+    H: HessianStack, k: int, starts: Sequence[Tensor | None], seeds: Sequence[int], **options: Any
+) -> list[Eigenpairs]:
+    """`eigsh` of every Hessian of a stack, one product of all at a time.
+
+    `starts` and `seeds` are the ``v0`` and ``seed`` of each; `options` are those of `eigsh`.
+    """
+    solves = [
+        lanczos(H, k, v0=v0, seed=seed, **options) for v0, seed in zip(starts, seeds, strict=True)
+    ]
+    vectors = torch.stack([next(solve) for solve in solves])
+    found: dict[int, Eigenpairs] = {}
+    while len(found) < len(solves):
+        products = H.products(vectors)
+        for i, solve in enumerate(solves):
+            if i in found:
+                continue
+            try:
+                vectors[i] = solve.send(products[i])
+            except StopIteration as end:
+                found[i] = end.value
+    return [found[i] for i in range(len(solves))]
