@@ -131,9 +131,7 @@ def join(device: str = "cpu") -> Team:
     with _connected():
         store, rank, size = next(dist.rendezvous("env://"))
         store.set_timeout(PATIENCE)
-        dist.init_process_group(
-            backend, store=store, rank=rank, world_size=size, timeout=PATIENCE
-        )
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     atexit.register(dist.destroy_process_group)
     return Team(rank, size, store)
 

@@ -1,9 +1,6 @@
 """Teams: the same results on every process, whoever is slow, has nothing to do, or fails."""
 
-import multiprocessing
 import os
-import pickle
-import socket
 import time
 from pathlib import Path
 
@@ -12,6 +9,7 @@ import torch
 
 from models.distributed import ALONE, Team, join
 from models.errors import InputError
+from tests.teams import run_team
 
 SIZE = 3
 
@@ -26,7 +24,7 @@ def fails(error):
 
 
 def slowly(team):
-    """Work on 10 things that takes rank 0 until all others are done, at any speed of the machine."""
+    """Work on 10 things, one of which takes rank 0 until all others are done."""
 
     def wait_for(condition):
         while not condition():
@@ -51,8 +49,10 @@ def caught(function, *arguments):
         return repr(error)
 
 
-def attempts(team):
+def attempts(team, folder):
     """Everything that a team can do, in one go: ``{what: result}``."""
+    os.chdir(folder)
+    assert join("cpu") is team
     found = {"team": (team.size, team.rank)}
     found["sum"] = team.sum_(torch.arange(4.0) + team.rank).tolist()
     found["shards"] = [team.shard(n) for n in (0, 2, 3, 10)]
@@ -75,32 +75,11 @@ def attempts(team):
     return found
 
 
-def member(rank, port, folder):
-    os.chdir(folder)
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(SIZE))
-    os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="test")
-    team = join("cpu")
-    assert join("cpu") is team
-    found = attempts(team)
-    Path(f"found{rank}").write_bytes(pickle.dumps(found))
-    team.sum_(torch.zeros(1))  # the store lives in the first process: leave together
-
-
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What each of three processes has found."""
     folder = tmp_path_factory.mktemp("team")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    fork = multiprocessing.get_context("fork")
-    members = [fork.Process(target=member, args=(rank, port, folder)) for rank in range(SIZE)]
-    for process in members:
-        process.start()
-    for process in members:
-        process.join()
-        assert process.exitcode == 0
-    return [pickle.loads((folder / f"found{rank}").read_bytes()) for rank in range(SIZE)]
+    return run_team(SIZE, attempts, folder, folder=folder)
 
 
 def test_everyone_gets_the_same_results(found):
