@@ -386,4 +386,4 @@ def print_answers(study: str, answers: Sequence[Answer]) -> None:
 
 
 if __name__ == "__main__":
-    run(main, Options)
+    run(main, Options, alone=True)

@@ -93,4 +93,4 @@ def draw_all(
 
 
 if __name__ == "__main__":
-    run(main, Options)
+    run(main, Options, alone=True)

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
@@ -15,8 +15,11 @@ from models.cli import DataRoot, Device, Force, run
 from models.errors import InputError
 
 if TYPE_CHECKING:
+    import torch
+
     from analysis.measurements import Measurement
     from models.checkpoint import Checkpoint
+    from models.distributed import Team
 
 
 SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
@@ -46,7 +49,11 @@ def main(options: Options) -> None:
     """Store the histories, print a table of the end points, draw, and name the files."""
     from analysis.drawing.nll import draw_nll, draw_windows
     from analysis.measurements import collect
+    from models.devices import choose_device
+    from models.distributed import join
 
+    device = choose_device(options.device)
+    team = join(device.type)
     checkpoints = open_checkpoints(options.ckpt, options.out)
     for checkpoint in checkpoints:
         if checkpoint.epoch < checkpoint.recipe.epochs:
@@ -55,7 +62,9 @@ def main(options: Options) -> None:
                 f"training, epoch {checkpoint.recipe.epochs}"
             )
     for checkpoint in checkpoints:
-        measure(checkpoint, options)
+        measure(checkpoint, options, device, team)
+    if team.rank:
+        return
     folders = {checkpoint.path.parent for checkpoint in checkpoints if checkpoint.path}
     histories = collect(folders, "history")
     print_end_points(histories, collect(folders, "hessian/train"))
@@ -63,7 +72,7 @@ def main(options: Options) -> None:
         print(f"wrote {path}")
 
 
-def measure(checkpoint: Checkpoint, options: Options) -> None:
+def measure(checkpoint: Checkpoint, options: Options, device: torch.device, team: Team) -> None:
     """Store the history of a trained checkpoint, and what it makes of every image."""
     import numpy as np
 
@@ -71,24 +80,25 @@ def measure(checkpoint: Checkpoint, options: Options) -> None:
     from analysis.outcomes import outcomes
     from analysis.tables import working
     from models.datasets import load_dataset
-    from models.devices import choose_device
 
-    if options.force or not stored("history", checkpoint=checkpoint, options={}):
+    common: dict[str, Any] = dict(checkpoint=checkpoint, options={})
+
+    def wanted(name: str) -> bool:
+        return options.force or not team.first(lambda: stored(name, **common))
+
+    if wanted("history"):
         history = {name: np.array(values) for name, values in checkpoint.history.items()}
-        store("history", history, checkpoint=checkpoint, options={})
-    if options.history_only:
-        return
-    if options.force or not stored("outcomes", checkpoint=checkpoint, options={}):
-        device = choose_device(options.device)
+        team.first(lambda: store("history", history, **common))
+    if not options.history_only and wanted("outcomes"):
         arrays: dict[str, np.ndarray] = {}
         for split in SPLITS:
             dataset = load_dataset(checkpoint.dataset, split, data_root=options.data_root)
             if split == "train" and checkpoint.images is not None:
                 dataset = dataset.first(checkpoint.images)
             with working(f"{checkpoint.path}: NLL of every {split} image"):
-                nll, correct = outcomes(checkpoint, dataset, device)
+                nll, correct = outcomes(checkpoint, dataset, device, team)
             arrays |= {f"{split}/nll": nll, f"{split}/correct": correct}
-        store("outcomes", arrays, checkpoint=checkpoint, options={})
+        team.first(lambda: store("outcomes", arrays, **common))
 
 
 def print_end_points(histories: Iterable[Measurement], spectra: Iterable[Measurement]) -> None:

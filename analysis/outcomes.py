@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from models.distributed import ALONE, Team
 from models.errors import InputError
 from models.training import EVALUATION_BATCH
 
@@ -18,12 +19,15 @@ if TYPE_CHECKING:
 
 @torch.inference_mode()
 def outcomes(
-    checkpoint: Checkpoint, dataset: ImageDataset, device: torch.device | str = "cpu"
+    checkpoint: Checkpoint,
+    dataset: ImageDataset,
+    device: torch.device | str = "cpu",
+    team: Team = ALONE,
 ) -> tuple[np.ndarray, np.ndarray]:
     """NLL of each image, float32 (n,), and whether it is classified correctly, bool (n,).
 
-    In evaluation mode, on the images as they are, without label smoothing. Raises `InputError` if
-    the images do not fit the model.
+    In evaluation mode, on the images as they are, without label smoothing. A `team` that makes this
+    call together shares the images. Raises `InputError` if the images do not fit the model.
     """
     size, channels = (checkpoint.architecture[key] for key in ("image_size", "channels"))
     if tuple(dataset.images.shape[1:]) != (size, size, channels):
@@ -32,11 +36,16 @@ def outcomes(
             f"expected {(size, size, channels)} as the checkpoint's"
         )
     model = checkpoint.model.to(device).eval()
-    nll, correct = [], []
-    for i in range(0, len(dataset), EVALUATION_BATCH):
-        images = dataset.images[i : i + EVALUATION_BATCH].permute(0, 3, 1, 2)
-        labels = dataset.labels[i : i + EVALUATION_BATCH].to(device)
-        scores = model(dataset.normalise(images).to(device))
-        nll.append(F.cross_entropy(scores.double(), labels, reduction="none").cpu())
-        correct.append((scores.argmax(1) == labels).cpu())
-    return torch.cat(nll).float().numpy(), torch.cat(correct).numpy()
+    nll = torch.zeros(len(dataset), dtype=torch.float64, device=device)
+    correct = torch.zeros_like(nll)
+    starts = range(0, len(dataset), EVALUATION_BATCH)
+    for i in starts[team.shard(len(starts))]:
+        batch = slice(i, i + EVALUATION_BATCH)
+        labels = dataset.labels[batch].to(device)
+        images = dataset.normalise(dataset.images[batch].permute(0, 3, 1, 2))
+        scores = model(images.to(device))
+        nll[batch] = F.cross_entropy(scores.double(), labels, reduction="none")
+        correct[batch] = scores.argmax(1) == labels
+    team.sum_(nll)
+    team.sum_(correct)
+    return nll.cpu().float().numpy(), correct.cpu().bool().numpy()

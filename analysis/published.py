@@ -141,4 +141,4 @@ def draw(rows: dict[str, Sequence[Surface]], kind: str, *, log: bool) -> Figure:
 
 
 if __name__ == "__main__":
-    run(main, Options)
+    run(main, Options, alone=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,10 +16,12 @@ from models.cli import DataRoot, Device, Force, Seed, run
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
     from analysis.measurements import Measurement
     from models.checkpoint import Checkpoint
     from models.datasets import ImageDataset
+    from models.distributed import Team
 
 KINDS = {
     "noise": slice(0, 3),
@@ -56,9 +59,15 @@ def main(options: Options) -> None:
     from analysis import labels
     from analysis.drawing.robustness import draw_contact_sheet, draw_robustness
     from analysis.tables import print_table
+    from models.devices import choose_device
+    from models.distributed import join
 
     checkpoints = open_checkpoints(options.ckpt, options.out)
-    measurements = measure(checkpoints, options)
+    device = choose_device(options.device)
+    team = join(device.type)
+    measurements = measure(checkpoints, options, device, team)
+    if team.rank:
+        return
     rows = []
     for m in measurements:
         error = 100 * m.arrays["error"]
@@ -95,23 +104,29 @@ def test_set(dataset: str, options: Options) -> ImageDataset:
     return images if options.images is None else images.first(options.images)
 
 
-def measure(checkpoints: Sequence[Checkpoint], options: Options) -> list[Measurement]:
+def measure(
+    checkpoints: Sequence[Checkpoint], options: Options, device: torch.device, team: Team
+) -> list[Measurement]:
     """Robustness of each checkpoint, stored, or as it was stored before.
 
-    Every corruption is generated once for all checkpoints of a dataset.
+    Every corruption is generated once for all checkpoints of a dataset, by one of the `team`.
     """
     by_dataset: dict[str, list[Checkpoint]] = defaultdict(list)
     for checkpoint in checkpoints:
         by_dataset[checkpoint.dataset].append(checkpoint)
     found: dict[Path | None, Measurement] = {}
     for dataset, members in by_dataset.items():
-        measured = _measure(members, test_set(dataset, options), options)
+        measured = _measure(members, test_set(dataset, options), options, device, team)
         found.update(zip((c.path for c in members), measured, strict=True))
     return [found[checkpoint.path] for checkpoint in checkpoints]
 
 
 def _measure(
-    checkpoints: Sequence[Checkpoint], dataset: ImageDataset, options: Options
+    checkpoints: Sequence[Checkpoint],
+    dataset: ImageDataset,
+    options: Options,
+    device: torch.device,
+    team: Team,
 ) -> list[Measurement]:
     """Of checkpoints of one `dataset`."""
     import numpy as np
@@ -120,9 +135,7 @@ def _measure(
     from analysis.measurements import store, stored
     from analysis.outcomes import outcomes
     from models.corruptions import CORRUPTIONS, SEVERITIES, corrupted_dataset, official_arrays
-    from models.devices import choose_device
 
-    device = choose_device(options.device)
     official = official_arrays(dataset, options.data_root)
     settings = {
         "images": len(dataset),
@@ -132,41 +145,54 @@ def _measure(
     done: dict[Path | None, Measurement] = {}
     begun: dict[Path | None, dict[str, Any]] = {}
     for checkpoint in checkpoints:
-        common: dict[str, Any] = dict(checkpoint=checkpoint, options=settings)
-        found = None if options.force else stored("robustness", **common)
+        look = partial(stored, checkpoint=checkpoint, options=settings)
+        found = None if options.force else team.first(partial(look, "robustness"))
         if found:
             print(f"{found.path}:/robustness is there already; --force measures it again")
             done[checkpoint.path] = found
             continue
-        earlier = None if options.force else stored("unfinished/robustness", **common)
+        earlier = None if options.force else team.first(partial(look, "unfinished/robustness"))
         if earlier:
             print(f"{earlier.path}:/robustness was interrupted; going on from there")
         begun[checkpoint.path] = dict(earlier.arrays) if earlier else _blank(len(dataset))
     pending = [c for c in checkpoints if c.path in begun]
     for checkpoint in pending:
-        nll, correct = outcomes(checkpoint, dataset, device)
+        nll, correct = outcomes(checkpoint, dataset, device, team)
         begun[checkpoint.path]["clean_nll"] = nll.mean(dtype=float)
         begun[checkpoint.path]["clean_error"] = 1 - correct.mean()
-    bar = tqdm(total=15 * len(pending), desc="robustness", unit="corruption", disable=None)
-    for k, name in enumerate(CORRUPTIONS):
-        missing = [c for c in pending if not begun[c.path]["done"][k]]
-        bar.update(len(pending) - len(missing))
-        for s in range(SEVERITIES if missing else 0):
-            images = corrupted_dataset(dataset, name, s + 1, official=official, seed=options.seed)
-            for checkpoint in missing:
-                nll, correct = outcomes(checkpoint, images, device)
-                arrays = begun[checkpoint.path]
-                arrays["nll"][k, s] = nll.mean(dtype=float)
-                arrays["error"][k, s] = 1 - correct.mean()
-                arrays["wrong"][:, k] += ~correct
-        for checkpoint in missing:
-            begun[checkpoint.path]["done"][k] = True
-            store(
-                "unfinished/robustness",
-                begun[checkpoint.path],
-                checkpoint=checkpoint,
-                options=settings,
+    lacking = [[c for c in pending if not begun[c.path]["done"][k]] for k in range(15)]
+    todo = [k for k, lack in enumerate(lacking) if lack]
+
+    def corrupted(i: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """NLL (5,), error (5,) and how often each image is wrong, of each who lacks them."""
+        k = todo[i]
+        scores = [(np.empty(5), np.empty(5), np.zeros(len(dataset), np.uint8)) for _ in lacking[k]]
+        for s in range(SEVERITIES):
+            images = corrupted_dataset(
+                dataset, CORRUPTIONS[k], s + 1, official=official, seed=options.seed
             )
+            for checkpoint, (nll, error, wrong) in zip(lacking[k], scores, strict=True):
+                nlls, correct = outcomes(checkpoint, images, device)
+                nll[s], error[s] = nlls.mean(dtype=float), 1 - correct.mean()
+                wrong += ~correct
+        return scores
+
+    there = 15 * len(pending) - sum(map(len, lacking))
+    bar = tqdm(
+        total=15 * len(pending),
+        initial=there,
+        desc="robustness",
+        unit="corruption",
+        disable=None,
+    )
+    for i, scores in team.share(len(todo), corrupted):
+        k = todo[i]
+        for checkpoint, (nll, error, wrong) in zip(lacking[k], scores, strict=True):
+            arrays = begun[checkpoint.path]
+            arrays["nll"][k], arrays["error"][k], arrays["wrong"][:, k] = nll, error, wrong
+            arrays["done"][k] = True
+            if team.rank == 0:
+                store("unfinished/robustness", arrays, checkpoint=checkpoint, options=settings)
             bar.update()
     bar.close()
     for checkpoint in pending:
@@ -174,12 +200,15 @@ def _measure(
         arrays["corruptions"] = np.array(CORRUPTIONS, dtype=bytes)
         arrays["mean_corruption_error"] = arrays["error"].mean()
         arrays["image_error"] = np.float32(arrays["wrong"].sum(1) / arrays["error"].size)
-        done[checkpoint.path] = store(
-            "robustness",
-            arrays,
-            checkpoint=checkpoint,
-            options=settings,
-            in_place_of="unfinished/robustness",
+        done[checkpoint.path] = team.first(
+            partial(
+                store,
+                "robustness",
+                arrays,
+                checkpoint=checkpoint,
+                options=settings,
+                in_place_of="unfinished/robustness",
+            )
         )
     return [done[checkpoint.path] for checkpoint in checkpoints]
 

@@ -6,7 +6,6 @@ import contextlib
 import importlib
 import io
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from models.cli import DataRoot, Device, parse, run
+from models.cli import DataRoot, Device, parse, run, under_torchrun
 from models.errors import InputError
 
 if TYPE_CHECKING:
@@ -64,6 +63,11 @@ def main(options: Options) -> None:
     """Do what is left to do of the study."""
     from analysis.plan import load_plan
 
+    if under_torchrun():
+        raise InputError(
+            "torchrun: found around a study, expected none; the processes of a study are those of "
+            "--processes"
+        )
     if options.processes < 1:
         raise InputError(f"processes: {options.processes} found, expected at least 1")
     if options.rate is not None and not options.rate > 0:
@@ -163,7 +167,6 @@ def _run_at_once(jobs: Sequence[Command], processes: int, threads: int, scratch:
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     waiting = list(range(len(jobs)))
     running: dict[subprocess.Popen[bytes], tuple[str, Path]] = {}
-    before = signal.signal(signal.SIGTERM, _stop)
     try:
         while waiting or running:
             while waiting and len(running) < processes:
@@ -184,15 +187,10 @@ def _run_at_once(jobs: Sequence[Command], processes: int, threads: int, scratch:
                     raise InputError(f"{line}: {reason.removeprefix('error: ')}")
             time.sleep(0.02)
     finally:
-        signal.signal(signal.SIGTERM, before)
         for process in running:
             process.terminate()
         for process in running:
             process.wait()
-
-
-def _stop(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 def report(plan: Plan) -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
+import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, NoReturn, TypeVar
 
 import tyro
 from tyro.conf import arg
 
-from models.errors import InputError
+from models.errors import InputError, LostProcessError
 
 Device = Annotated[
     Literal["auto", "cpu", "cuda"], arg(help="where to compute; auto takes a GPU if there is one")
@@ -27,24 +31,45 @@ Force = Annotated[bool, arg(help="compute again what is already stored")]
 
 Options = TypeVar("Options")
 
+SOON = 15.0  # seconds
 
-def run(main: Callable[[Options], None], options_type: type[Options]) -> None:
+
+def run(
+    main: Callable[[Options], None], options_type: type[Options], *, alone: bool = False
+) -> None:
     """Parse ``sys.argv`` into the dataclass `options_type`, call `main` with it, and exit.
 
     The docstring of `options_type` is what ``--help`` explains. Exit codes: 0 when done, 2 for bad
-    input (one line on stderr), 130 after Ctrl-C.
+    input (one line on stderr), 130 after Ctrl-C or SIGTERM.
+
+    Of the processes that ``torchrun`` starts only the first prints. All of them call `main`, or,
+    with `alone`, the first.
     """
-    try:
-        main(parse(options_type))
-    except InputError as error:
-        _fail(str(error))
-    except OSError as error:  # a file that cannot be read or written
-        if error.filename is None:
-            raise
-        _fail(f"{error.filename}: {error.strerror}")
-    except KeyboardInterrupt:
-        print("interrupted; what has been saved is kept", file=sys.stderr)
-        sys.exit(130)
+    rank = int(os.environ["RANK"]) if under_torchrun() else 0
+    with _signals():
+        try:
+            with _silence() if rank else contextlib.nullcontext():
+                options = parse(options_type)
+                if rank == 0 or not alone:
+                    main(options)
+        except InputError as error:
+            _fail(str(error), rank)
+        except OSError as error:  # a file that cannot be read or written
+            if error.filename is None:
+                raise
+            _fail(f"{error.filename}: {error.strerror}", rank)
+        except LostProcessError as error:
+            _wait_for_the_end()  # so that torchrun finds one process to blame
+            _fail(f"{error}; what has been saved is kept", rank)
+        except KeyboardInterrupt:
+            if rank == 0:
+                print("interrupted; what has been saved is kept", file=sys.stderr)
+            sys.exit(130)
+
+
+def under_torchrun() -> bool:
+    """Whether ``torchrun`` has started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def parse(options_type: type[Options], arguments: Sequence[str] | None = None) -> Options:
@@ -71,6 +96,57 @@ def parse(options_type: type[Options], arguments: Sequence[str] | None = None) -
     raise InputError(" ".join(re.split("─{9,}", inside)[0].split()))
 
 
-def _fail(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
+def _fail(message: str, rank: int) -> NoReturn:
+    """Print one line and exit with code 2.
+
+    What is wrong for one process is so for all, in general: the first says it, while the others
+    wait to be ended. What is wrong for another alone is said by that one.
+    """
+    if rank == 0 or not _wait_for_the_end():
+        print(f"error: {message}", file=sys.stderr)
+        if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # torchrun repeats what is in there
+            now = {"timestamp": str(int(time.time()))}
+            content = {"message": {"message": f"error: {message}", "extraInfo": now}}
+            Path(path).write_text(json.dumps(content))
     sys.exit(2)
+
+
+def _wait_for_the_end() -> bool:
+    """Whether torchrun ends this process soon, as it does when another one has failed."""
+    try:
+        time.sleep(SOON)
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """Let SIGTERM be the same as Ctrl-C, and the first of them be the last.
+
+    After Ctrl-C in a terminal, processes of torchrun are interrupted by the terminal and by
+    torchrun; the second time they would be in the middle of saving.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def interrupt(*_: object) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        yield

@@ -8,12 +8,13 @@ Work?*, ICLR 2022, Figure 7) use ``head_window=1`` on the 8 x 8 tokens of a CIFA
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import StochasticDepth
 
 from models.errors import InputError
 
@@ -121,6 +122,41 @@ class WindowAttention(nn.Module):
         return self.proj(out.transpose(1, 2).flatten(2))
 
 
+class StochasticDepth(nn.Module):
+    """Leave out a residual branch with probability `p`, drawn for each image (Huang et al., 2016).
+
+    The branches that stay are scaled by 1 / (1 - p). In evaluation mode nothing is left out. The
+    random numbers are those of torchvision's module of this name.
+    """
+
+    part: tuple[int, slice] | None = None  # images in the whole batch, and which of them are here
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mask: (B, ...) -> (B, ...)."""
+        if not self.training or self.p == 0:
+            return x
+        images, here = self.part or (len(x), slice(None))
+        kept = torch.empty(images, *[1] * (x.ndim - 1), dtype=x.dtype, device=x.device)
+        return x * kept.bernoulli_(1 - self.p).div_(1 - self.p)[here]
+
+
+@contextlib.contextmanager
+def part_of_batch(model: nn.Module, images: int, here: slice) -> Iterator[None]:
+    """Let `model` draw what is random as if its batches were those `here` of so many `images`."""
+    modules = [module for module in model.modules() if isinstance(module, StochasticDepth)]
+    try:
+        for module in modules:
+            module.part = images, here
+        yield
+    finally:
+        for module in modules:
+            module.part = None
+
+
 class Block(nn.Module):
     """Pre-norm transformer block: window attention, then a two-layer perceptron."""
 
@@ -130,7 +166,7 @@ class Block(nn.Module):
         self.attention = attention
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
-        self.drop_path = StochasticDepth(drop, "row")
+        self.drop_path = StochasticDepth(drop)
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform: (B, N, dim) -> (B, N, dim)."""

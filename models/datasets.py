@@ -7,6 +7,7 @@ The format on disk is one HDF5 file with, for each split in {train, test}, ``/SP
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,6 +17,7 @@ from typing import Literal, get_args
 import h5py
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from models.errors import InputError
@@ -185,18 +187,22 @@ def _download(name: str, path: Path) -> None:
     from torchvision import datasets
 
     source = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        splits = {
-            s: source(path.parent, train=s == "train", download=True) for s in get_args(Split)
-        }
-    except (OSError, RuntimeError) as error:
-        raise InputError(
-            f"dataset: {name} is not at {path} and cannot be downloaded ({error}); put the file "
-            f"there, or name its folder with --data-root or ${DATA_ROOT}"
-        ) from error
-    with replacing(path) as partial, h5py.File(partial, "w") as file:
-        file.attrs.update(name=name, classes=splits["train"].classes)
-        for split, dataset in splits.items():
-            file.create_dataset(f"{split}/images", data=dataset.data, chunks=(250, 32, 32, 3))
-            file.create_dataset(f"{split}/labels", data=np.uint8(dataset.targets))
+    with contextlib.ExitStack() as held:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(FileLock(path.with_name(f".{path.name}.lock")))
+            if path.exists():  # by now: another process has fetched it
+                return
+            splits = {
+                s: source(path.parent, train=s == "train", download=True) for s in get_args(Split)
+            }
+        except (OSError, RuntimeError) as error:
+            raise InputError(
+                f"dataset: {name} is not at {path} and cannot be downloaded ({error}); put the "
+                f"file there, or name its folder with --data-root or ${DATA_ROOT}"
+            ) from error
+        with replacing(path) as partial, h5py.File(partial, "w") as file:
+            file.attrs.update(name=name, classes=splits["train"].classes)
+            for split, dataset in splits.items():
+                file.create_dataset(f"{split}/images", data=dataset.data, chunks=(250, 32, 32, 3))
+                file.create_dataset(f"{split}/labels", data=np.uint8(dataset.targets))

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import pickle
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from models.errors import LostProcessError
+
 Result = TypeVar("Result")
+
+PATIENCE = timedelta(days=30)  # with a slow process; torchrun ends those that wait for a dead one
 
 
 class Team:
     """The processes that share a computation; by default one, to which all of this is trivial.
 
     Everyone makes the same calls in the same order, and everyone gets the same results, to the
-    last bit.
+    last bit; where an exception is the result, everyone raises it. `LostProcessError` is raised if
+    one of the others is gone.
 
     Parameters
     ----------
@@ -34,12 +40,13 @@ class Team:
     def __init__(self, rank: int = 0, size: int = 1, store: dist.Store | None = None) -> None:
         self.rank, self.size = rank, size
         self._store = store
-        self._shared = 0  # calls of `share`, which must not see each other's keys
+        self._calls = 0  # of what uses the store: they must not see each other's keys
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Replace a tensor by its sum over the processes, in place; returns it."""
         if self.size > 1:
-            dist.all_reduce(tensor)
+            with _connected():
+                dist.all_reduce(tensor)
         return tensor
 
     def shard(self, n: int) -> slice:
@@ -65,19 +72,42 @@ class Team:
             for i in range(n):
                 yield i, work(i)
             return
-        self._shared += 1
-        store = dist.PrefixStore(f"share{self._shared}", self._store)
-        seen = 0
+        store = self._new_store(self._store)
+        seen, idle = 0, False
         while seen < n:
-            i = store.add("begun", 1) - 1
-            if i < n:
-                result = pickle.dumps((i, work(i)))
-                number = store.add("done", 1) - 1
-                store.set(f"result{number}", result)  # type: ignore[arg-type]  # takes bytes, too
-            ready = store.add("done", 0) if i < n else n  # with nothing left to do, wait for all
+            with _connected():
+                i = store.add("begun", 1) - 1 if not idle else n
+                idle = i >= n
+                if not idle:
+                    outcome = pickle.dumps((i, *_attempt(work, i)))
+                    number = store.add("done", 1) - 1
+                    store.set(f"result{number}", outcome)  # type: ignore[arg-type]  # bytes, too
+                # With nothing left to do, wait for the next result of another.
+                ready = max(store.add("done", 0), seen + idle)
             for number in range(seen, ready):
-                yield pickle.loads(store.get(f"result{number}"))
+                with _connected():
+                    i, succeeded, result = pickle.loads(_wait(store, f"result{number}"))
+                yield i, _result(succeeded, result)
             seen = ready
+
+    def first(self, work: Callable[[], Result]) -> Result:
+        """What the first process makes of something that must be done once, on every process."""
+        if self._store is None:
+            return work()
+        store = self._new_store(self._store)
+        outcome = [_attempt(work) if self.rank == 0 else None]
+        with _connected():
+            # By the store first: however long it takes, nobody is stuck in a collective call.
+            if self.rank == 0:
+                store.set("done", "")
+            _wait(store, "done")
+            dist.broadcast_object_list(outcome)
+        assert outcome[0] is not None
+        return _result(*outcome[0])
+
+    def _new_store(self, store: dist.Store) -> dist.Store:
+        self._calls += 1
+        return dist.PrefixStore(f"call{self._calls}", store)
 
 
 ALONE = Team()
@@ -95,11 +125,47 @@ def join(device: str = "cpu") -> Team:
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return ALONE
-    store, rank, size = next(dist.rendezvous("env://"))
-    store.set_timeout(timedelta(days=30))  # of waiting for a slow process; torchrun ends a dead one
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     backend = {"cpu": "gloo", "cuda": "nccl"}[device]
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    with _connected():
+        store, rank, size = next(dist.rendezvous("env://"))
+        store.set_timeout(PATIENCE)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     atexit.register(dist.destroy_process_group)
     return Team(rank, size, store)
+
+
+def _attempt(work: Callable[..., Any], *arguments: Any) -> tuple[bool, Any]:
+    """Whether `work` succeeds, and its result or exception, which is for all processes."""
+    try:
+        return True, work(*arguments)
+    except Exception as error:
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:
+            return False, RuntimeError(f"{type(error).__name__}: {error}")
+        return False, error
+
+
+def _result(succeeded: bool, result: Any) -> Any:
+    if succeeded:
+        return result
+    raise result
+
+
+def _wait(store: dist.Store, key: str) -> bytes:
+    """The value of a key that another process will set."""
+    while True:
+        with contextlib.suppress(dist.DistStoreError):  # not yet
+            store.wait([key], timedelta(seconds=1))  # signals are heard in between
+            return store.get(key)
+
+
+@contextlib.contextmanager
+def _connected() -> Iterator[None]:
+    """Name the cause of what goes wrong while processes talk."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise LostProcessError("another process has ended") from error

@@ -75,11 +75,13 @@ def main(options: Options) -> None:
     from models.checkpoint import load_checkpoint
     from models.datasets import load_dataset
     from models.devices import choose_device
+    from models.distributed import join
     from models.training import same_training, train
 
     if options.out.suffix != ".pt":
         raise InputError(f"out: {options.out} found, expected a name that ends in .pt")
     device = choose_device(options.device)
+    team = join(device.type)
     _, dataset = choose_preset(options)
     train_set = load_dataset(dataset, "train", data_root=options.data_root)
     if options.images is not None:
@@ -91,7 +93,8 @@ def main(options: Options) -> None:
             raise InputError(f"snapshots: {epoch} found, expected 0 to {start.recipe.epochs}")
     if options.evaluate_every < 1:
         raise InputError(f"evaluate-every: {options.evaluate_every} found, expected at least 1")
-    with alone(options.out):
+
+    def is_there() -> bool:
         if options.force:
             for old in (options.out, options.out.with_suffix("") / "resume.pt"):
                 old.unlink(missing_ok=True)
@@ -101,6 +104,12 @@ def main(options: Options) -> None:
                     f"out: {options.out} is there already, trained with other options; expected "
                     "another name, or --force"
                 )
+            return True
+        return False
+
+    with contextlib.ExitStack() as held:
+        team.first(lambda: held.enter_context(alone(options.out)))
+        if team.first(is_there):
             print(f"{options.out} is already there; --force trains it again")
             return
         trained = train(
@@ -113,6 +122,7 @@ def main(options: Options) -> None:
             device=device,
             bf16=options.bf16,
             compile=options.compile,
+            team=team,
         )
     last = {name: values[-1] for name, values in trained.history.items()}
     for split in ("train", "test"):
@@ -187,7 +197,7 @@ def untrained(options: Options, train_set: ImageDataset) -> Checkpoint:
         "pooling": options.pooling,
     }
     derive_seed(options.seed)  # is it usable?
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([]):
         torch.manual_seed(options.seed)
         model = CSAN(**architecture)
     return Checkpoint(

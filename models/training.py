@@ -7,15 +7,18 @@ import time
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from models.augment import Augmentation
 from models.checkpoint import Checkpoint, load_checkpoint
+from models.csan import part_of_batch
 from models.datasets import ImageDataset
+from models.distributed import ALONE, Team
 from models.errors import InputError
 from models.files import replacing
 from models.seeds import derive_seed
@@ -34,6 +37,7 @@ def train(
     device: torch.device | str = "cpu",
     bf16: bool = False,
     compile: bool = False,
+    team: Team = ALONE,
 ) -> Checkpoint:
     """Train the model of `start` by its recipe and save it as `out`.
 
@@ -59,6 +63,10 @@ def train(
         Train under bfloat16 autocast; weights and evaluation stay float32.
     compile : bool
         Train with ``torch.compile``.
+    team : Team
+        Processes that all make this call, each of which takes its share of every batch. The result
+        is that of one process, to rounding, whatever their number, which may change at an
+        interruption. The first one saves.
 
     Raises
     ------
@@ -72,22 +80,28 @@ def train(
     snapshots = {0, recipe.warmup_epochs, *snapshots}
     evaluated = {*range(0, recipe.epochs, evaluate_every), *snapshots, recipe.epochs}
     folder, state = out.with_suffix(""), out.with_suffix("") / "resume.pt"
-    if state.exists():
-        current = _resume(state, start, optimizer)
+    saved = team.first(lambda: _saved_state(state, start))
+    if saved is not None:
+        start.model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        current = replace(start, epoch=saved["epoch"], history=saved["history"])
     else:
-        scores = evaluate(model, train_set, test_set)
+        scores = evaluate(model, train_set, test_set, team)
         history = {"epoch": [0.0], "objective": [float("nan")], "learning_rate": [0.0]}
         history |= {"seconds": [0.0], **{name: [score] for name, score in scores.items()}}
         current = replace(start, history=history)
-        current.save(folder / "epoch000.pt")
+        if team.rank == 0:
+            current.save(folder / "epoch000.pt")
 
     augment = Augmentation(recipe, train_set)
     run = torch.compile(model) if compile else model
     precision = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16)
+    size = min(recipe.batch_size, len(train_set))  # of all batches
+    share = team.shard(size)
     bar = tqdm(total=recipe.epochs, initial=current.epoch, desc=out.stem, unit="epoch")
     for epoch in range(current.epoch, recipe.epochs):
         began, losses = time.perf_counter(), []
-        with _seeded(derive_seed(start.seed, epoch)):
+        with _seeded(derive_seed(start.seed, epoch), device), part_of_batch(model, size, share):
             model.train()
             batches = torch.randperm(len(train_set)).split(recipe.batch_size)
             batches = batches[: max(len(train_set) // recipe.batch_size, 1)]  # full ones
@@ -95,14 +109,18 @@ def train(
                 rate = recipe.learning_rate_at(epoch + step / len(batches))
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                inputs, targets = (tensor.to(device) for tensor in augment(indices))
+                # Everyone draws the whole batch, so that what is random is the same in any team.
+                inputs, targets = (tensor[share].to(device) for tensor in augment(indices))
                 with precision:
-                    loss = recipe.loss(run(inputs), targets)
+                    outputs = run(inputs)
+                    weight = len(inputs) / size
+                    loss = weight * recipe.loss(outputs, targets) if weight else outputs.sum()
                 optimizer.zero_grad()
                 loss.backward()
+                loss = _summed(model, loss.detach(), team)
                 nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
                 optimizer.step()
-                losses.append(loss.detach())
+                losses.append(loss)
         current = replace(current, epoch=epoch + 1)
         if epoch + 1 in evaluated:
             penalty = sum(p.square().sum().item() for p in model.parameters())
@@ -112,38 +130,67 @@ def train(
                 "objective": torch.stack(losses).mean().item() + recipe.weight_decay / 2 * penalty,
                 "learning_rate": rate,
                 "seconds": time.perf_counter() - began,
-                **evaluate(model, train_set, test_set),
+                **evaluate(model, train_set, test_set, team),
             }
             history = {name: [*current.history[name], value] for name, value in row.items()}
             current = replace(current, history=history)
             bar.set_postfix(nll=f"{row['train_nll']:.3f}", error=f"{row['test_error']:.1%}")
-        if epoch + 1 in snapshots:
+        if epoch + 1 in snapshots and team.rank == 0:
             current.save(folder / f"epoch{epoch + 1:03d}.pt")
-        _save_state(state, current, optimizer)
+        if team.rank == 0:
+            _save_state(state, current, optimizer)
         bar.update()
     bar.close()
-    current.save(out)
-    state.unlink()
-    return load_checkpoint(out)
+
+    def finish() -> Checkpoint:
+        current.save(out)
+        state.unlink()
+        return load_checkpoint(out)
+
+    return team.first(finish)
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, train_set: ImageDataset, test_set: ImageDataset) -> dict[str, float]:
-    """NLL and error of `model`, in evaluation mode, on the clean images of both splits."""
+def evaluate(
+    model: nn.Module, train_set: ImageDataset, test_set: ImageDataset, team: Team = ALONE
+) -> dict[str, float]:
+    """NLL and error of `model`, in evaluation mode, on the clean images of both splits.
+
+    A `team` that makes this call together shares the images; everyone gets the same result.
+    """
     model.eval()
     device = next(model.parameters()).device
     scores = {}
     for split, dataset in (("train", train_set), ("test", test_set)):
-        outputs = torch.cat([model(x.to(device)) for x in dataset.inputs.split(EVALUATION_BATCH)])
+        batches = dataset.inputs.split(EVALUATION_BATCH)
+        outputs = torch.zeros(len(dataset), len(dataset.classes), device=device)
+        for i in range(len(batches))[team.shard(len(batches))]:
+            outputs.split(EVALUATION_BATCH)[i][...] = model(batches[i].to(device))
+        team.sum_(outputs)
         labels = dataset.labels.to(device)
         scores[f"{split}_nll"] = F.cross_entropy(outputs.double(), labels).item()
         scores[f"{split}_error"] = (outputs.argmax(1) != labels).double().mean().item()
     return scores
 
 
+def _summed(model: nn.Module, loss: Tensor, team: Team) -> Tensor:
+    """Replace gradients by their sums over a team, and return that of the loss: one message."""
+    if team.size == 1:
+        return loss
+    parameters = list(model.parameters())
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([loss.reshape(1), *(gradient.flatten() for gradient in gradients)])
+    total, *sums = team.sum_(flat).split([1, *(p.numel() for p in parameters)])
+    for parameter, gradient in zip(parameters, sums, strict=True):
+        parameter.grad = gradient.view_as(parameter)
+    return total.squeeze()
+
+
 @contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    with torch.random.fork_rng():
+def _seeded(seed: int, device: torch.device | str) -> Iterator[None]:
+    with torch.random.fork_rng(
+        [torch.device(device)] if torch.device(device).type == "cuda" else []
+    ):
         torch.manual_seed(seed)
         yield
 
@@ -160,9 +207,12 @@ def _save_state(path: Path, current: Checkpoint, optimizer: torch.optim.Optimize
         torch.save(state, partial)
 
 
-def _resume(path: Path, start: Checkpoint, optimizer: torch.optim.Optimizer) -> Checkpoint:
+def _saved_state(path: Path, start: Checkpoint) -> dict[str, Any] | None:
+    """What `_save_state` has saved of the training that begins with `start`, if it has."""
+    if not path.exists():
+        return None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         identity = state["run"]
     except Exception as error:  # a damaged file fails in any way it likes
         raise InputError(f"{path}: damaged; delete it, or start again with --force") from error
@@ -171,9 +221,7 @@ def _resume(path: Path, start: Checkpoint, optimizer: torch.optim.Optimizer) -> 
             f"{path}: saved by a training with other options; give those again, or start anew "
             "with --force"
         )
-    start.model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return replace(start, epoch=state["epoch"], history=state["history"])
+    return state
 
 
 def same_training(one: Checkpoint, other: Checkpoint) -> bool:

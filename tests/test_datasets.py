@@ -80,7 +80,7 @@ def test_download_is_kept_as_hdf5(tmp_path, monkeypatch):
 
     monkeypatch.setattr(datasets, "CIFAR10", Downloaded)
     train = load_dataset("cifar10", data_root=tmp_path / "new")
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["cifar10.h5"]
+    assert [path.name for path in (tmp_path / "new").glob("[!.]*")] == ["cifar10.h5"]
     assert train.images.shape == (300, 32, 32, 3)
     assert train.classes == tuple(Downloaded.classes)
 

@@ -10,14 +10,19 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
+from torch import nn
 from torch.nn import functional as F
 
 from models import CSAN, InputError, load_checkpoint, load_dataset
 from models.augment import Augmentation
 from models.checkpoint import FORMAT
+from models.csan import StochasticDepth, part_of_batch
+from models.distributed import ALONE
 from models.recipes import PRESETS, Recipe
 from models.train import Options, untrained
 from models.training import evaluate, train
+from tests.teams import run_team, start_team
 
 TINY = dict(dim=6, depth=1, epochs=7, images=64)
 
@@ -127,6 +132,74 @@ def test_interrupted_training_ends_with_the_same_weights(trained, tmp_path):
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
     assert not state.exists()
     assert load_checkpoint(out).history["seconds"][: len(before)] == before  # it did go on
+
+
+def trained_by(team, out, digits, options):
+    """Weights and history of a training in which every process does its share."""
+    found = train(tiny(out, digits, **options), out, *digits, team=team)
+    return {**found.model.state_dict()}, {**found.history}
+
+
+def assert_same_training(found, expected):
+    for i, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
+        assert list(ours) == list(theirs)
+        for name in theirs:
+            if name != "seconds":
+                torch.testing.assert_close(
+                    ours[name],
+                    theirs[name],
+                    rtol=1e-4,
+                    atol=1e-5,
+                    equal_nan=True,
+                    msg=f"{i} {name}",
+                )
+
+
+# The batches hold 32 images, or the only one 3: one more than there are processes, or fewer.
+@pytest.mark.parametrize(("size", "images"), [(2, 64), (3, 64), (5, 3)])
+def test_a_team_trains_as_one_process_does(tmp_path, digits, size, images):
+    """With stochastic depth, mixup and crops: everyone draws the same and takes its share."""
+    some = digits[0].first(images), digits[1]
+    options = dict(images=images, depth=3)
+    expected = trained_by(ALONE, tmp_path / "alone.pt", some, options)
+    found = run_team(size, trained_by, tmp_path / "team.pt", some, options, folder=tmp_path)
+    assert_same_training(found[0], expected)
+    for other in found[1:]:
+        assert all(torch.equal(other[0][name], found[0][0][name]) for name in other[0])
+        assert repr(other[1]) == repr(found[0][1])
+    assert sorted(p.name for p in (tmp_path / "team").iterdir()) == ["epoch000.pt", "epoch005.pt"]
+
+
+def test_a_team_goes_on_where_another_was_killed(tmp_path, digits):
+    options = dict(depth=3, epochs=10)
+    out, state = tmp_path / "team.pt", tmp_path / "team/resume.pt"
+    members = start_team(2, trained_by, out, digits, options, folder=tmp_path)
+    while not state.exists():
+        assert all(member.is_alive() for member in members)
+        time.sleep(0.002)
+    for member in members:
+        member.kill()
+        member.join()
+    assert not out.exists()
+    before = torch.load(state, weights_only=True)["history"]["seconds"]
+    found = run_team(3, trained_by, out, digits, options, folder=tmp_path)[0]
+    assert found[1]["seconds"][: len(before)] == before  # it did go on
+    assert_same_training(found, trained_by(ALONE, tmp_path / "alone.pt", digits, options))
+
+
+def test_stochastic_depth_is_torchvisions_to_the_bit():
+    x = torch.randn(7, 3, 2)
+    ours, theirs = StochasticDepth(0.3), torchvision.ops.StochasticDepth(0.3, "row")
+    torch.manual_seed(1)
+    expected = theirs(x)
+    torch.manual_seed(1)
+    assert torch.equal(ours(x), expected)
+    torch.manual_seed(1)
+    with part_of_batch(nn.Sequential(ours), 7, slice(2, 5)):
+        assert torch.equal(ours(x[2:5]), expected[2:5])
+    torch.manual_seed(1)
+    assert torch.equal(ours(x), expected)
+    assert ours.eval()(x) is x
 
 
 def test_resuming_with_other_options_is_refused(tmp_path, digits, monkeypatch):

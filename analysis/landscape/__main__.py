@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from analysis.measurements import Measurement
     from analysis.objective import Objective
     from models.checkpoint import Checkpoint
+    from models.distributed import Team
 
 
 _SETTINGS = (  # that decide the result, besides the files of --towards
@@ -83,7 +84,6 @@ class Options(MeasurementOptions):
             "NLL + L2 takes, and interpolate the others",
         ),
     ] = None
-    processes: Annotated[int, arg(help="processes that share the points, on a CPU")] = 1
     span: Annotated[
         float,
         arg(help="largest step; for random directions 1 is as long as the weights"),
@@ -98,8 +98,11 @@ def main(options: Options) -> None:
     from analysis import labels
     from analysis.drawing.landscapes import draw_landscapes
     from models.checkpoint import load_checkpoint
+    from models.devices import choose_device
+    from models.distributed import join
 
     require_usable(options)
+    team = join(choose_device(options.device).type)
     others = [load_checkpoint(path) for path in options.towards]
     checkpoints = open_checkpoints(options.ckpt, options.out)
     for checkpoint, other in product(checkpoints, others):
@@ -108,7 +111,9 @@ def main(options: Options) -> None:
                 f"towards: {other.path} is another architecture than {checkpoint.path}, expected "
                 "the same"
             )
-    measurements = [measure(checkpoint, others, options) for checkpoint in checkpoints]
+    measurements = [measure(checkpoint, others, options, team) for checkpoint in checkpoints]
+    if team.rank:
+        return
     print_heights(measurements)
     for m in measurements:
         unknown = int((~np.isfinite(m.arrays["surface/nll"])).sum())
@@ -124,7 +129,7 @@ def main(options: Options) -> None:
 
 def require_usable(options: Options) -> None:
     """Raise `InputError` where options do not go together."""
-    options.require(batches=1, points=3, line_points=5, lines=0, processes=1)
+    options.require(batches=1, points=3, line_points=5, lines=0)
     for name in ("points", "line_points"):
         if getattr(options, name) % 2 == 0:
             raise InputError(
@@ -141,7 +146,9 @@ def require_usable(options: Options) -> None:
         )
 
 
-def measure(checkpoint: Checkpoint, others: list[Checkpoint], options: Options) -> Measurement:
+def measure(
+    checkpoint: Checkpoint, others: list[Checkpoint], options: Options, team: Team
+) -> Measurement:
     """Lines and surface of a checkpoint, stored, or as they were stored before."""
     from analysis.landscape import line, random_directions, surface
     from analysis.landscape.storage import pack, pack_cut, unpack, unpack_cut
@@ -152,20 +159,21 @@ def measure(checkpoint: Checkpoint, others: list[Checkpoint], options: Options) 
     settings["towards"] = [other.sha256 for other in others]
     kind = "" if options.directions == "random" else f"_{options.directions}"
     group = options.group(f"landscape{kind}")
+    unfinished = f"unfinished/{group}"
     earlier = None
     if not options.force:
-        found = stored(group, checkpoint=checkpoint, options=settings)
+        found = team.first(lambda: stored(group, checkpoint=checkpoint, options=settings))
         if found:
             print(f"{found.path}:/{group} is there already; --force measures it again")
             return found
-        earlier = stored(f"unfinished/{group}", checkpoint=checkpoint, options=settings)
+        earlier = team.first(lambda: stored(unfinished, checkpoint=checkpoint, options=settings))
         if earlier:
             print(f"{earlier.path}:/{group} was interrupted; going on from there")
     objective = options.build(checkpoint, options.batches)
     test = replace(options, objective="clean", split="test").build(
         replace(checkpoint, model=copy.deepcopy(checkpoint.model)), options.batches
     )
-    cut = unpack_cut(earlier) or choose(checkpoint, others, objective, options)
+    cut = unpack_cut(earlier) or team.first(lambda: choose(checkpoint, others, objective, options))
     first, second = cut.tensors(objective.model)
     steps = cut.along(0, options.line_points)
     parts: dict[str, tuple[Objective, Callable[..., Slice], tuple[Any, ...]]] = {
@@ -187,9 +195,9 @@ def measure(checkpoint: Checkpoint, others: list[Checkpoint], options: Options) 
 
     arrays = pack_cut(cut)
 
-    def save(part: str, unfinished: Slice) -> None:
-        so_far = arrays | pack(part, unfinished)
-        store(f"unfinished/{group}", so_far, checkpoint=checkpoint, options=settings)
+    def save(part: str, so_far: Slice) -> None:
+        saved = arrays | pack(part, so_far)
+        store(unfinished, saved, checkpoint=checkpoint, options=settings)
 
     for part, (what, function, arguments) in parts.items():
         arrays |= pack(
@@ -201,13 +209,16 @@ def measure(checkpoint: Checkpoint, others: list[Checkpoint], options: Options) 
                 *arguments,
                 weight_decay=what.weight_decay or None,
                 seed=options.seed,
-                processes=options.processes,
+                team=team,
                 resume=unpack(part, earlier),
                 save=partial(save, part),
             ),
         )
-    done = f"unfinished/{group}"
-    return store(group, arrays, checkpoint=checkpoint, options=settings, in_place_of=done)
+    return team.first(
+        lambda: store(
+            group, arrays, checkpoint=checkpoint, options=settings, in_place_of=unfinished
+        )
+    )
 
 
 def choose(

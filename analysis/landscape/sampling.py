@@ -1,21 +1,18 @@
-"""A slice of a loss landscape, and how its points are evaluated: saved, resumed, in parallel."""
+"""A slice of a loss landscape, and how its points are evaluated: saved, resumed, shared."""
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from analysis.landscape.directions import Direction
 from analysis.landscape.evaluation import Evaluator, displaced, fingerprint
+from models.distributed import ALONE, Team
 from models.errors import InputError
 
 SAVE_EVERY = 10.0  # seconds
@@ -61,15 +58,14 @@ class Sampler:
         What `save` received from the same measurement before: its points are not evaluated again.
     save : callable, optional
         Called with the unfinished slice after about every `SAVE_EVERY` seconds of work, and when
-        interrupted.
-    processes : int
-        On a CPU, processes that share the points; with more than one each has a single thread.
+        interrupted; in the first process of the team only.
+    team : Team
+        The processes that share the points; everyone gets all of them.
 
     Raises
     ------
     InputError
-        If directions do not fit the model, `resume` belongs to another measurement, or there are
-        several processes for a model that is not on a CPU.
+        If directions do not fit the model, or `resume` belongs to another measurement.
     """
 
     def __init__(
@@ -80,20 +76,15 @@ class Sampler:
         *,
         resume: Slice | None = None,
         save: Callable[[Slice], None] | None = None,
-        processes: int = 1,
+        team: Team = ALONE,
     ) -> None:
         _require_fit(evaluator, directions)
-        if processes < 1 or (processes > 1 and evaluator.device.type != "cpu"):
-            raise InputError(
-                f"processes: {processes} with a model on {evaluator.device}, expected 1"
-                + (" or more" if evaluator.device.type == "cpu" else "")
-            )
         self._evaluator = evaluator
         self._directions = directions
         self._axes = axes
-        self._save = save
+        self._save = save if team.rank == 0 else None
         self._saved = time.monotonic()
-        self._processes = processes
+        self._team = team
         shape = tuple(len(axis) for axis in reversed(axes))
         self.slice = Slice(
             xs=axes[0],
@@ -112,9 +103,9 @@ class Sampler:
         """Evaluate those points that are not done."""
         todo = [index for index in indices if not self.slice.done[index]]
         progress = tqdm(total=len(todo), unit="point", disable=None, leave=False)
-        results = self._parallel(todo) if self._processes > 1 else map(self._point, todo)
         try:
-            for index, values in results:
+            for i, values in self._team.share(len(todo), lambda i: self._point(todo[i])):
+                index = todo[i]
                 for name, value in zip(self._evaluator.names, values, strict=True):
                     self.slice.metrics[name][index] = value
                 self.slice.done[index] = True
@@ -127,62 +118,11 @@ class Sampler:
                 self._save(self.slice)
             raise
         finally:
-            if isinstance(results, Generator):
-                results.close()  # ends its processes
             progress.close()
 
-    def _point(self, index: Index) -> tuple[Index, np.ndarray]:
+    def _point(self, index: Index) -> np.ndarray:
         steps = [float(axis[i]) for axis, i in zip(self._axes, reversed(index), strict=True)]
-        return index, self._evaluator(displaced(self._evaluator.weights, self._directions, steps))
-
-    def _parallel(self, todo: Sequence[Index]) -> Generator[tuple[Index, np.ndarray], None, None]:
-        """Results of all points in no particular order, from forked processes."""
-        fork = multiprocessing.get_context("fork")  # the model and the metrics need no pickling
-        readers: list[Connection] = []
-        workers = []
-        missing = len(todo)
-        try:
-            for rank in range(self._processes):
-                reader, writer = fork.Pipe(duplex=False)
-                readers.append(reader)
-                share = todo[rank :: self._processes]
-                workers.append(fork.Process(target=self._work, args=(share, writer, readers)))
-                workers[-1].start()
-                writer.close()
-            while missing:
-                for reader in cast("list[Connection]", wait(readers)):
-                    try:
-                        message = reader.recv()
-                    except EOFError:
-                        readers.remove(reader)
-                        if not readers:
-                            raise RuntimeError(
-                                "a process died before its points were done"
-                            ) from None
-                        continue
-                    if isinstance(message, Exception):
-                        raise message
-                    missing -= 1
-                    yield message
-        finally:
-            for worker in workers:
-                worker.kill()
-                worker.join()
-
-    def _work(
-        self, todo: Sequence[Index], writer: Connection, readers: Sequence[Connection]
-    ) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-        for reader in readers:
-            reader.close()  # else this process would not notice that the parent is gone
-        torch.set_num_threads(1)
-        try:
-            for index in todo:
-                writer.send(self._point(index))
-        except BrokenPipeError:
-            return
-        except Exception as error:
-            writer.send(error)
+        return self._evaluator(displaced(self._evaluator.weights, self._directions, steps))
 
 
 def _take_over(result: Slice, earlier: Slice) -> None:

@@ -13,6 +13,7 @@ from analysis.landscape.adaptive import fill_adaptively
 from analysis.landscape.directions import Direction
 from analysis.landscape.evaluation import Data, Evaluator, Metric, Sets
 from analysis.landscape.sampling import Sampler, Slice
+from models.distributed import ALONE, Team
 from models.errors import InputError
 
 
@@ -27,7 +28,7 @@ def line(
     recalibrate: Data | None = None,
     seed: int = 0,
     bf16: bool = False,
-    processes: int = 1,
+    team: Team = ALONE,
     resume: Slice | None = None,
     save: Callable[[Slice], None] | None = None,
 ) -> Slice:
@@ -37,7 +38,7 @@ def line(
     """
     evaluator = Evaluator(model, metrics, data, seed=seed, recalibrate=recalibrate, bf16=bf16)
     axes = [_axis("xs", xs)]
-    sampler = Sampler(evaluator, [direction], axes, resume=resume, save=save, processes=processes)
+    sampler = Sampler(evaluator, [direction], axes, resume=resume, save=save, team=team)
     l2 = _penalty(evaluator, [direction], axes, weight_decay)
     sampler.evaluate(np.ndindex(sampler.slice.done.shape))
     sampler.slice.metrics.update(l2)
@@ -57,7 +58,7 @@ def surface(
     recalibrate: Data | None = None,
     seed: int = 0,
     bf16: bool = False,
-    processes: int = 1,
+    team: Team = ALONE,
     resume: Slice | None = None,
     save: Callable[[Slice], None] | None = None,
 ) -> Slice:
@@ -94,14 +95,15 @@ def surface(
     bf16 : bool
         Compute in bfloat16 what `torch.autocast` deems safe: faster on a GPU, to two or three
         digits. Statistics of BatchNorm are computed in full precision.
-    processes : int
-        On a CPU, processes of one thread each that share the points.
+    team : Team
+        Processes that all make this call and share the points, see `models.distributed.join`.
+        Everyone gets the result of one process alone, to the last bit.
     resume : Slice, optional
         What `save` received from the same call before it was interrupted. Points that are done are
         not evaluated again, and the result equals that of an uninterrupted call to the last bit.
     save : callable, optional
-        Called with the unfinished result after about every 10 seconds, and when interrupted. The
-        arrays it gets are filled further afterwards.
+        Called with the unfinished result after about every 10 seconds, and when interrupted; in
+        the first process of a team only. The arrays it gets are filled further afterwards.
 
     Returns
     -------
@@ -119,7 +121,7 @@ def surface(
         raise InputError(f"directions: {len(directions)}, expected 2")
     evaluator = Evaluator(model, metrics, data, seed=seed, recalibrate=recalibrate, bf16=bf16)
     axes = [_axis("xs", xs), _axis("ys", ys)]
-    sampler = Sampler(evaluator, directions, axes, resume=resume, save=save, processes=processes)
+    sampler = Sampler(evaluator, directions, axes, resume=resume, save=save, team=team)
     l2 = _penalty(evaluator, directions, axes, weight_decay)
     if adaptive is None:
         sampler.evaluate(np.ndindex(sampler.slice.done.shape))
