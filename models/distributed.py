@@ -6,10 +6,12 @@ import atexit
 import contextlib
 import os
 import pickle
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -131,9 +133,29 @@ def join(device: str = "cpu") -> Team:
     with _connected():
         store, rank, size = next(dist.rendezvous("env://"))
         store.set_timeout(PATIENCE)
+        store = _new_part(store, rank, size)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     atexit.register(dist.destroy_process_group)
     return Team(rank, size, store)
+
+
+def _new_part(store: dist.Store, rank: int, size: int) -> dist.Store:
+    """A part of `store` that is all processes' and no one else's.
+
+    When torchrun restarts the processes, its store still holds what the dead ones wrote. So the
+    first process writes the name of a new part under names that the living have just made up.
+    """
+    own = uuid4().hex
+    store.set(f"name{rank}", own)
+    if rank > 0:
+        part = _wait(store, own).decode()
+        store.set(f"{part}/seen{rank}", "")
+        return dist.PrefixStore(part, store)
+    for other in range(1, size):
+        while not store.check([f"{own}/seen{other}"]):
+            store.set(_wait(store, f"name{other}").decode(), own)
+            time.sleep(0.005)
+    return dist.PrefixStore(own, store)
 
 
 def _attempt(work: Callable[..., Any], *arguments: Any) -> tuple[bool, Any]:

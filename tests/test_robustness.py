@@ -17,7 +17,9 @@ from analysis.measurements import collect
 from analysis.outcomes import outcomes
 from models import InputError, corruptions, load_checkpoint, load_dataset
 from models.corruptions import CORRUPTIONS, corrupt
+from models.distributed import ALONE
 from models.train import Options, untrained
+from tests.teams import run_team
 
 IMAGES = 24
 
@@ -129,6 +131,25 @@ def test_interval_is_over_seeds_where_there_are_several(here, call, tmp_path):
     assert [path.name for path in draw_robustness([one, other], tmp_path / "figures")] == [
         "robustness_digits.png"
     ]
+
+
+def measured(team):
+    """What a team makes of both checkpoints."""
+    checkpoints = [load_checkpoint(f"checkpoints/csan{window}.pt") for window in (3, 8)]
+    options = robustness.Options(images=IMAGES)
+    images = load_dataset("digits")  # as many as give each process some
+    ours = outcomes(checkpoints[0], images, "cpu", team)
+    return [m.arrays for m in robustness.measure(checkpoints, options, "cpu", team)], ours
+
+
+def test_a_team_finds_the_same(here, tmp_path):
+    shared = run_team(3, measured, folder=tmp_path)
+    for path in Path("checkpoints").glob("*.h5"):
+        path.unlink()
+    alone = measured(ALONE)
+    assert alone[0][0]["error"].any()
+    for found in shared:
+        np.testing.assert_equal(found, alone)
 
 
 def test_bad_input_is_one_line(here, call):

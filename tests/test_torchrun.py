@@ -1,0 +1,140 @@
+"""Commands under torchrun: one process prints and writes, and what is killed goes on."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import pytest
+import torch
+
+from analysis.landscape import __main__ as landscape
+from models import load_checkpoint, load_dataset
+from models import train as training
+from models.train import Options, untrained
+from tests.test_commands import progress_of
+
+EAGER = """
+import runpy
+from analysis.landscape import sampling
+sampling.SAVE_EVERY = 0
+runpy.run_module("analysis.landscape", run_name="__main__", alter_sys=True)
+"""
+SURFACE = ["--ckpt", "csan3.pt", "--points", "9", "--line-points", "9", "--lines", "1"]
+SURFACE += ["--batches", "2"]
+TRAINING = ["--window", "3", "--dim", "6", "--depth", "2", "--epochs", "6", "--images", "64"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.getcwd())
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.chdir(tmp_path)
+    small = Options(out=Path("csan3.pt"), window=3, dim=6, depth=1)
+    start = untrained(small, load_dataset("digits").first(40))
+    replace(start, epoch=start.recipe.epochs).save(small.out)
+    return tmp_path
+
+
+def torchrun(*arguments, **options):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    return subprocess.Popen(
+        [*command, *arguments],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,
+    )
+
+
+def child(process, rank):
+    """Process number of a rank, or None if it is not there."""
+    for task in Path(f"/proc/{process.pid}/task").iterdir():
+        for pid in (task / "children").read_text().split():
+            try:
+                if f"RANK={rank}" in Path(f"/proc/{pid}/environ").read_text().split("\0"):
+                    return int(pid)
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+    return None
+
+
+def kill_one(process, not_this=None):
+    """SIGKILL for rank 1, once it has got on; returns which process that was."""
+    measured, victim = Path("csan3.h5"), None
+    while victim in (None, not_this):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+        victim = child(process, 1)
+    before = progress_of(measured)
+    while progress_of(measured) <= before:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.002)
+    os.kill(victim, signal.SIGKILL)
+    return victim
+
+
+def values(path):
+    found = {}
+    with h5py.File(path) as file:
+        assert list(file) == ["landscape"] or not file["unfinished/landscape"].keys()
+        file["landscape"].visititems(
+            lambda key, item: (
+                found.__setitem__(key, item[()].tobytes())
+                if isinstance(item, h5py.Dataset)
+                else None
+            )
+        )
+    return found
+
+
+def test_killed_twice_restarted_by_torchrun_and_finished_alone(here, call_module):
+    """The result is that of one process to the last bit."""
+    Path("eager.py").write_text(EAGER)
+    process = torchrun("--max-restarts", "1", "eager.py", *SURFACE)
+    first = kill_one(process)
+    kill_one(process, not_this=first)  # after the restart
+    progress = progress_of(Path("csan3.h5"))
+    out, err = process.communicate()
+    assert process.returncode != 0
+    assert out.count("was interrupted; going on from there") == 1
+    assert "wrote" not in out
+    assert err.count("interrupted; what has been saved is kept") == 2
+    assert re.search(r"Root Cause.*rank +: 1 .*SIGKILL", err, re.DOTALL)
+    assert progress_of(Path("csan3.h5")) >= progress
+
+    code, out, _ = call_module(landscape, *SURFACE)
+    assert code == 0
+    assert "was interrupted; going on from there" in out
+    killed = values("csan3.h5")
+    Path("csan3.h5").unlink()
+    call_module(landscape, *SURFACE)
+    assert values("csan3.h5") == killed
+
+
+def test_a_training_of_two_processes_is_that_of_one(here, call_module):
+    process = torchrun("-m", "models.train", *TRAINING, "--out", "two.pt")
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert out.count("wrote two.pt") == 1
+    assert call_module(training, *TRAINING, "--out", "one.pt")[0] == 0
+    one, two = (load_checkpoint(f"{name}.pt") for name in ("one", "two"))
+    for name, weights in one.model.state_dict().items():
+        torch.testing.assert_close(two.model.state_dict()[name], weights, rtol=1e-4, atol=1e-5)
+
+
+def test_bad_input_is_said_once_and_last(here):
+    before = {path: path.read_bytes() for path in here.iterdir()}
+    process = torchrun("-m", "analysis.landscape", *SURFACE, "--span", "0")
+    _, err = process.communicate()
+    assert process.returncode != 0
+    complaint = "error: span: 0.0 found, expected a positive step"
+    assert [line for line in err.splitlines() if line.startswith("error")] == [complaint]
+    assert complaint in err.rstrip("= \n").splitlines()[-1]  # of torchrun's own report
+    assert set(re.findall(r"exitcode +: (\d+)", err)) == {"2"}
+    assert {path: path.read_bytes() for path in here.iterdir()} == before
