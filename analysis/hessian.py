@@ -18,12 +18,17 @@ if TYPE_CHECKING:
     from analysis.measurements import Measurement
     from analysis.objective import Objective
     from models.checkpoint import Checkpoint
+    from models.distributed import Team
 
 
 TRACE_MATVECS = 60
 _SETTINGS = (  # that decide the result
     *("objective", "split", "batch_size", "seed", "k", "batches", "tol"),
     *("density_batches", "probes", "steps", "layers", "float64"),
+)
+_SPECTRUM = (  # what is stored of a `MaxEigenvalueSpectrum`
+    *("eigenvalues", "residuals", "converged", "matvecs", "together"),
+    *("nep", "nep_standard_error", "ape", "ape_standard_error"),
 )
 
 
@@ -52,6 +57,17 @@ class Options(MeasurementOptions):
         bool, arg(help="also the top eigenvalues of each layer's block of the Hessian")
     ] = False
     float64: Annotated[bool, arg(help="compute in double precision")] = False
+    compile: Annotated[
+        bool,
+        arg(
+            help="compile Hessian-vector products: a minute or two for each checkpoint, which "
+            "networks of a million parameters repay with some thousand products"
+        ),
+    ] = False
+    memory: Annotated[
+        float,
+        arg(metavar="GIB", help="budget for what Hessian-vector products have in common"),
+    ] = 2.0
 
 
 def main(options: Options) -> None:
@@ -59,14 +75,20 @@ def main(options: Options) -> None:
     from analysis import labels
     from analysis.drawing import hessians
     from analysis.tables import print_table
+    from models.devices import choose_device
+    from models.distributed import join
 
-    options.require(k=1, batches=1, density_batches=1, probes=2, steps=2)
+    options.require(k=1, batches=1, density_batches=1, probes=2, steps=2, memory=0)
+    team = join(choose_device(options.device).type)
     if options.density_batches > options.batches:
         raise InputError(
             f"density-batches: {options.density_batches} found, expected at most the "
             f"{options.batches} of --batches"
         )
-    measurements = [measure(c, options) for c in open_checkpoints(options.ckpt, options.out)]
+    checkpoints = open_checkpoints(options.ckpt, options.out)
+    measurements = [measure(checkpoint, options, team) for checkpoint in checkpoints]
+    if team.rank:
+        return
     print_table(
         f"Hessian of {labels.objective(measurements[0])}; ± one standard error",
         ["checkpoint", "window", "epoch", "NEP %", "APE", "smallest", "largest", "trace"],
@@ -83,13 +105,12 @@ def main(options: Options) -> None:
         print(f"wrote {path}")
 
 
-def measure(checkpoint: Checkpoint, options: Options) -> Measurement:
+def measure(checkpoint: Checkpoint, options: Options, team: Team) -> Measurement:
     """Spectra of a checkpoint, stored, or as they were stored before.
 
     Raises `InputError` if the Hessian fails its own check: its eigenvalues would be no one's.
     """
     import numpy as np
-    from tqdm import tqdm
 
     from analysis.curvature import Hessian, max_eigenvalue_spectrum, spectral_density, trace
     from analysis.measurements import store, stored
@@ -97,17 +118,32 @@ def measure(checkpoint: Checkpoint, options: Options) -> Measurement:
 
     settings = {key: getattr(options, key) for key in _SETTINGS}
     group = options.group("hessian")
-    earlier = stored(group, checkpoint=checkpoint, options=settings)
-    if earlier and not options.force:
-        print(f"{earlier.path}:/{group} is there already; --force measures it again")
-        return earlier
+    unfinished = f"unfinished/{group}"
+    common: dict[str, Any] = dict(checkpoint=checkpoint, options=settings)
+    begun = None
+    if not options.force:
+        found = team.first(lambda: stored(group, **common))
+        if found:
+            print(f"{found.path}:/{group} is there already; --force measures it again")
+            return found
+        begun = team.first(lambda: stored(unfinished, **common))
+        if begun:
+            print(f"{begun.path}:/{group} was interrupted; going on from there")
 
     objective = options.build(checkpoint, options.batches)
     if options.float64:
         objective = objective.double()
-    common: dict[str, Any] = dict(weight_decay=objective.weight_decay, seed=options.seed)
+    decay: dict[str, Any] = dict(weight_decay=objective.weight_decay, seed=options.seed)
     together = objective.batches[: options.density_batches]
-    hessian = Hessian(objective.model, objective.loss, together, **common)
+    hessian = Hessian(
+        objective.model,
+        objective.loss,
+        together,
+        memory=int(options.memory * 2**30),
+        compile=options.compile,
+        team=team,
+        **decay,
+    )
     with working("checking the Hessian"):
         check = hessian.check()
     if check.symmetry > check.tolerance or check.finite_difference > check.tolerance:
@@ -122,8 +158,11 @@ def measure(checkpoint: Checkpoint, options: Options) -> Measurement:
         objective.batches,
         k=options.k,
         tol=options.tol,
-        progress=partial(tqdm, desc="max eigenvalues", unit="batch", leave=False, disable=None),
-        **common,
+        compile=options.compile,
+        team=team,
+        resume=begun.arrays if begun else None,
+        save=partial(store, unfinished, **common),
+        **decay,
     )
     with working("spectral density and trace"):
         density = spectral_density(
@@ -132,14 +171,7 @@ def measure(checkpoint: Checkpoint, options: Options) -> Measurement:
         whole = trace(hessian, matvecs=TRACE_MATVECS, seed=options.seed)
     grid = density.grid()
     arrays = {
-        "eigenvalues": spectrum.eigenvalues,
-        "residuals": spectrum.residuals,
-        "converged": spectrum.converged,
-        "matvecs": spectrum.matvecs,
-        "nep": spectrum.nep,
-        "nep_standard_error": spectrum.nep_standard_error,
-        "ape": spectrum.ape,
-        "ape_standard_error": spectrum.ape_standard_error,
+        **{key: getattr(spectrum, key) for key in _SPECTRUM},
         "density/nodes": density.nodes,
         "density/weights": density.weights,
         "density/grid": grid,
@@ -152,17 +184,13 @@ def measure(checkpoint: Checkpoint, options: Options) -> Measurement:
         "check/tolerance": check.tolerance,
     }
     if options.layers:
-        arrays |= by_layer(objective, together, options)
-    return store(
-        group,
-        {name: np.asarray(array) for name, array in arrays.items()},
-        checkpoint=checkpoint,
-        options=settings,
-    )
+        arrays |= by_layer(objective, together, options, team)
+    final = {name: np.asarray(array) for name, array in arrays.items()}
+    return team.first(lambda: store(group, final, in_place_of=unfinished, **common))
 
 
 def by_layer(
-    objective: Objective, batches: list[tuple[Tensor, Tensor]], options: Options
+    objective: Objective, batches: list[tuple[Tensor, Tensor]], options: Options, team: Team
 ) -> dict[str, Any]:
     """Top eigenvalues of the diagonal block of each layer, all `batches` taken together.
 
@@ -180,6 +208,7 @@ def by_layer(
         batches,
         weight_decay=objective.weight_decay,
         seed=options.seed,
+        team=team,
     )
     names, rows = [], []
     for name, block in tqdm(parts, desc="layers", unit="layer", leave=False, disable=None):
@@ -226,6 +255,12 @@ def report(measurement: Measurement) -> None:
             f"{name}: Hessian checked, asymmetry {float(arrays['check/symmetry']):.1e}, off finite "
             f"differences {float(arrays['check/finite_difference']):.1e}, "
             f"allowed {float(arrays['check/tolerance']):.1e}"
+        )
+        together = int(arrays.get("together", 1))
+        how = "one by one" if together == 1 else f"{together} at a time"
+        print(
+            f"{name}: {len(arrays['eigenvalues'])} mini-batches solved {how}, "
+            f"{arrays['matvecs'].mean():.1f} products each"
         )
         if unconverged := int((~arrays["converged"]).sum()):
             print(f"{name}: {unconverged} eigenvalues have not converged")

@@ -23,7 +23,7 @@ class Saver(Generic[State]):
         What is filled.
     """
 
-    def __init__(self, save: Callable[[State], None] | None, state: State) -> None:
+    def __init__(self, save: Callable[[State], object] | None, state: State) -> None:
         self._save, self._state = save, state
         self._saved = time.monotonic()
 

@@ -23,7 +23,7 @@ STRICT = 1e-6
 # A Ritz vector may be a mixture of two eigenvectors whose eigenvalues are as close as its residual,
 # and the second of them be missing. So residuals have to be small as well, which costs one product
 # or two: at most this multiple of sqrt(tol) of the eigenvalue.
-RESOLUTION = 0.3
+RESOLUTION = 0.1
 
 
 class MatrixLike(Protocol):
@@ -68,7 +68,8 @@ def eigsh(
     Lanczos with full reorthogonalisation; when the basis is full, it goes on from the best Ritz
     vectors. An eigenvalue has converged when its error, ``residual² / gap`` where the gap to the
     other Ritz values exceeds the residual and ``residual`` otherwise, is at most `tol` times its
-    magnitude, and the residual at most ``0.3 sqrt(tol)`` times (or both at the level of rounding).
+    magnitude, and the residual at most ``0.1 sqrt(tol)`` times (or both at the level of rounding).
+    Nor has any while another Ritz value could still, within its error, be wanted more.
 
     From one vector, exact arithmetic finds one copy of a repeated eigenvalue. With a `tol` below
     1e-6 all copies are looked for: what has converged is set aside, and the search begins again
@@ -156,6 +157,8 @@ def lanczos(
         best = order[newest][0]
         known = residuals[best] <= max(0.01 * abs(values[best]), krylov.rounding)
         settled = converged[wanted].all() and known
+        if settled and tol >= STRICT and _overtaken(values, errors, wanted, which, slack=tol):
+            settled = False
         if settled:
             before = order[~newest][:k]
             nothing_new = len(before) == k and np.all(
@@ -321,6 +324,27 @@ def _by_preference(values: np.ndarray, which: Which) -> np.ndarray:
         return np.arange(len(values))
     ends = np.arange(len(values))
     return np.stack([ends[::-1], ends], axis=1).reshape(-1)[: len(values)]
+
+
+def _overtaken(
+    values: np.ndarray, errors: np.ndarray, wanted: np.ndarray, which: Which, slack: float
+) -> bool:
+    """Whether another value, once exact, may be preferred to one of `wanted`, by more than `slack`.
+
+    `wanted` is in the order of preference; `slack` is relative.
+    """
+    others = np.setdiff1d(np.arange(len(values)), wanted)
+    if which == "LM":
+        values = np.abs(values)
+    upper = {"SA": wanted[:0], "BE": wanted[::2]}.get(which, wanted)
+    lower = {"SA": wanted, "BE": wanted[1::2]}.get(which, wanted[:0])
+    for sign, end in ((1, upper), (-1, lower)):
+        if len(end):
+            least = sign * values[end[-1]]
+            reach = sign * values[others] + errors[others]
+            if (reach > least + slack * abs(least)).any():
+                return True
+    return False
 
 
 def _start(v0: Tensor, A: MatrixLike) -> Tensor:

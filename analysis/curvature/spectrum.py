@@ -59,7 +59,7 @@ def max_eigenvalue_spectrum(
     together: int | None = None,
     team: Team = ALONE,
     resume: Mapping[str, np.ndarray] | None = None,
-    save: Callable[[dict[str, np.ndarray]], None] | None = None,
+    save: Callable[[dict[str, np.ndarray]], object] | None = None,
 ) -> MaxEigenvalueSpectrum:
     """Top-`k` Hessian eigenvalues by magnitude of each mini-batch (Park and Kim 2022, Section 2).
 
@@ -109,48 +109,47 @@ def max_eigenvalue_spectrum(
     if together < 1:
         raise InputError(f"together: {together}, expected at least 1")
 
-    if solver == "pyhessian":
-        together = 1
-
-        def solve(group: Sequence[int]) -> list[Eigenpairs]:
-            return [
-                power_iteration(model, loss_fn, drawn[i], k, tol=tol, seed=seeds[i], **common)
-                for i in group
-            ]
-    else:
-        H = Hessian(model, loss_fn, drawn[0], compile=compile, seed=seeds[0], **common)
-        basis = eigsh(H, k, tol=tol, seed=seeds[0]).eigenvectors
-
-        def solve(group: Sequence[int]) -> list[Eigenpairs]:
-            members = [drawn[i] for i in group]
-            own = [seeds[i] for i in group]
-            starts = [_start(basis, H, seed) for seed in own]
-            if len(group) > 1 and stackable(model, members):
-                stack = HessianStack(model, loss_fn, members, seed=own[0], **common)
-                return eigsh_lockstep(stack, k, starts, own, tol=tol)
-            return [
-                eigsh(H.on(batch, seed=seed), k, tol=tol, v0=v0, seed=seed)
-                for batch, v0, seed in zip(members, starts, own, strict=True)
-            ]
-
     rows = _blank(len(drawn), k) | {key: a.copy() for key, a in (resume or {}).items()}
-    missing = np.flatnonzero(~rows["done"]).tolist()
-    groups = [missing[i : i + together] for i in range(0, len(missing), together)]
-
-    def table(number: int) -> dict[str, np.ndarray]:
-        pairs = solve(groups[number])
-        return {key: np.stack([np.asarray(getattr(p, key)) for p in pairs]) for key in _COLUMNS}
-
     saver = Saver(save if team.rank == 0 else None, rows)
     bar = tqdm(total=len(drawn), desc="max eigenvalues", unit="batch", leave=False, disable=None)
-    bar.update(len(drawn) - len(missing))
+
+    def fill(indices: Sequence[int], found: Mapping[str, np.ndarray]) -> None:
+        for key, values in found.items():
+            rows[key][indices] = values
+        rows["done"][indices] = True
+        bar.update(int(rows["done"].sum()) - bar.n)
+        saver.now_and_then()
+
     with bar, saver:
-        for number, found in team.share(len(groups), table):
-            for key, values in found.items():
-                rows[key][groups[number]] = values
-            rows["done"][groups[number]] = True
-            bar.update(len(groups[number]))
-            saver.now_and_then()
+        if solver == "pyhessian":
+            together = 1
+
+            def solve(group: Sequence[int]) -> list[Eigenpairs]:
+                return [
+                    power_iteration(model, loss_fn, drawn[i], k, tol=tol, seed=seeds[i], **common)
+                    for i in group
+                ]
+        else:
+            H = Hessian(model, loss_fn, drawn[0], compile=compile, seed=seeds[0], **common)
+            first = eigsh(H, k, tol=tol, seed=seeds[0])
+            fill([0], _table([first]))
+
+            def solve(group: Sequence[int]) -> list[Eigenpairs]:
+                members = [drawn[i] for i in group]
+                own = [seeds[i] for i in group]
+                starts = [_start(first.eigenvectors, seed) for seed in own]
+                if len(group) > 1 and stackable(model, members):
+                    stack = HessianStack(model, loss_fn, members, seed=own[0], **common)
+                    return eigsh_lockstep(stack, k, starts, own, tol=tol)
+                return [
+                    eigsh(H.on(batch, seed=seed), k, tol=tol, v0=v0, seed=seed)
+                    for batch, v0, seed in zip(members, starts, own, strict=True)
+                ]
+
+        missing = np.flatnonzero(~rows["done"]).tolist()
+        groups = [missing[i : i + together] for i in range(0, len(missing), together)]
+        for i, found in team.share(len(groups), lambda i: _table(solve(groups[i]))):
+            fill(groups[i], found)
     return _summary({key: torch.from_numpy(rows[key]) for key in _COLUMNS}, together)
 
 
@@ -165,6 +164,11 @@ def _blank(n: int, k: int) -> dict[str, np.ndarray]:
         "matvecs": np.zeros(n, dtype=np.int64),
         "done": np.zeros(n, dtype=bool),
     }
+
+
+def _table(pairs: Sequence[Eigenpairs]) -> dict[str, np.ndarray]:
+    """Rows of several mini-batches, small enough to travel."""
+    return {key: np.stack([np.asarray(getattr(pair, key)) for pair in pairs]) for key in _COLUMNS}
 
 
 def _summary(columns: dict[str, Tensor], together: int) -> MaxEigenvalueSpectrum:
@@ -193,14 +197,13 @@ def _choose_together(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]])
     return max(MICRO_BATCH.get(device, 32) // len(batches[0][0]), 1)
 
 
-def _start(basis: Tensor, H: Hessian, seed: int) -> Tensor | None:
-    """Known eigenvectors, and a random vector lest what is new be orthogonal to them."""
-    if not basis.isfinite().all():
+def _start(known: Tensor, seed: int) -> Tensor | None:
+    """Eigenvectors (P, k), and a random vector lest what is new be orthogonal to them."""
+    if not known.isfinite().all():
         return None
     generator = torch.Generator().manual_seed(derive_seed(seed, 0))
-    random = torch.randn(H.shape[0], generator=generator, dtype=torch.float64)
-    random = (random / random.norm()).to(H.device, H.dtype)
-    return torch.cat([basis, random[:, None]], dim=1)
+    random = torch.randn(len(known), generator=generator, dtype=torch.float64)
+    return torch.cat([known, (random / random.norm()).to(known)[:, None]], dim=1)
 
 
 def _ratio_of_sums(numerators: Tensor, denominators: Tensor) -> tuple[float, float]:
