@@ -22,6 +22,7 @@ test: .venv/installed-test  ## lint, types, tests
 bench: .venv/installed-bench  ## speed and accuracy against other packages
 	$(RUN) tests.benchmarks.bench_curvature
 	$(RUN) tests.benchmarks.bench_landscape
+	.venv/bin/torchrun --nproc-per-node 2 -m tests.benchmarks.bench_scaling
 
 clean:
 	rm -rf .venv

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.landscape import sampling
+from analysis import saving
 from models import load_checkpoint, load_dataset
 from models.train import Options, untrained
 
@@ -270,7 +270,7 @@ def test_landscape_killed_ten_times_gives_the_same_bytes(here, call, monkeypatch
         whole = {k: v[()].tobytes() for k, v in whole.items() if isinstance(v, h5py.Dataset)}
     measured.unlink()
     rng = np.random.default_rng(0)
-    monkeypatch.setattr(sampling, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(saving, "SAVE_EVERY", 0.0)
     fork = multiprocessing.get_context("fork")
     for _ in range(10):
         process = fork.Process(target=call, args=["analysis.landscape", *arguments])

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from analysis.landscape import Slice, line, random_directions, sampling, surface
+from analysis import saving
+from analysis.landscape import Slice, line, random_directions, surface
 from models.distributed import ALONE, Team
 from models.errors import InputError
 from tests.teams import run_team
@@ -124,7 +125,7 @@ def measure(progress: Path, result: Path, adaptive: float | None) -> None:
 def test_killed_at_random_moments_and_resumed_gives_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adaptive: float | None
 ) -> None:
-    monkeypatch.setattr(sampling, "SAVE_EVERY", 0)
+    monkeypatch.setattr(saving, "SAVE_EVERY", 0)
     measure(tmp_path / "whole.part", tmp_path / "whole", adaptive)
     moments = np.random.default_rng(0)
     progress, result = tmp_path / "killed.part", tmp_path / "killed"

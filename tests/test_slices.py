@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from analysis.landscape import Slice, line, random_directions, sampling, surface
+from analysis import saving
+from analysis.landscape import Slice, line, random_directions, surface
 from models.errors import InputError
 
 XS, YS = [-1.0, -0.3, 0.0, 0.7], [-0.5, 0.0, 2.0]
@@ -255,7 +256,7 @@ def test_an_empty_direction_goes_nowhere() -> None:
 
 @pytest.fixture
 def saving_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling, "SAVE_EVERY", 0)
+    monkeypatch.setattr(saving, "SAVE_EVERY", 0)
 
 
 class Killed(Exception):

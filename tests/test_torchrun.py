@@ -21,8 +21,8 @@ from tests.test_commands import progress_of
 
 EAGER = """
 import runpy
-from analysis.landscape import sampling
-sampling.SAVE_EVERY = 0
+from analysis import saving
+saving.SAVE_EVERY = 0
 runpy.run_module("analysis.landscape", run_name="__main__", alter_sys=True)
 """
 SURFACE = ["--ckpt", "csan3.pt", "--points", "9", "--line-points", "9", "--lines", "1"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -12,10 +11,9 @@ from tqdm import tqdm
 
 from analysis.landscape.directions import Direction
 from analysis.landscape.evaluation import Evaluator, displaced, fingerprint
+from analysis.saving import Saver
 from models.distributed import ALONE, Team
 from models.errors import InputError
-
-SAVE_EVERY = 10.0  # seconds
 
 Index: TypeAlias = tuple[int, ...]  # of a point: (i,) or (i, j), as in the arrays of a Slice
 
@@ -57,8 +55,8 @@ class Sampler:
     resume : Slice, optional
         What `save` received from the same measurement before: its points are not evaluated again.
     save : callable, optional
-        Called with the unfinished slice after about every `SAVE_EVERY` seconds of work, and when
-        interrupted; in the first process of the team only.
+        Called with the unfinished slice as `analysis.saving.Saver` does; in the first process of
+        the team only.
     team : Team
         The processes that share the points; everyone gets all of them.
 
@@ -82,8 +80,6 @@ class Sampler:
         self._evaluator = evaluator
         self._directions = directions
         self._axes = axes
-        self._save = save if team.rank == 0 else None
-        self._saved = time.monotonic()
         self._team = team
         shape = tuple(len(axis) for axis in reversed(axes))
         self.slice = Slice(
@@ -98,27 +94,18 @@ class Sampler:
         )
         if resume is not None:
             _take_over(self.slice, resume)
+        self._saver = Saver(save if team.rank == 0 else None, self.slice)
 
     def evaluate(self, indices: Iterable[Index]) -> None:
         """Evaluate those points that are not done."""
         todo = [index for index in indices if not self.slice.done[index]]
-        progress = tqdm(total=len(todo), unit="point", disable=None, leave=False)
-        try:
+        with self._saver, tqdm(total=len(todo), unit="point", disable=None, leave=False) as bar:
             for i, values in self._team.share(len(todo), lambda i: self._point(todo[i])):
-                index = todo[i]
                 for name, value in zip(self._evaluator.names, values, strict=True):
-                    self.slice.metrics[name][index] = value
-                self.slice.done[index] = True
-                progress.update()
-                if self._save is not None and time.monotonic() - self._saved >= SAVE_EVERY:
-                    self._save(self.slice)
-                    self._saved = time.monotonic()
-        except BaseException:
-            if self._save is not None:
-                self._save(self.slice)
-            raise
-        finally:
-            progress.close()
+                    self.slice.metrics[name][todo[i]] = value
+                self.slice.done[todo[i]] = True
+                bar.update()
+                self._saver.now_and_then()
 
     def _point(self, index: Index) -> np.ndarray:
         steps = [float(axis[i]) for axis, i in zip(self._axes, reversed(index), strict=True)]

@@ -60,7 +60,6 @@ def main() -> None:
     pixels, labels = train_set.images, train_set.labels
     rows = chain(
         against_peers(model, pixels, labels, options.tiles),
-        processes(model, pixels, labels),
         sgemm(model, pixels),
         adaptive(),
     )
@@ -83,9 +82,9 @@ def against_peers(model: nn.Module, pixels: Tensor, labels: Tensor, tiles: int) 
     for i, j in tqdm(starts, desc="tiles", leave=False):
         xs, ys = axis[j : j + TILE], axis[i : i + TILE]
         data = (inputs, targets)
-        seconds, ours = timed(lambda d=data, x=xs, y=ys: cut(model, d, directions, x, y, 2))
+        seconds, ours = timed(lambda d=data, x=xs, y=ys: cut(model, d, directions, x, y))
         # loss-landscapes shifts every other column by one step: it visits one more y.
-        wide = cut(model, data, directions, xs, np.append(ys, 2 * ys[-1] - ys[-2]), 2)
+        wide = cut(model, data, directions, xs, np.append(ys, 2 * ys[-1] - ys[-2]))
         spent = 0.0
         columns = [slice(1, None) if c % 2 == 0 else slice(None, -1) for c in range(TILE)]
         for name, metric in METRICS.items():  # a run computes one of the package's metrics
@@ -119,24 +118,6 @@ def both(outputs: Tensor, targets: Tensor) -> Tensor:
     return torch.stack([fn(outputs, targets) for fn in METRICS.values()])
 
 
-def processes(model: nn.Module, pixels: Tensor, labels: Tensor) -> Iterator[Row]:
-    """Two processes of one thread against one process of one thread."""
-    data, directions = (normalised(pixels), labels), random_directions(model, seed=0)
-    xs = np.linspace(-1, 1, 5)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    seconds = {1: np.inf, 2: np.inf}
-    found = set()
-    for _ in range(3):  # in turn, and the best of each: other work on the machine comes and goes
-        for n in seconds:
-            spent, result = timed(lambda n=n: cut(model, data, directions, xs, xs, processes=n))
-            seconds[n] = min(seconds[n], spent)
-            found.add(result["nll"].tobytes())
-    torch.set_num_threads(threads)
-    assert len(found) == 1
-    yield "2 processes of 1 thread", "1 process of 1 thread", seconds[1] / seconds[2], 1.8
-
-
 def sgemm(model: nn.Module, pixels: Tensor) -> Iterator[Row]:
     """Rate of the matrix products within a forward pass against the same products alone."""
     inputs = normalised(pixels[:128])
@@ -168,9 +149,9 @@ def adaptive(points: int = 51, tolerance: float = 0.01) -> Iterator[Row]:
     directions = random_directions(objective.model, seed=0)
     xs = np.linspace(-1, 1, points)
     arguments = (objective.model, {"nll": objective.loss}, objective.batches, directions, xs, xs)
-    whole = surface(*arguments, weight_decay=objective.weight_decay, processes=2)
+    whole = surface(*arguments, weight_decay=objective.weight_decay)
     for weight_decay, what in ((objective.weight_decay, "NLL + L2"), (0.0, "NLL alone")):
-        found = surface(*arguments, weight_decay=weight_decay, adaptive=tolerance, processes=2)
+        found = surface(*arguments, weight_decay=weight_decay, adaptive=tolerance)
         penalty = found["l2"]
         error = np.abs(found["nll"] - whole["nll"]) / (whole["nll"] + penalty)
         work = f"{what} to {tolerance:.0%}: {error.max():.2%} off at most"
@@ -184,10 +165,9 @@ def cut(
     directions: list[dict[str, Tensor]],
     xs: np.ndarray,
     ys: np.ndarray,
-    processes: int,
 ) -> Slice:
     """This project's surface."""
-    return surface(model, METRICS, data, directions, xs, ys, processes=processes)
+    return surface(model, METRICS, data, directions, xs, ys)
 
 
 def loss_landscapes(

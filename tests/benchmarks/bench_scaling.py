@@ -1,0 +1,216 @@
+"""What several processes are worth, and what a Hessian-vector product costs.
+
+    torchrun --nproc-per-node 2 -m tests.benchmarks.bench_scaling
+
+Strong scaling: the same work by all processes of one thread and by one of them, in turn. Cost: the
+constants of the model in ``docs/scaling.md``, fitted to some measurements and checked against
+others. Printed, and written to ``scaling.md``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.optimize import nnls
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from analysis.curvature import Hessian
+from analysis.curvature.graphs import graph_bytes
+from analysis.landscape import random_directions, surface
+from analysis.objective import error_rate
+from models.csan import CSAN
+from models.distributed import ALONE, Team, join
+from tests.benchmarks.table import Row, write_table
+
+OUTPUT = Path(__file__).with_name("scaling.md")
+PACKAGES = ("torch", "numpy", "scipy")
+TURNS = 5  # of each side; the best counts: other work on the machine comes and goes
+PASSES = 6  # forward passes' worth of work that a Hessian-vector product is
+
+
+@dataclass(frozen=True)
+class Case:
+    """A product of a Hessian with some vectors at once."""
+
+    dim: int
+    depth: int
+    images: int
+    vectors: int = 1
+
+    def model(self) -> CSAN:
+        """A CSAN for CIFAR."""
+        torch.manual_seed(0)
+        sizes = dict(image_size=32, channels=3, classes=100, patch_size=4)
+        return CSAN(**sizes, dim=self.dim, depth=self.depth, heads=3, window=5).eval()
+
+    def data(self) -> tuple[Tensor, Tensor]:
+        """Noise."""
+        return torch.randn(self.images, 3, 32, 32), torch.randint(100, (self.images,))
+
+
+FITTED = (
+    *(Case(48, 2, 8), Case(48, 2, 32), Case(48, 6, 16), Case(96, 4, 8), Case(96, 4, 32)),
+    *(Case(192, 2, 8), Case(192, 2, 32), Case(96, 2, 16, 4), Case(48, 4, 8, 4)),
+)
+CHECKED = (
+    *(Case(96, 6, 16), Case(144, 3, 24), Case(48, 3, 32), Case(192, 4, 16)),
+    *(Case(96, 3, 16, 3), Case(192, 2, 8, 2)),
+)
+MESSAGES = (10_000, 100_000, 1_000_000, 8_000_000)  # numbers in a sum over the processes
+CHECKED_MESSAGES = (30_000, 300_000, 3_000_000)
+
+
+def main() -> None:
+    """Measure, print, and write."""
+    torch.set_num_threads(1)
+    team = join("cpu")
+    rows = list(strong_scaling(team))
+    lines = cost(team)
+    if team.rank == 0:
+        write_table(OUTPUT, rows, packages=PACKAGES, threads=1)
+        print("\n".join(lines))
+        OUTPUT.write_text(OUTPUT.read_text() + "\n" + "\n".join([*lines, ""]))
+
+
+def strong_scaling(team: Team) -> Iterator[Row]:
+    """Each work by all processes against the same by one."""
+    works: dict[str, Callable[[Team], Tensor]] = {
+        "landscape surface, 5 x 5 points, 256 images": landscape_surface,
+    }
+    for name, work in works.items():
+        best = {"all": np.inf, "one": np.inf}
+        for _ in range(TURNS):
+            team.sum_(torch.zeros(1))  # start together
+            seconds, together = timed(partial(work, team))
+            best["all"] = min(best["all"], seconds)
+            seconds, alone = team.first(partial(timed, partial(work, ALONE)))
+            best["one"] = min(best["one"], seconds)
+        torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-7)
+        processes = f"{team.size} processes of 1 thread"
+        yield f"{name}: {processes}", "1 process of 1 thread", best["one"] / best["all"], 1.8
+
+
+def landscape_surface(team: Team) -> Tensor:
+    """NLL and error of a CSAN for CIFAR-100."""
+    case = Case(96, 6, 256)
+    model, axis = case.model(), np.linspace(-1, 1, 5)
+    metrics = {"nll": F.cross_entropy, "error": error_rate}
+    found = surface(
+        model, metrics, case.data(), random_directions(model, seed=0), axis, axis, team=team
+    )
+    return torch.from_numpy(np.stack(list(found.values())))
+
+
+def cost(team: Team) -> list[str]:
+    """Constants of the model of cost, and how it does on what they were not fitted to."""
+    fitted, checked = (
+        team.first(partial(list, map(measure, cases))) for cases in (FITTED, CHECKED)
+    )
+    rate, fixed, per_number = fit([(PASSES * f, 1, p) for f, p, _, _ in fitted], seconds(fitted))
+    rate = 1 / rate
+    lines = [
+        "Hessian-vector products, one process: seconds = 6 F n v / rate + P v * pass + start, with "
+        f"rate = {rate:.3g} FLOP/s, pass = {per_number:.2g} s, start = {fixed:.2g} s; graph kept: "
+        + ", ".join(f"{b / 1e6:.2f}" for b in sorted({bytes_ for *_, bytes_ in fitted}))
+        + " MB an image",
+        "",
+        "| not in the fit: dim, depth, images, vectors | seconds | predicted | ratio |",
+        "|---|---:|---:|---:|",
+    ]
+    for case, (flops, numbers, measured, _) in zip(CHECKED, checked, strict=True):
+        predicted = PASSES * flops / rate + numbers * per_number + fixed
+        what = f"{case.dim}, {case.depth}, {case.images}, {case.vectors}"
+        lines.append(f"| {what} | {measured:.3f} | {predicted:.3f} | {measured / predicted:.2f} |")
+    if team.size == 1:
+        return lines
+    sums = [time_of_sum(n, team) for n in MESSAGES]
+    latency, per_byte = fit([(1, 4 * n) for n in MESSAGES], sums)
+    lines += [
+        "",
+        f"Sums over {team.size} processes: {latency:.2g} s + bytes / ({1 / per_byte:.3g} B/s)",
+        "",
+        "| not in the fit: numbers | seconds | predicted | ratio |",
+        "|---|---:|---:|---:|",
+    ]
+    for n in CHECKED_MESSAGES:
+        predicted, measured = latency + 4 * n * per_byte, time_of_sum(n, team)
+        lines.append(f"| {n} | {measured:.5f} | {predicted:.5f} | {measured / predicted:.2f} |")
+    lines += [
+        "",
+        f"| products of {team.size} processes | seconds | predicted | ratio |",
+        "|---|---:|---:|---:|",
+    ]
+    for case, (flops, numbers, _, _) in zip(CHECKED, checked, strict=True):
+        predicted = PASSES * flops / rate / team.size + numbers * per_number + fixed
+        predicted += latency + 4 * numbers * per_byte
+        measured = slowest(measure(case, team)[2], team)
+        what = f"{case.dim}, {case.depth}, {case.images}, {case.vectors}"
+        lines.append(f"| {what} | {measured:.3f} | {predicted:.3f} | {measured / predicted:.2f} |")
+    return lines
+
+
+def measure(case: Case, team: Team = ALONE) -> tuple[float, int, float, float]:
+    """FLOPs of forward passes (n F v), numbers (P v), seconds, bytes that are kept an image."""
+    model, (x, y) = case.model(), case.data()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(x)
+    hessian = Hessian(model, F.cross_entropy, (x, y), team=team)
+    size = hessian.shape[0]
+    vectors = torch.randn(size, case.vectors, generator=torch.Generator().manual_seed(0))
+    hessian @ vectors  # computes the gradient and its graph
+    taken = []
+    for _ in range(TURNS):
+        team.sum_(torch.zeros(1))
+        taken.append(timed(lambda: hessian @ vectors)[0])
+    chunk = hessian._objective.chunks[0]
+    kept = graph_bytes(hessian._chunk_gradient(chunk)) / len(chunk.x) if team.size == 1 else 0.0
+    return (
+        float(counter.get_total_flops() * case.vectors),
+        size * case.vectors,
+        min(taken),
+        kept,
+    )
+
+
+def seconds(measured: Sequence[tuple[float, int, float, float]]) -> list[float]:
+    """The times among measurements."""
+    return [taken for _, _, taken, _ in measured]
+
+
+def fit(terms: Sequence[Sequence[float]], targets: Sequence[float]) -> np.ndarray:
+    """Coefficients, none of them negative, of least relative error."""
+    matrix = np.array(terms, dtype=float) / np.array(targets)[:, None]
+    scale = matrix.max(axis=0)
+    return nnls(matrix / scale, np.ones(len(targets)))[0] / scale
+
+
+def time_of_sum(numbers: int, team: Team) -> float:
+    """Seconds of a sum of so many float32 numbers over the processes."""
+    tensor = torch.zeros(numbers)
+    team.sum_(tensor)
+    return slowest(min(timed(lambda: team.sum_(tensor))[0] for _ in range(4 * TURNS)), team)
+
+
+def slowest(taken: float, team: Team) -> float:
+    """The longest of the times of all processes."""
+    every = team.collect(torch.tensor([taken], dtype=torch.float64), team.size)
+    return float(every.max())
+
+
+def timed(function: Callable[[], object]) -> tuple[float, object]:
+    """Seconds it takes, and what it returns."""
+    start = time.perf_counter()
+    result = function()
+    return time.perf_counter() - start, result
+
+
+if __name__ == "__main__":
+    main()
