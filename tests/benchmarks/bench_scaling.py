@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from analysis.curvature import Hessian
+from analysis.curvature import Hessian, eigsh, max_eigenvalue_spectrum
 from analysis.curvature.graphs import graph_bytes
 from analysis.landscape import random_directions, surface
 from analysis.objective import error_rate
@@ -82,10 +82,12 @@ def main() -> None:
 
 def strong_scaling(team: Team) -> Iterator[Row]:
     """Each work by all processes against the same by one."""
-    works: dict[str, Callable[[Team], Tensor]] = {
-        "landscape surface, 5 x 5 points, 256 images": landscape_surface,
+    works: dict[str, tuple[Callable[[Team], Tensor], float]] = {
+        "landscape surface, 5 x 5 points, 256 images": (landscape_surface, 1.8),
+        "max eigenvalue spectrum, 40 mini-batches of 16": (spectrum, 1.8),
+        "top 5 eigenvalues of 512 images": (full_data_lanczos, 1.6),
     }
-    for name, work in works.items():
+    for name, (work, goal) in works.items():
         best = {"all": np.inf, "one": np.inf}
         for _ in range(TURNS):
             team.sum_(torch.zeros(1))  # start together
@@ -93,9 +95,9 @@ def strong_scaling(team: Team) -> Iterator[Row]:
             best["all"] = min(best["all"], seconds)
             seconds, alone = team.first(partial(timed, partial(work, ALONE)))
             best["one"] = min(best["one"], seconds)
-        torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-7)
         processes = f"{team.size} processes of 1 thread"
-        yield f"{name}: {processes}", "1 process of 1 thread", best["one"] / best["all"], 1.8
+        yield f"{name}: {processes}", "1 process of 1 thread", best["one"] / best["all"], goal
 
 
 def landscape_surface(team: Team) -> Tensor:
@@ -107,6 +109,20 @@ def landscape_surface(team: Team) -> Tensor:
         model, metrics, case.data(), random_directions(model, seed=0), axis, axis, team=team
     )
     return torch.from_numpy(np.stack(list(found.values())))
+
+
+def spectrum(team: Team) -> Tensor:
+    """Top 5 eigenvalues of mini-batches dealt out to the processes."""
+    case = Case(48, 3, 640)
+    x, y = case.data()
+    batches = list(zip(x.split(16), y.split(16), strict=True))
+    return max_eigenvalue_spectrum(case.model(), F.cross_entropy, batches, team=team).eigenvalues
+
+
+def full_data_lanczos(team: Team) -> Tensor:
+    """Of one Hessian, whose examples the processes share."""
+    case = Case(96, 4, 512)
+    return eigsh(Hessian(case.model(), F.cross_entropy, case.data(), team=team), 5).eigenvalues
 
 
 def cost(team: Team) -> list[str]:
