@@ -184,7 +184,7 @@ def test_interrupted_and_resumed_it_is_the_same_to_the_last_bit(monkeypatch, tog
     options = {"k": 3, "together": together}
     whole = max_eigenvalue_spectrum(model, F.cross_entropy, data, **options)
     saved, solved = [], []
-    original = spectrum._start
+    original = spectrum.start
 
     def interrupted(*arguments):
         solved.append(1)
@@ -192,14 +192,14 @@ def test_interrupted_and_resumed_it_is_the_same_to_the_last_bit(monkeypatch, tog
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(spectrum, "_start", interrupted)
+    monkeypatch.setattr(spectrum, "start", interrupted)
     with pytest.raises(KeyboardInterrupt):
         max_eigenvalue_spectrum(model, F.cross_entropy, data, save=saved.append, **options)
     (arrays,) = saved
     done = 1 + 3 // together * together  # the first, and whole groups
     assert arrays["done"].tolist() == [True] * done + [False] * (6 - done)
     solved.clear()
-    monkeypatch.setattr(spectrum, "_start", lambda *a: solved.append(1) or original(*a))
+    monkeypatch.setattr(spectrum, "start", lambda *a: solved.append(1) or original(*a))
     resumed = max_eigenvalue_spectrum(model, F.cross_entropy, data, resume=arrays, **options)
     assert len(solved) == 6 - done
     for column in ("eigenvalues", "residuals", "errors", "converged", "matvecs"):

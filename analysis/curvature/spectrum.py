@@ -137,7 +137,7 @@ def max_eigenvalue_spectrum(
             def solve(group: Sequence[int]) -> list[Eigenpairs]:
                 members = [drawn[i] for i in group]
                 own = [seeds[i] for i in group]
-                starts = [_start(first.eigenvectors, seed) for seed in own]
+                starts = [start(first.eigenvectors, seed) for seed in own]
                 if len(group) > 1 and stackable(model, members):
                     stack = HessianStack(model, loss_fn, members, seed=own[0], **common)
                     return eigsh_lockstep(stack, k, starts, own, tol=tol)
@@ -197,8 +197,11 @@ def _choose_together(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]])
     return max(MICRO_BATCH.get(device, 32) // len(batches[0][0]), 1)
 
 
-def _start(known: Tensor, seed: int) -> Tensor | None:
-    """Eigenvectors (P, k), and a random vector lest what is new be orthogonal to them."""
+def start(known: Tensor, seed: int) -> Tensor | None:
+    """Where to look for eigenvectors like those `known` (P, k): there, and in a random direction.
+
+    Without the latter, what is new might be orthogonal to all that is looked at.
+    """
     if not known.isfinite().all():
         return None
     generator = torch.Generator().manual_seed(derive_seed(seed, 0))
