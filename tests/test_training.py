@@ -215,6 +215,66 @@ def test_resuming_with_other_options_is_refused(tmp_path, digits, monkeypatch):
         train(tiny(out, digits, epochs=6, seed=1), out, *digits)
 
 
+def killed(out, digits, monkeypatch, at, **options):
+    """A training that ends in its `at`-th saving of anything."""
+    with monkeypatch.context() as patch:
+        replaced, replace = [], os.replace
+
+        def interrupt(*names):
+            replaced.append(names)
+            if len(replaced) == at:
+                raise KeyboardInterrupt
+            replace(*names)
+
+        patch.setattr(os, "replace", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny(out, digits, epochs=6, **options), out, *digits)
+
+
+def test_snapshots_have_the_same_bytes_wherever_a_training_was_killed(
+    tmp_path, digits, monkeypatch
+):
+    """Start, five states, the end of warm-up, state, result: each is the last that is missing."""
+    out = tmp_path / "one.pt"
+    seen = {}
+    for at in (2, 2, 1, 3, 1, 2, 3, 2, 1, 3, 1):
+        killed(out, digits, monkeypatch, at)
+        now = {p.name: p.read_bytes() for p in out.with_suffix("").glob("epoch*.pt")}
+        assert now.items() >= seen.items()
+        seen = now
+    assert set(seen) == {"epoch000.pt", "epoch005.pt"}
+
+
+def test_going_on_with_other_images_is_refused(tmp_path, digits, monkeypatch):
+    out = tmp_path / "other.pt"
+    killed(out, digits, monkeypatch, 4)
+    labels = digits[0].labels.clone()
+    labels[3] = (labels[3] + 1) % 10
+    changed = dataclasses.replace(digits[0], labels=labels)
+    state = out.with_suffix("") / "resume.pt"
+    before = state.read_bytes()
+    with pytest.raises(InputError, match=r"resume.pt: saved by a training on other images, digits"):
+        train(tiny(out, digits, epochs=6), out, changed, digits[1])
+    assert state.read_bytes() == before
+    content = torch.load(state, weights_only=True)
+    del content["data"]  # as states were before
+    torch.save(content, state)
+    assert train(tiny(out, digits, epochs=6), out, *digits).epoch == 6
+
+
+def test_damaged_states_are_refused_and_left_as_they_are(tmp_path, digits, monkeypatch):
+    out = tmp_path / "bad.pt"
+    killed(out, digits, monkeypatch, 4)
+    state = out.with_suffix("") / "resume.pt"
+    whole, content = state.read_bytes(), torch.load(state, weights_only=True)
+    torch.save(content | {"model": {}}, state)
+    for bad in (state.read_bytes(), whole[:-100], b""):
+        state.write_bytes(bad)
+        with pytest.raises(InputError, match=r"resume.pt: damaged; delete it, or start again with"):
+            train(tiny(out, digits, epochs=6), out, *digits)
+        assert state.read_bytes() == bad
+
+
 def test_checkpoint_rebuilds_model_recipe_and_history(trained, digits):
     again = load_checkpoint(trained.path)
     x = digits[0].inputs
