@@ -61,13 +61,8 @@ out = "checkpoints/study{window}.pt"
 [[measure]]
 command = "nll"
 [[measure]]
-command = "hessian"
-k = 1
-batches = 2
-batch_size = 4
-density_batches = 1
-probes = 2
-steps = 2
+command = "robustness"
+images = 4
 """
 COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "train": ("models.train", ("--out", "checkpoints/new.pt", "--preset", "digits", *TINY)),
@@ -614,6 +609,25 @@ class Trial:
         return "\n".join([*lines, f"| **all** | | **{total}** | **{wrong}** |"])
 
 
+def inject_all(trial: Trial, kills: int, times: int) -> None:
+    """So many kills over all commands, and each other fault so often for each that it can befall."""
+    for i, command in enumerate(trial.commands):
+        trial.kills(command, len(range(i, kills, len(trial.commands))))
+        print(f"{command}: killed", file=sys.stderr, flush=True)
+    for command in trial.commands:
+        trial.failing_calls(command, 2 * times)
+        for inject in (trial.small_disk, trial.damage, trial.two_at_once, trial.images_written):
+            inject(command, times)
+        trial.clock(command, 1)
+        if command not in ("study", "hessian"):
+            trial.other_images(command, times)
+        if command not in ("train", "study"):
+            trial.held_lock(command, 2 * times)
+        if command == "nll":
+            trial.little_memory(command, times)
+        print(f"{command}: done", file=sys.stderr, flush=True)
+
+
 def main() -> None:
     """Inject everything, print a table, and exit with 1 if anything was lost or corrupt."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -623,26 +637,17 @@ def main() -> None:
     parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS))
     options = parser.parse_args()
     torch.set_num_threads(1)
+    began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         trial = Trial(options.seed, Path(folder), options.commands)
-        for i, command in enumerate(trial.commands):
-            trial.kills(command, len(range(i, options.kills, len(trial.commands))))
-            for inject in (trial.failing_calls, trial.small_disk, trial.damage, trial.two_at_once):
-                inject(command, options.times)
-            trial.clock(command, 1)
-            trial.images_written(command, options.times)
-            if command not in ("study", "hessian"):
-                trial.other_images(command, options.times)
-            if command not in ("train", "study"):
-                trial.held_lock(command, options.times)
-            if command == "nll":
-                trial.little_memory(command, options.times)
-            print(f"{command}: done", file=sys.stderr, flush=True)
-    print(trial.table())
+        try:
+            inject_all(trial, options.kills, options.times)
+        finally:  # also what was done until it was interrupted
+            print(trial.table())
     print(
         f"\nPython {platform.python_version()}, PyTorch {torch.__version__}, h5py "
         f"{h5py.version.version}, HDF5 {h5py.version.hdf5_version}, {platform.system()}; "
-        f"seed {options.seed}"
+        f"seed {options.seed}; {(time.monotonic() - began) / 60:.0f} min"
     )
     sys.exit(1 if any(trial.wrong.values()) else 0)
 

@@ -203,7 +203,7 @@ def measure(
 
     arrays = dict(earlier.arrays) if earlier else pack_cut(cut)
     if not earlier:  # directions may have taken a while
-        team.first(lambda: store(unfinished, arrays, **common))
+        team.first(partial(store, unfinished, arrays, **common))
 
     def save(part: str, so_far: Slice) -> None:
         store(unfinished, arrays | pack(part, so_far), **common)
@@ -221,8 +221,8 @@ def measure(
             save=partial(save, part),
         )
         arrays |= pack(part, measured)
-        team.first(lambda: store(unfinished, arrays, **common))
-    return team.first(lambda: store(group, arrays, **common, in_place_of=unfinished))
+        team.first(partial(store, unfinished, arrays, **common))
+    return team.first(partial(store, group, arrays, **common, in_place_of=unfinished))
 
 
 def choose(
