@@ -610,7 +610,7 @@ class Trial:
 
 
 def inject_all(trial: Trial, kills: int, times: int) -> None:
-    """So many kills over all commands, and each other fault so often for each that it can befall."""
+    """So many kills over all commands, and the other faults so often for each command."""
     for i, command in enumerate(trial.commands):
         trial.kills(command, len(range(i, kills, len(trial.commands))))
         print(f"{command}: killed", file=sys.stderr, flush=True)

@@ -14,7 +14,7 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from models import CSAN, InputError, load_checkpoint, load_dataset
+from models import CSAN, InputError, load_checkpoint, load_dataset, memory
 from models.augment import Augmentation
 from models.checkpoint import FORMAT
 from models.csan import StochasticDepth, part_of_batch
@@ -342,3 +342,20 @@ def test_history_has_a_row_for_each_evaluated_epoch_only(tmp_path, digits, train
         if name != "seconds":
             expected = [trained.history[name][epoch] for epoch in (0, 4, 5, 6, 7)]
             torch.testing.assert_close(values, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_halves_of_batches_make_the_same_training(tmp_path, digits, monkeypatch, capsys):
+    """With stochastic depth and mixup, where memory suffices for 9 images at once."""
+    options = dict(depth=3)
+    expected = trained_by(ALONE, tmp_path / "whole.pt", digits, options)
+    forward = CSAN.forward
+
+    def short_of_memory(model, x):
+        if model.training and len(x) > 9:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(model, x)
+
+    monkeypatch.setattr(memory, "_announced", set())
+    monkeypatch.setattr(CSAN, "forward", short_of_memory)
+    assert_same_training(trained_by(ALONE, tmp_path / "halves.pt", digits, options), expected)
+    assert capsys.readouterr().err.count("training: not enough memory for 32 examples at once") == 1
