@@ -36,7 +36,7 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
-from analysis.landscape import sampling
+from analysis import saving
 from models import files, load_dataset
 from models.cli import run
 from models.train import Options, untrained
@@ -174,7 +174,7 @@ class Scene:
             os.dup2(output, 1)
             os.dup2(output, 2)
             sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
-            sampling.SAVE_EVERY = 0.0
+            saving.SAVE_EVERY = 0.0
             module_name, arguments = COMMANDS[self.command]
             module = importlib.import_module(module_name)
             sys.argv = [module_name, *arguments]
