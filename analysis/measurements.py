@@ -10,18 +10,16 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-import shutil
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
-from filelock import FileLock
 
 from models.errors import InputError
-from models.files import replacing
+from models.files import locked, patiently, replacing
 
 if TYPE_CHECKING:
     from models.checkpoint import Checkpoint
@@ -38,6 +36,7 @@ class Measurement:
     checkpoint: dict[str, Any]  # architecture, recipe, dataset, images, epoch, seed, sha256
     versions: dict[str, str]
     date: str  # ISO 8601, UTC
+    data: dict[str, str] = field(default_factory=dict)  # {split: fingerprint}, if it is known
 
 
 def measurement_file(checkpoint: Path) -> Path:
@@ -64,13 +63,22 @@ def store(
     *,
     checkpoint: Checkpoint,
     options: Mapping[str, Any],
+    data: Mapping[str, str] | None = None,
     in_place_of: str | None = None,
 ) -> Measurement:
     """Write a measurement of a loaded `checkpoint` to its file, in place of one of the same name.
 
-    The saved progress that it completes, if any, is named by `in_place_of` and goes. Other groups
-    stay as they are. A copy of the file is changed, brought to disk and renamed,
-    under a lock: the file is never half-written, whatever happens.
+    `data` are the fingerprints of the splits of the dataset that it was made on. The saved progress
+    that it completes, if any, is named by `in_place_of` and goes. Other groups stay as they are. A
+    changed copy of the file is brought to disk and renamed, under a lock: the file is never
+    half-written, whatever happens.
+
+    Raises
+    ------
+    InputError
+        If the file is there and is damaged: it is left as it is.
+    OSError
+        If it cannot be written.
     """
     from models.checkpoint import versions
 
@@ -81,27 +89,58 @@ def store(
         "checkpoint": json.dumps(describe(checkpoint), sort_keys=True),
         "versions": json.dumps(versions()),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "data": json.dumps(dict(data or {}), sort_keys=True),
     }
-    with FileLock(path.with_name(f".{path.name}.lock")), replacing(path) as partial:
-        if path.exists():
-            shutil.copyfile(path, partial)
-        else:
-            partial.unlink()
-        try:
-            with h5py.File(partial, "a") as file:
-                for old in filter(None, (name, in_place_of)):
-                    if old in file:
-                        del file[old]
-                group = file.create_group(name)
-                for key, array in arrays.items():
-                    large = np.size(array) > 1000
-                    group.create_dataset(key, data=array, compression="gzip" if large else None)
-                group.attrs.update(attributes)
-        except OSError as error:
-            raise InputError(f"{path}: not a usable HDF5 file ({error})") from error
-    measurement = load(path, name)
+    with locked(path):
+        # Composed in memory, for a full disk leaves HDF5 in a state that it does not recover from;
+        # and of what stays, for a file would keep the room of all that was ever deleted.
+        with h5py.File("new", "w", driver="core", backing_store=False) as new:
+            if path.exists():
+                _copy_all_but((name, in_place_of), path, new)
+            group = new.create_group(name)
+            for key, array in arrays.items():
+                large = np.size(array) > 1000
+                group.create_dataset(key, data=array, compression="gzip" if large else None)
+            group.attrs.update(attributes)
+            new.flush()
+            content = new.id.get_file_image()
+        with replacing(path) as partial:
+            partial.write_bytes(content)
+        measurement = load(path, name)
     assert measurement is not None
     return measurement
+
+
+def _copy_all_but(left_out: Collection[str | None], path: Path, new: h5py.File) -> None:
+    def copy(source: h5py.Group, target: h5py.Group) -> None:
+        target.attrs.update(source.attrs)
+        for key, item in source.items():
+            name = item.name.removeprefix("/")
+            if any(other and other.startswith(f"{name}/") for other in left_out):
+                copy(item, target.create_group(key))
+            elif name not in left_out:
+                source.copy(item, target, key)
+
+    try:
+        with _opened(path) as file:
+            copy(file, new)
+    except InputError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _opened(path: Path) -> h5py.File:
+    """An HDF5 file to read from, once no other program has it open for writing."""
+    return patiently(lambda: h5py.File(path), BlockingIOError, path)
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    reason = " ".join(str(error).split())
+    return InputError(
+        f"{path}: not a usable measurement file ({reason}); it is left as it is: move it away, and "
+        "measure again"
+    )
 
 
 def load(path: Path, name: str) -> Measurement | None:
@@ -115,7 +154,7 @@ def load(path: Path, name: str) -> Measurement | None:
     if not path.exists():
         return None
     try:
-        with h5py.File(path) as file:
+        with _opened(path) as file:
             group = file.get(name)
             if group is None:
                 return None
@@ -132,18 +171,45 @@ def load(path: Path, name: str) -> Measurement | None:
                 arrays=arrays,
                 **{key: json.loads(text) for key, text in attributes.items()},
                 date=str(group.attrs["date"]),
+                data=json.loads(group.attrs.get("data", "{}")),
             )
-    except (OSError, KeyError, ValueError, AttributeError, TypeError) as error:
-        raise InputError(f"{path}: not a usable measurement file ({error})") from error
+    except InputError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, AttributeError, TypeError) as error:
+        raise _damaged(path, error) from error
 
 
-def stored(name: str, *, checkpoint: Checkpoint, options: Mapping[str, Any]) -> Measurement | None:
-    """The measurement of exactly this checkpoint with exactly these options, if there is one."""
+def stored(
+    name: str,
+    *,
+    checkpoint: Checkpoint,
+    options: Mapping[str, Any],
+    data: Callable[[], Mapping[str, str]] | None = None,
+) -> Measurement | None:
+    """The measurement of exactly this checkpoint with exactly these options, if there is one.
+
+    `data` gives the fingerprints of the splits of the dataset as it is now, as far as it is there.
+    If the measurement was made on others, that is printed, and it does not count.
+    """
     assert checkpoint.path is not None, "a checkpoint is saved before it is measured"
     found = load(measurement_file(checkpoint.path), name)
     if found is None or found.checkpoint["sha256"] != checkpoint.sha256:
         return None
-    return found if found.options == json.loads(json.dumps(dict(options))) else None
+    if found.options != json.loads(json.dumps(dict(options))):
+        return None
+    if data is not None and not same_data(found, data):
+        print(f"{found.path}:/{name} is of other images: {checkpoint.dataset} has changed since")
+        return None
+    return found
+
+
+def same_data(found: Measurement, data: Callable[[], Mapping[str, str]]) -> bool:
+    """Whether a measurement was made on the images that `data` tells the fingerprints of.
+
+    What is not known, of old measurements or because the dataset is not there, counts as the same.
+    """
+    now = data() if found.data else {}
+    return all(now.get(split, known) == known for split, known in found.data.items())
 
 
 def collect(folders_and_files: Iterable[Path], name: str) -> list[Measurement]:

@@ -79,18 +79,23 @@ def measure(checkpoint: Checkpoint, options: Options, device: torch.device, team
     from analysis.measurements import store, stored
     from analysis.outcomes import outcomes
     from analysis.tables import working
-    from models.datasets import load_dataset
+    from models.datasets import Split, fingerprints, load_dataset
 
     common: dict[str, Any] = dict(checkpoint=checkpoint, options={})
 
+    def now() -> dict[str, str]:
+        splits: dict[Split, int | None] = {"train": checkpoint.images, "test": None}
+        return fingerprints(checkpoint.dataset, splits, data_root=options.data_root)
+
     def wanted(name: str) -> bool:
-        return options.force or not team.first(lambda: stored(name, **common))
+        return options.force or not team.first(lambda: stored(name, **common, data=now))
 
     if wanted("history"):
         history = {name: np.array(values) for name, values in checkpoint.history.items()}
         team.first(lambda: store("history", history, **common))
     if not options.history_only and wanted("outcomes"):
         arrays: dict[str, np.ndarray] = {}
+        data: dict[str, str] = {}
         for split in SPLITS:
             dataset = load_dataset(checkpoint.dataset, split, data_root=options.data_root)
             if split == "train" and checkpoint.images is not None:
@@ -98,7 +103,8 @@ def measure(checkpoint: Checkpoint, options: Options, device: torch.device, team
             with working(f"{checkpoint.path}: NLL of every {split} image"):
                 nll, correct = outcomes(checkpoint, dataset, device, team)
             arrays |= {f"{split}/nll": nll, f"{split}/correct": correct}
-        team.first(lambda: store("outcomes", arrays, **common))
+            data[split] = dataset.fingerprint
+        team.first(lambda: store("outcomes", arrays, **common, data=data))
 
 
 def print_end_points(histories: Iterable[Measurement], spectra: Iterable[Measurement]) -> None:

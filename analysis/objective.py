@@ -33,6 +33,7 @@ class Objective:
     loss: Callable[[Tensor, Tensor], Tensor]  # (outputs, targets) -> scalar, mean over the batch
     weight_decay: float
     batches: list[tuple[Tensor, Tensor]]  # every random choice is made: (inputs, targets)
+    fingerprint: str = ""  # of the dataset that they were drawn from
 
     @property
     def metrics(self) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
@@ -113,6 +114,7 @@ def build_objective(
         loss=checkpoint.recipe.loss if trains else F.cross_entropy,
         weight_decay=checkpoint.recipe.weight_decay if trains else 0.0,
         batches=drawn,
+        fingerprint=dataset.fingerprint,
     )
 
 

@@ -64,6 +64,13 @@ class MeasurementOptions:
                     f"expected at least {bound}"
                 )
 
+    def fingerprints(self, checkpoint: Checkpoint) -> dict[str, str]:
+        """Of the images that a checkpoint is measured on, as they are now, if they are there."""
+        from models.datasets import fingerprints
+
+        images = checkpoint.images if self.split == "train" else None
+        return fingerprints(checkpoint.dataset, {self.split: images}, data_root=self.data_root)
+
     def build(self, checkpoint: Checkpoint, batches: int) -> Objective:
         """The objective of a checkpoint on `batches` mini-batches of its dataset."""
         from analysis.objective import build_objective
@@ -90,6 +97,7 @@ def open_checkpoints(paths: tuple[Path, ...], out: Path) -> list[Checkpoint]:
     Raises `InputError` if a checkpoint is unusable or there is none, or if results could not be
     written beside them or figures to the folder `out`: better now than after hours.
     """
+    from analysis.measurements import load, measurement_file
     from models.checkpoint import load_checkpoint
 
     paths = paths or tuple(sorted(Path().glob(DEFAULT_CHECKPOINTS)))
@@ -99,6 +107,7 @@ def open_checkpoints(paths: tuple[Path, ...], out: Path) -> list[Checkpoint]:
     require_writable("out", out)
     for path in paths:
         require_writable("ckpt", path.parent)
+        load(measurement_file(path), "history")  # a damaged file is found now
     return checkpoints
 
 

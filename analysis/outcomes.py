@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from models.distributed import ALONE, Team
 from models.errors import InputError
-from models.training import EVALUATION_BATCH
+from models.training import evaluating, shares
 
 if TYPE_CHECKING:
     from models.checkpoint import Checkpoint
@@ -38,14 +38,16 @@ def outcomes(
     model = checkpoint.model.to(device).eval()
     nll = torch.zeros(len(dataset), dtype=torch.float64, device=device)
     correct = torch.zeros_like(nll)
-    starts = range(0, len(dataset), EVALUATION_BATCH)
-    for i in starts[team.shard(len(starts))]:
-        batch = slice(i, i + EVALUATION_BATCH)
-        labels = dataset.labels[batch].to(device)
-        images = dataset.normalise(dataset.images[batch].permute(0, 3, 1, 2))
-        scores = model(images.to(device))
-        nll[batch] = F.cross_entropy(scores.double(), labels, reduction="none")
-        correct[batch] = scores.argmax(1) == labels
+
+    def evaluate(at_once: int) -> None:
+        for batch in shares(len(dataset), team, at_once):
+            labels = dataset.labels[batch].to(device)
+            images = dataset.normalise(dataset.images[batch].permute(0, 3, 1, 2))
+            scores = model(images.to(device))
+            nll[batch] = F.cross_entropy(scores.double(), labels, reduction="none")
+            correct[batch] = scores.argmax(1) == labels
+
+    evaluating(evaluate)
     team.sum_(nll)
     team.sum_(correct)
     return nll.cpu().float().numpy(), correct.cpu().bool().numpy()

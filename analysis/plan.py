@@ -29,7 +29,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,7 +95,7 @@ class Measure:
         return [p for p in self.checkpoints(training) if not self._held(p, training)]
 
     def _held(self, path: Path, training: Training) -> bool:
-        from analysis.measurements import load, measurement_file
+        from analysis.measurements import load, measurement_file, same_data
 
         for group in self.groups():
             found = load(measurement_file(path), group)
@@ -103,11 +103,22 @@ class Measure:
                 return False
             if path.exists() and found.checkpoint["sha256"] != _sha256(path):
                 return False
+            if not same_data(found, partial(self._data, training)):
+                return False
             for key, value in found.options.items():
                 asked = getattr(self.options, key, None)
                 if asked is not None and json.loads(json.dumps(asked, default=str)) != value:
                     return False
         return True
+
+    def _data(self, training: Training) -> dict[str, str]:
+        from models.datasets import fingerprints
+
+        return fingerprints(
+            training.start.dataset,
+            {"train": training.options.images, "test": getattr(self.options, "images", None)},
+            data_root=training.options.data_root,
+        )
 
 
 @dataclass(frozen=True)

@@ -142,10 +142,11 @@ def _measure(
         "seed": options.seed,
         "source": "official" if official else "generated",
     }
+    data = {"test": dataset.fingerprint}
     done: dict[Path | None, Measurement] = {}
     begun: dict[Path | None, dict[str, Any]] = {}
     for checkpoint in checkpoints:
-        look = partial(stored, checkpoint=checkpoint, options=settings)
+        look = partial(stored, checkpoint=checkpoint, options=settings, data=lambda: data)
         found = None if options.force else team.first(partial(look, "robustness"))
         if found:
             print(f"{found.path}:/robustness is there already; --force measures it again")
@@ -192,7 +193,13 @@ def _measure(
             arrays["nll"][k], arrays["error"][k], arrays["wrong"][:, k] = nll, error, wrong
             arrays["done"][k] = True
             if team.rank == 0:
-                store("unfinished/robustness", arrays, checkpoint=checkpoint, options=settings)
+                store(
+                    "unfinished/robustness",
+                    arrays,
+                    checkpoint=checkpoint,
+                    options=settings,
+                    data=data,
+                )
             bar.update()
     bar.close()
     for checkpoint in pending:
@@ -207,6 +214,7 @@ def _measure(
                 arrays,
                 checkpoint=checkpoint,
                 options=settings,
+                data=data,
                 in_place_of="unfinished/robustness",
             )
         )

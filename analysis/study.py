@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import io
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -176,7 +178,11 @@ def _run_at_once(jobs: Sequence[Command], processes: int, threads: int, scratch:
                 command = [sys.executable, "-m", module.removesuffix(".__main__"), *arguments]
                 with log.open("wb") as file:
                     process = subprocess.Popen(
-                        command, env=environment, stdout=file, stderr=subprocess.STDOUT
+                        command,
+                        env=environment,
+                        stdout=file,
+                        stderr=subprocess.STDOUT,
+                        preexec_fn=_end_with_parent,
                     )
                 running[process] = line, log
             for process in [p for p in running if p.poll() is not None]:
@@ -191,6 +197,12 @@ def _run_at_once(jobs: Sequence[Command], processes: int, threads: int, scratch:
             process.terminate()
         for process in running:
             process.wait()
+
+
+def _end_with_parent() -> None:
+    """Let Linux end this process with its parent: it would be in the way of the next start."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def report(plan: Plan) -> None:

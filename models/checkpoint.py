@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,8 +66,18 @@ class Checkpoint:
         content = {key: getattr(self, key) for key in _KEYS if key not in ("recipe", "state_dict")}
         content["recipe"] = dataclasses.asdict(self.recipe)
         content["state_dict"] = {k: v.cpu() for k, v in self.model.state_dict().items()}
-        with replacing(path) as partial:
-            torch.save({"format": FORMAT, **content}, partial)
+        save({"format": FORMAT, **content}, path)
+
+
+def save(content: Mapping[str, Any], path: Path) -> None:
+    """``torch.save``, whole or not at all.
+
+    Raises `OSError`, which names `path`, if it cannot be written.
+    """
+    file = io.BytesIO()  # PyTorch's own files would not say that the disk is full
+    torch.save(dict(content), file)
+    with replacing(path) as partial:
+        partial.write_bytes(file.getbuffer())
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:

@@ -18,6 +18,7 @@ import tyro
 from tyro.conf import arg
 
 from models.errors import InputError, LostProcessError
+from models.memory import is_out_of_memory
 
 Device = Annotated[
     Literal["auto", "cpu", "cuda"], arg(help="where to compute; auto takes a GPU if there is one")
@@ -40,7 +41,7 @@ def run(
     """Parse ``sys.argv`` into the dataclass `options_type`, call `main` with it, and exit.
 
     The docstring of `options_type` is what ``--help`` explains. Exit codes: 0 when done, 2 for bad
-    input (one line on stderr), 130 after Ctrl-C or SIGTERM.
+    input, a full disk or too little memory (one line on stderr), 130 after Ctrl-C or SIGTERM.
 
     Of the processes that ``torchrun`` starts only the first prints. All of them call `main`, or,
     with `alone`, the first.
@@ -61,7 +62,13 @@ def run(
         except LostProcessError as error:
             _wait_for_the_end()  # so that torchrun finds one process to blame
             _fail(f"{error}; what has been saved is kept", rank)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error).strip().partition("\n")[0]
+            _fail(f"not enough memory, expected smaller batches ({reason})", rank)
         except KeyboardInterrupt:
+            _end_bars()
             if rank == 0:
                 print("interrupted; what has been saved is kept", file=sys.stderr)
             sys.exit(130)
@@ -102,6 +109,7 @@ def _fail(message: str, rank: int) -> NoReturn:
     What is wrong for one process is so for all, in general: the first says it, while the others
     wait to be ended. What is wrong for another alone is said by that one.
     """
+    _end_bars()
     if rank == 0 or not _wait_for_the_end():
         print(f"error: {message}", file=sys.stderr)
         if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # torchrun repeats what is in there
@@ -109,6 +117,13 @@ def _fail(message: str, rank: int) -> NoReturn:
             content = {"message": {"message": f"error: {message}", "extraInfo": now}}
             Path(path).write_text(json.dumps(content))
     sys.exit(2)
+
+
+def _end_bars() -> None:
+    """End the progress bars that an exception has left, so that what is said has its own line."""
+    bars = sys.modules["tqdm"].tqdm if "tqdm" in sys.modules else None
+    for bar in list(getattr(bars, "_instances", ())):
+        bar.close()
 
 
 def _wait_for_the_end() -> bool:

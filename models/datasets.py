@@ -8,20 +8,21 @@ The format on disk is one HDF5 file with, for each split in {train, test}, ``/SP
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal, get_args
 
 import h5py
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from models.errors import InputError
-from models.files import replacing
+from models.files import locked, patiently, replacing
 
 Split = Literal["train", "test"]
 DATA_ROOT = "LOCALITY_DATA"
@@ -52,6 +53,14 @@ class ImageDataset:
                 f"images: {n} found, expected from 1 to the {len(self)} of {self.name}"
             )
         return replace(self, images=self.images[:n], labels=self.labels[:n])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the images, their labels and the statistics, to tell whether they changed."""
+        digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+        for tensor in (self.images, self.labels, self.mean, self.std):
+            digest.update(np.ascontiguousarray(tensor.numpy()).data)
+        return digest.hexdigest()
 
     @cached_property
     def inputs(self) -> Tensor:
@@ -89,17 +98,55 @@ def load_dataset(
         raise InputError(f"split: {split!r} is unknown, expected one of {get_args(Split)}")
     if str(spec) == "digits":
         return _digits(split)
-    if str(spec) in DOWNLOADABLE:
-        root = Path(data_root or os.environ.get(DATA_ROOT, "data"))
-        path = root / f"{spec}.h5"
-        if not path.exists():
-            _download(str(spec), path)
-    else:
-        path = Path(spec)
-        if not path.exists():
+    path = _location(spec, data_root)
+    if not path.exists():
+        if str(spec) not in DOWNLOADABLE:
             known = ", ".join(("digits", *DOWNLOADABLE))
             raise InputError(f"dataset: {spec} is neither an HDF5 file nor one of {known}")
-    return _read(path, split)
+        _download(str(spec), path)
+    before = _version(path)
+    dataset = _read(path, split)
+    if _version(path) != before:
+        raise InputError(f"{path}: changed while it was read, expected it to stay as it is")
+    return dataset
+
+
+def fingerprints(
+    spec: str | Path, splits: Mapping[Split, int | None], *, data_root: str | Path | None = None
+) -> dict[str, str]:
+    """Fingerprints of the first so many images of each split as they are now; None takes all.
+
+    Empty if the dataset is not there. Raises `InputError` if it is malformed.
+    """
+    path = None if str(spec) == "digits" else _location(spec, data_root)
+    if path is not None and not path.exists():
+        return {}
+    version = None if path is None else _version(path)
+    return {str(s): _fingerprint(str(spec), s, n, data_root, version) for s, n in splits.items()}
+
+
+@lru_cache
+def _fingerprint(
+    spec: str,
+    split: Split,
+    images: int | None,
+    data_root: str | Path | None,
+    version: tuple[int, int, int] | None,
+) -> str:
+    dataset = load_dataset(spec, split, data_root=data_root)
+    return (dataset if images is None else dataset.first(images)).fingerprint
+
+
+def _location(spec: str | Path, data_root: str | Path | None) -> Path:
+    if str(spec) in DOWNLOADABLE:
+        return Path(data_root or os.environ.get(DATA_ROOT, "data")) / f"{spec}.h5"
+    return Path(spec)
+
+
+def _version(path: Path) -> tuple[int, int, int]:
+    """What changes when a file is written to or replaced."""
+    state = path.stat()
+    return state.st_ino, state.st_size, state.st_mtime_ns
 
 
 def _digits(split: Split) -> ImageDataset:
@@ -125,7 +172,7 @@ def _digits(split: Split) -> ImageDataset:
 def _read(path: Path, split: Split) -> ImageDataset:
     arrays = {}
     try:
-        with h5py.File(path) as file:
+        with patiently(lambda: h5py.File(path), BlockingIOError, path) as file:
             for name in {f"{split}/images", f"{split}/labels", "train/images", "train/labels"}:
                 if not isinstance(file.get(name), h5py.Dataset):
                     raise InputError(f"{path}: there is no dataset /{name}, {_FORMAT}")
@@ -190,7 +237,7 @@ def _download(name: str, path: Path) -> None:
     with contextlib.ExitStack() as held:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            held.enter_context(FileLock(path.with_name(f".{path.name}.lock")))
+            held.enter_context(locked(path))
             if path.exists():  # by now: another process has fetched it
                 return
             splits = {

@@ -104,6 +104,8 @@ def main(options: Options) -> None:
                     f"out: {options.out} is there already, trained with other options; expected "
                     "another name, or --force"
                 )
+            # Of a training that was killed after the last thing it wrote.
+            (options.out.with_suffix("") / "resume.pt").unlink(missing_ok=True)
             return True
         return False
 

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,16 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from models.augment import Augmentation
-from models.checkpoint import Checkpoint, load_checkpoint
+from models.checkpoint import Checkpoint, load_checkpoint, save
 from models.csan import part_of_batch
 from models.datasets import ImageDataset
 from models.distributed import ALONE, Team
 from models.errors import InputError
-from models.files import replacing
+from models.memory import Halving
 from models.seeds import derive_seed
 
 EVALUATION_BATCH = 256
+evaluating = Halving(EVALUATION_BATCH, "evaluation")  # for all evaluations of this process
 
 
 def train(
@@ -71,7 +73,7 @@ def train(
     Raises
     ------
     InputError
-        If the folder of `out` holds the state of a different training.
+        If the folder of `out` holds the state of a different training, or of one on other images.
     """
     recipe, model = start.recipe, start.model.to(device)
     optimizer = torch.optim.AdamW(
@@ -80,28 +82,51 @@ def train(
     snapshots = {0, recipe.warmup_epochs, *snapshots}
     evaluated = {*range(0, recipe.epochs, evaluate_every), *snapshots, recipe.epochs}
     folder, state = out.with_suffix(""), out.with_suffix("") / "resume.pt"
-    saved = team.first(lambda: _saved_state(state, start))
+    data = [train_set.fingerprint, test_set.fingerprint]
+    saved = team.first(lambda: _saved_state(state, start, data))
+
+    def snapshot(epoch: int) -> Path:
+        return folder / f"epoch{epoch:03d}.pt"
+
     if saved is not None:
-        start.model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        current = replace(start, epoch=saved["epoch"], history=saved["history"])
+        current = _restored(saved, state, start, optimizer)
+        if current.epoch in snapshots:  # what is saved after the state
+            team.first(lambda: _keep_unless_there(current, snapshot(current.epoch)))
     else:
         scores = evaluate(model, train_set, test_set, team)
         history = {"epoch": [0.0], "objective": [float("nan")], "learning_rate": [0.0]}
         history |= {"seconds": [0.0], **{name: [score] for name, score in scores.items()}}
         current = replace(start, history=history)
         if team.rank == 0:
-            current.save(folder / "epoch000.pt")
+            current.save(snapshot(0))
 
     augment = Augmentation(recipe, train_set)
     run = torch.compile(model) if compile else model
     precision = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16)
     size = min(recipe.batch_size, len(train_set))  # of all batches
     share = team.shard(size)
+    at_once = Halving(share.stop - share.start, "training")
+
+    def gradient(inputs: Tensor, targets: Tensor, drawn: list[Tensor], most: int) -> Tensor:
+        optimizer.zero_grad()
+        total = torch.zeros((), device=device)
+        for part in _parts(share, most):
+            _go_back_to(drawn, device)  # every part draws the random numbers of the whole batch
+            with part_of_batch(model, size, part), precision:
+                outputs = run(inputs[part].to(device))
+                weight = len(outputs) / size
+                if weight:
+                    loss = weight * recipe.loss(outputs, targets[part].to(device))
+                else:
+                    loss = outputs.sum()
+            loss.backward()
+            total += loss.detach()
+        return total
+
     bar = tqdm(total=recipe.epochs, initial=current.epoch, desc=out.stem, unit="epoch")
     for epoch in range(current.epoch, recipe.epochs):
         began, losses = time.perf_counter(), []
-        with _seeded(derive_seed(start.seed, epoch), device), part_of_batch(model, size, share):
+        with _seeded(derive_seed(start.seed, epoch), device):
             model.train()
             batches = torch.randperm(len(train_set)).split(recipe.batch_size)
             batches = batches[: max(len(train_set) // recipe.batch_size, 1)]  # full ones
@@ -110,14 +135,9 @@ def train(
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 # Everyone draws the whole batch, so that what is random is the same in any team.
-                inputs, targets = (tensor[share].to(device) for tensor in augment(indices))
-                with precision:
-                    outputs = run(inputs)
-                    weight = len(inputs) / size
-                    loss = weight * recipe.loss(outputs, targets) if weight else outputs.sum()
-                optimizer.zero_grad()
-                loss.backward()
-                loss = _summed(model, loss.detach(), team)
+                inputs, targets = augment(indices)
+                work = partial(gradient, inputs, targets, _random_states(device))
+                loss = _summed(model, at_once(work), team)
                 nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
                 optimizer.step()
                 losses.append(loss)
@@ -135,10 +155,10 @@ def train(
             history = {name: [*current.history[name], value] for name, value in row.items()}
             current = replace(current, history=history)
             bar.set_postfix(nll=f"{row['train_nll']:.3f}", error=f"{row['test_error']:.1%}")
-        if epoch + 1 in snapshots and team.rank == 0:
-            current.save(folder / f"epoch{epoch + 1:03d}.pt")
         if team.rank == 0:
-            _save_state(state, current, optimizer)
+            _save_state(state, current, optimizer, data)
+        if epoch + 1 in snapshots and team.rank == 0:
+            current.save(snapshot(epoch + 1))
         bar.update()
     bar.close()
 
@@ -162,15 +182,43 @@ def evaluate(
     device = next(model.parameters()).device
     scores = {}
     for split, dataset in (("train", train_set), ("test", test_set)):
-        batches = dataset.inputs.split(EVALUATION_BATCH)
         outputs = torch.zeros(len(dataset), len(dataset.classes), device=device)
-        for i in range(len(batches))[team.shard(len(batches))]:
-            outputs.split(EVALUATION_BATCH)[i][...] = model(batches[i].to(device))
+        evaluating(partial(_fill, outputs, model, dataset.inputs, team))
         team.sum_(outputs)
         labels = dataset.labels.to(device)
         scores[f"{split}_nll"] = F.cross_entropy(outputs.double(), labels).item()
         scores[f"{split}_error"] = (outputs.argmax(1) != labels).double().mean().item()
     return scores
+
+
+def _fill(outputs: Tensor, model: nn.Module, inputs: Tensor, team: Team, at_once: int) -> None:
+    for batch in shares(len(inputs), team, at_once):
+        outputs[batch] = model(inputs[batch].to(outputs.device))
+
+
+def shares(n: int, team: Team, at_once: int) -> Iterator[slice]:
+    """Which of `n` images this process of a team evaluates, at most so many at once."""
+    own = team.shard(-(-n // EVALUATION_BATCH))
+    start, stop = own.start * EVALUATION_BATCH, min(own.stop * EVALUATION_BATCH, n)
+    if start < stop:
+        yield from _parts(slice(start, stop), at_once)
+
+
+def _parts(whole: slice, most: int) -> Iterator[slice]:
+    """Cut a range into parts of at most so many; of an empty one there is one."""
+    for start in range(whole.start, max(whole.stop, whole.start + 1), max(most, 1)):
+        yield slice(start, min(start + most, whole.stop))
+
+
+def _random_states(device: torch.device | str) -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if "cuda" in str(device) else states
+
+
+def _go_back_to(states: list[Tensor], device: torch.device | str) -> None:
+    torch.set_rng_state(states[0])
+    for state in states[1:]:
+        torch.cuda.set_rng_state(state, device)
 
 
 def _summed(model: nn.Module, loss: Tensor, team: Team) -> Tensor:
@@ -195,19 +243,21 @@ def _seeded(seed: int, device: torch.device | str) -> Iterator[None]:
         yield
 
 
-def _save_state(path: Path, current: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
+def _save_state(
+    path: Path, current: Checkpoint, optimizer: torch.optim.Optimizer, data: list[str]
+) -> None:
     state: dict[str, object] = {
         "run": _identity(current),
+        "data": data,
         "epoch": current.epoch,
         "history": current.history,
         "model": current.model.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
-    with replacing(path) as partial:
-        torch.save(state, partial)
+    save(state, path)
 
 
-def _saved_state(path: Path, start: Checkpoint) -> dict[str, Any] | None:
+def _saved_state(path: Path, start: Checkpoint, data: list[str]) -> dict[str, Any] | None:
     """What `_save_state` has saved of the training that begins with `start`, if it has."""
     if not path.exists():
         return None
@@ -215,13 +265,42 @@ def _saved_state(path: Path, start: Checkpoint) -> dict[str, Any] | None:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         identity = state["run"]
     except Exception as error:  # a damaged file fails in any way it likes
-        raise InputError(f"{path}: damaged; delete it, or start again with --force") from error
+        raise _damaged(path) from error
     if identity != _identity(start):
         raise InputError(
             f"{path}: saved by a training with other options; give those again, or start anew "
             "with --force"
         )
+    if state.get("data", data) != data:  # older states do not have it
+        raise InputError(
+            f"{path}: saved by a training on other images, {start.dataset} has changed since; put "
+            "those back, or start anew with --force"
+        )
     return state
+
+
+def _restored(
+    saved: dict[str, Any], path: Path, start: Checkpoint, optimizer: torch.optim.Optimizer
+) -> Checkpoint:
+    try:
+        start.model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        return replace(start, epoch=saved["epoch"], history=saved["history"])
+    except Exception as error:
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> InputError:
+    return InputError(f"{path}: damaged; delete it, or start again with --force")
+
+
+def _keep_unless_there(current: Checkpoint, path: Path) -> None:
+    """Save a snapshot, unless it is there: what was measured of it names its hash."""
+    if path.exists():
+        found = load_checkpoint(path)
+        if same_training(found, current) and found.epoch == current.epoch:
+            return
+    current.save(path)
 
 
 def same_training(one: Checkpoint, other: Checkpoint) -> bool:

@@ -4,7 +4,8 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from models import InputError, load_dataset
+from models import InputError, datasets, load_dataset
+from models.datasets import fingerprints
 
 
 def write(path, **arrays):
@@ -126,3 +127,41 @@ def test_unknown_names_and_foreign_files_are_refused(tmp_path):
     (tmp_path / "text.h5").write_text("not HDF5")
     with pytest.raises(InputError, match="not a readable HDF5 file"):
         load_dataset(tmp_path / "text.h5")
+
+
+def test_fingerprint_is_that_of_the_images_and_labels_that_are_used(tmp_path, parts):
+    path = tmp_path / "data.h5"
+
+    def now(**changes):
+        write(path, **{**parts, **changes})
+        return fingerprints(path, {"train": None, "test": 5})
+
+    before = now()
+    assert now() == before
+    assert before["train"] == load_dataset(path).fingerprint
+    assert before["test"] == load_dataset(path, "test").first(5).fingerprint
+    labels, images = parts["train__labels"].copy(), parts["test__images"].copy()
+    labels[-1] = (labels[-1] + 1) % 4
+    assert now(train__labels=labels)["train"] != before["train"]
+    assert now(train__labels=labels)["test"] == before["test"]
+    images[5] ^= 1  # not among the first five
+    assert now(test__images=images) == before
+    images[4] ^= 1
+    assert now(test__images=images)["test"] != before["test"]
+    assert fingerprints(tmp_path / "none.h5", {"train": None}) == {}
+    assert fingerprints("cifar10", {"train": None}, data_root=tmp_path) == {}
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, parts, monkeypatch):
+    path = tmp_path / "data.h5"
+    write(path, **parts)
+    read = datasets._read
+
+    def written_to(path, split):
+        dataset = read(path, split)
+        write(path, **parts)
+        return dataset
+
+    monkeypatch.setattr(datasets, "_read", written_to)
+    with pytest.raises(InputError, match=f"^{path}: changed while it was read"):
+        load_dataset(path)

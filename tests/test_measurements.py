@@ -1,14 +1,17 @@
 import dataclasses
+import errno
+import fcntl
 import multiprocessing
 import os
+import threading
 
 import h5py
 import numpy as np
 import pytest
 
 from analysis.measurements import collect, load, measurement_file, store, stored
-from models import InputError, load_checkpoint, load_dataset
-from models.files import replacing
+from models import InputError, files, load_checkpoint, load_dataset
+from models.files import locked, replacing
 from models.train import Options, untrained
 
 ARRAYS = {"values": np.arange(3.0), "part/holes": np.array([np.nan, np.inf]), "scalar": np.array(2)}
@@ -133,3 +136,119 @@ def test_replacing_makes_folders_and_is_all_or_nothing(tmp_path):
         raise KeyError
     assert path.read_text() == "one"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_files_do_not_grow_with_progress(checkpoint):
+    rng = np.random.default_rng(0)
+    path = measurement_file(checkpoint.path)
+    store("whole", ARRAYS, checkpoint=checkpoint, options=OPTIONS)
+    sizes = []
+    for _ in range(12):
+        progress = {"a": rng.normal(size=3000), "b": rng.normal(size=500)}
+        store("unfinished/x", progress, checkpoint=checkpoint, options=OPTIONS)
+        sizes.append(path.stat().st_size)
+    assert max(sizes[1:]) - min(sizes[1:]) < 5000
+    assert load(path, "whole").arrays.keys() == ARRAYS.keys()
+
+
+@pytest.mark.parametrize("content", [b"", b"not HDF5", None])
+def test_a_damaged_file_is_refused_and_left_as_it_is(checkpoint, content):
+    store("one", {"a": np.arange(5000.0)}, checkpoint=checkpoint, options=OPTIONS)
+    path = measurement_file(checkpoint.path)
+    content = path.read_bytes()[:-2000] if content is None else content
+    path.write_bytes(content)
+    for call in (
+        lambda: load(path, "one"),
+        lambda: store("one", ARRAYS, checkpoint=checkpoint, options=OPTIONS),
+    ):
+        with pytest.raises(InputError, match=f"^{path}: .*move it away, and measure again$"):
+            call()
+        assert path.read_bytes() == content
+
+
+def test_measurements_of_other_images_do_not_count(checkpoint, capsys):
+    store("one", ARRAYS, checkpoint=checkpoint, options=OPTIONS, data={"train": "a", "test": "b"})
+    store("old", ARRAYS, checkpoint=checkpoint, options=OPTIONS)
+
+    def found(name, **now):
+        return stored(name, checkpoint=checkpoint, options=OPTIONS, data=lambda: now) is not None
+
+    assert found("one", train="a", test="b")
+    assert found("one")  # the dataset is not there
+    assert found("old", train="c", test="b")  # of whatever it is
+    assert capsys.readouterr().out == ""
+    assert not found("one", train="c", test="b")
+    assert "one is of other images: digits has changed since" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["mkstemp", "fsync", "replace", "chmod"])
+def test_errors_of_the_system_name_the_file(tmp_path, monkeypatch, name):
+    path = tmp_path / "some.file"
+    path.write_text("old")
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "whatever", "another name")
+
+    monkeypatch.setattr(files.tempfile if name == "mkstemp" else os, name, full)
+    with pytest.raises(OSError, match="No space left") as error, replacing(path) as partial:
+        partial.write_text("new")
+    assert error.value.filename == str(path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_folder_is_brought_to_disk_after_the_name(tmp_path, monkeypatch):
+    happened = []
+    fsync, replace = os.fsync, os.replace
+
+    def note_fsync(descriptor):
+        happened.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "replace", lambda *names: (happened.append("name"), replace(*names)))
+    with replacing(tmp_path / "file") as partial:
+        partial.write_text("new")
+    assert happened == [str(partial), "name", str(tmp_path)]
+
+
+def test_leftovers_of_killed_processes_are_removed_unless_someone_writes(tmp_path):
+    left = tmp_path / ".a.h5.12345678.partial"
+    others = [tmp_path / name for name in (".b.h5.12345678.partial", "a.h5.partial", ".a.h5.lock")]
+    for path in (left, *others):
+        path.touch()
+    folder = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_SH)  # as someone who is writing
+    with replacing(tmp_path / "a.h5") as partial:
+        partial.write_text("one")
+    assert left.exists()
+    os.close(folder)
+    with replacing(tmp_path / "a.h5") as partial:
+        partial.write_text("two")
+    assert not left.exists()
+    assert all(path.exists() for path in others)
+
+
+def test_waiting_for_a_lock_is_said_and_ends(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "a.h5"
+    monkeypatch.setattr(files, "ANNOUNCE", 0.0)
+    monkeypatch.setattr(files, "PATIENCE", 0.1)
+    with locked(path):
+        with pytest.raises(  # noqa: SIM117
+            InputError, match=f"^{path}: in use by another process for more than"
+        ):
+            with locked(path):
+                pass
+        assert capsys.readouterr().err == f"{path}: in use by another process, waiting for it\n"
+        monkeypatch.setattr(files, "PATIENCE", 60.0)
+        done = threading.Event()
+
+        def late():
+            with locked(path):
+                done.set()
+
+        thread = threading.Thread(target=late)
+        thread.start()
+        assert not done.wait(0.1)
+    thread.join()
+    assert done.is_set()

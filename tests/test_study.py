@@ -166,6 +166,28 @@ def test_a_failing_command_ends_the_study(here, call):
     assert re.fullmatch(r"error: python -m models.train [^\n]*csan3\.pt: [^\n]*csan3[^\n]*\n", err)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parent")
+def test_processes_of_a_killed_study_end(here):
+    """Else they would be in the way of the study when it is started again."""
+    program = (
+        "import subprocess, sys, time; from analysis.study import _end_with_parent\n"
+        "command = [sys.executable, '-c', 'import time; time.sleep(600)']\n"
+        "child = subprocess.Popen(command, preexec_fn=_end_with_parent)\n"
+        "print(child.pid, flush=True); time.sleep(600)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    child = int(parent.stdout.readline())
+    assert Path(f"/proc/{child}").exists()
+    parent.kill()
+    parent.communicate()
+    for _ in range(1000):
+        if not Path(f"/proc/{child}").exists():
+            return
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    pytest.fail("still running ten seconds later")
+
+
 def test_measuring_needs_the_trainings(here, call):
     code, _, err = call("tiny", "--only", "measure")
     assert code == 2

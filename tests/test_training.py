@@ -14,7 +14,7 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from models import CSAN, InputError, load_checkpoint, load_dataset
+from models import CSAN, InputError, load_checkpoint, load_dataset, memory
 from models.augment import Augmentation
 from models.checkpoint import FORMAT
 from models.csan import StochasticDepth, part_of_batch
@@ -215,6 +215,66 @@ def test_resuming_with_other_options_is_refused(tmp_path, digits, monkeypatch):
         train(tiny(out, digits, epochs=6, seed=1), out, *digits)
 
 
+def killed(out, digits, monkeypatch, at, **options):
+    """A training that ends in its `at`-th saving of anything."""
+    with monkeypatch.context() as patch:
+        replaced, replace = [], os.replace
+
+        def interrupt(*names):
+            replaced.append(names)
+            if len(replaced) == at:
+                raise KeyboardInterrupt
+            replace(*names)
+
+        patch.setattr(os, "replace", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny(out, digits, epochs=6, **options), out, *digits)
+
+
+def test_snapshots_have_the_same_bytes_wherever_a_training_was_killed(
+    tmp_path, digits, monkeypatch
+):
+    """Start, five states, the end of warm-up, state, result: each is the last that is missing."""
+    out = tmp_path / "one.pt"
+    seen = {}
+    for at in (2, 2, 1, 3, 1, 2, 3, 2, 1, 3, 1):
+        killed(out, digits, monkeypatch, at)
+        now = {p.name: p.read_bytes() for p in out.with_suffix("").glob("epoch*.pt")}
+        assert now.items() >= seen.items()
+        seen = now
+    assert set(seen) == {"epoch000.pt", "epoch005.pt"}
+
+
+def test_going_on_with_other_images_is_refused(tmp_path, digits, monkeypatch):
+    out = tmp_path / "other.pt"
+    killed(out, digits, monkeypatch, 4)
+    labels = digits[0].labels.clone()
+    labels[3] = (labels[3] + 1) % 10
+    changed = dataclasses.replace(digits[0], labels=labels)
+    state = out.with_suffix("") / "resume.pt"
+    before = state.read_bytes()
+    with pytest.raises(InputError, match=r"resume.pt: saved by a training on other images, digits"):
+        train(tiny(out, digits, epochs=6), out, changed, digits[1])
+    assert state.read_bytes() == before
+    content = torch.load(state, weights_only=True)
+    del content["data"]  # as states were before
+    torch.save(content, state)
+    assert train(tiny(out, digits, epochs=6), out, *digits).epoch == 6
+
+
+def test_damaged_states_are_refused_and_left_as_they_are(tmp_path, digits, monkeypatch):
+    out = tmp_path / "bad.pt"
+    killed(out, digits, monkeypatch, 4)
+    state = out.with_suffix("") / "resume.pt"
+    whole, content = state.read_bytes(), torch.load(state, weights_only=True)
+    torch.save(content | {"model": {}}, state)
+    for bad in (state.read_bytes(), whole[:-100], b""):
+        state.write_bytes(bad)
+        with pytest.raises(InputError, match=r"resume.pt: damaged; delete it, or start again with"):
+            train(tiny(out, digits, epochs=6), out, *digits)
+        assert state.read_bytes() == bad
+
+
 def test_checkpoint_rebuilds_model_recipe_and_history(trained, digits):
     again = load_checkpoint(trained.path)
     x = digits[0].inputs
@@ -282,3 +342,20 @@ def test_history_has_a_row_for_each_evaluated_epoch_only(tmp_path, digits, train
         if name != "seconds":
             expected = [trained.history[name][epoch] for epoch in (0, 4, 5, 6, 7)]
             torch.testing.assert_close(values, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_halves_of_batches_make_the_same_training(tmp_path, digits, monkeypatch, capsys):
+    """With stochastic depth and mixup, where memory suffices for 9 images at once."""
+    options = dict(depth=3)
+    expected = trained_by(ALONE, tmp_path / "whole.pt", digits, options)
+    forward = CSAN.forward
+
+    def short_of_memory(model, x):
+        if model.training and len(x) > 9:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(model, x)
+
+    monkeypatch.setattr(memory, "_announced", set())
+    monkeypatch.setattr(CSAN, "forward", short_of_memory)
+    assert_same_training(trained_by(ALONE, tmp_path / "halves.pt", digits, options), expected)
+    assert capsys.readouterr().err.count("training: not enough memory for 32 examples at once") == 1

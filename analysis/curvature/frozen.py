@@ -106,6 +106,20 @@ class FrozenLoss:
         other.chunks = self._chunks(data, seed)
         return other
 
+    def halved(self) -> FrozenLoss | None:
+        """The same function with at most half as many examples in one forward pass.
+
+        None if there is but one, or cutting batches would change the result.
+        """
+        largest = max(self.chunks, key=lambda chunk: len(chunk.x), default=None)
+        size = len(largest.x) // 2 if largest else 0
+        if largest is None or not size or self._why_whole(largest, size) is not None:
+            return None
+        other = copy.copy(self)
+        other._micro_batch = size
+        other.chunks = [piece for chunk in self.chunks for piece in _cut(chunk, size)]
+        return other
+
     def _chunks(self, data: Data, seed: int) -> list[Chunk]:
         chunks = self._all_chunks(data, seed)
         return chunks[self.team.shard(len(chunks))]
@@ -252,7 +266,7 @@ def _first(chunk: Chunk, size: int) -> Chunk:
 def _cut(chunk: Chunk, size: int) -> Iterator[Chunk]:
     for start in range(0, len(chunk.x), size):
         x, y = chunk.x[start : start + size], chunk.y[start : start + size]
-        yield Chunk(x, y, chunk.weight * len(x) / len(chunk.x), start, chunk.seed)
+        yield Chunk(x, y, chunk.weight * len(x) / len(chunk.x), chunk.start + start, chunk.seed)
 
 
 def _generator_states(device: torch.device) -> list[Tensor]:

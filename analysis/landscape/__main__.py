@@ -160,19 +160,27 @@ def measure(
     kind = "" if options.directions == "random" else f"_{options.directions}"
     group = options.group(f"landscape{kind}")
     unfinished = f"unfinished/{group}"
+    clean = replace(options, objective="clean", split="test")
+    common: dict[str, Any] = dict(checkpoint=checkpoint, options=settings)
+
+    def look(name: str) -> Measurement | None:
+        def now() -> dict[str, str]:
+            return options.fingerprints(checkpoint) | clean.fingerprints(checkpoint)
+
+        return team.first(lambda: stored(name, **common, data=now))
+
     earlier = None
     if not options.force:
-        found = team.first(lambda: stored(group, checkpoint=checkpoint, options=settings))
+        found = look(group)
         if found:
             print(f"{found.path}:/{group} is there already; --force measures it again")
             return found
-        earlier = team.first(lambda: stored(unfinished, checkpoint=checkpoint, options=settings))
+        earlier = look(unfinished)
         if earlier:
             print(f"{earlier.path}:/{group} was interrupted; going on from there")
     objective = options.build(checkpoint, options.batches)
-    test = replace(options, objective="clean", split="test").build(
-        replace(checkpoint, model=copy.deepcopy(checkpoint.model)), options.batches
-    )
+    test = clean.build(replace(checkpoint, model=copy.deepcopy(checkpoint.model)), options.batches)
+    common["data"] = {options.split: objective.fingerprint, "test": test.fingerprint}
     cut = unpack_cut(earlier) or team.first(lambda: choose(checkpoint, others, objective, options))
     first, second = cut.tensors(objective.model)
     steps = cut.along(0, options.line_points)
@@ -193,32 +201,28 @@ def measure(
     evaluate = partial(surface, adaptive=options.adaptive)
     parts["surface"] = (objective, evaluate, ([first, second], *grid))
 
-    arrays = pack_cut(cut)
+    arrays = dict(earlier.arrays) if earlier else pack_cut(cut)
+    if not earlier:  # directions may have taken a while
+        team.first(partial(store, unfinished, arrays, **common))
 
     def save(part: str, so_far: Slice) -> None:
-        saved = arrays | pack(part, so_far)
-        store(unfinished, saved, checkpoint=checkpoint, options=settings)
+        store(unfinished, arrays | pack(part, so_far), **common)
 
     for part, (what, function, arguments) in parts.items():
-        arrays |= pack(
-            part,
-            function(
-                what.model,
-                what.metrics,
-                what.batches,
-                *arguments,
-                weight_decay=what.weight_decay or None,
-                seed=options.seed,
-                team=team,
-                resume=unpack(part, earlier),
-                save=partial(save, part),
-            ),
+        measured = function(
+            what.model,
+            what.metrics,
+            what.batches,
+            *arguments,
+            weight_decay=what.weight_decay or None,
+            seed=options.seed,
+            team=team,
+            resume=unpack(part, earlier),
+            save=partial(save, part),
         )
-    return team.first(
-        lambda: store(
-            group, arrays, checkpoint=checkpoint, options=settings, in_place_of=unfinished
-        )
-    )
+        arrays |= pack(part, measured)
+        team.first(partial(store, unfinished, arrays, **common))
+    return team.first(partial(store, group, arrays, **common, in_place_of=unfinished))
 
 
 def choose(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from analysis.functional import functional_call
 from analysis.parameters import select_parameters
 from models.errors import InputError
+from models.memory import Halving
 from models.seeds import derive_seed
 
 Batch: TypeAlias = tuple[Tensor, Tensor]
@@ -73,9 +75,10 @@ class Evaluator:
         self.device, self._dtype = first.device, first.dtype
         named = data if isinstance(data, Mapping) else {"": data}
         self._sets = [batches_on(self.device, examples) for examples in named.values()]
+        self._at_once: Halving | None = None
         if not _depends_on_batches(model):
-            size = MICRO_BATCH.get(self.device.type, 256)
-            self._sets = [_regroup(batches, size) for batches in self._sets]
+            self._at_once = Halving(MICRO_BATCH.get(self.device.type, 256), "landscape")
+            self._sets = [_regroup(batches, self._at_once.size) for batches in self._sets]
         self.names = [f"{name}/{metric}".lstrip("/") for name in named for metric in metrics]
         self._calibration = None if recalibrate is None else batches_on(self.device, recalibrate)
         self._seed = seed
@@ -98,13 +101,24 @@ class Evaluator:
         }
 
     def __call__(self, weights: Mapping[str, Tensor]) -> np.ndarray:
-        """Metrics at `weights`, float64 in the order of `names`."""
+        """Metrics at `weights`, float64 in the order of `names`.
+
+        Where memory does not suffice, the batches are halved in evaluation mode: in training mode
+        they are what is measured.
+        """
+        if self._at_once is None:
+            return self._values(weights)
+        return self._at_once(partial(self._values, weights))
+
+    def _values(self, weights: Mapping[str, Tensor], at_most: int | None = None) -> np.ndarray:
         with untouched_rng(self.device), torch.inference_mode():
             tensors = {**weights, **cloned_buffers(self.model)}
             if self._calibration is not None:
                 _recalibrate(self.model, tensors, self._calibration)
             return (
-                torch.cat([self._means(tensors, batches) for batches in self._sets]).cpu().numpy()
+                torch.cat([self._means(tensors, _cut(batches, at_most)) for batches in self._sets])
+                .cpu()
+                .numpy()
             )
 
     def _means(self, tensors: dict[str, Tensor], batches: Sequence[Batch]) -> Tensor:
@@ -209,6 +223,15 @@ def _regroup(batches: list[Batch], size: int) -> list[Batch]:
         return batches
     xs, ys = (torch.cat(tensors) for tensors in zip(*batches, strict=True))
     return list(zip(xs.split(size), ys.split(size), strict=True))
+
+
+def _cut(batches: list[Batch], at_most: int | None) -> list[Batch]:
+    """The same examples, so many at once."""
+    if at_most is None:
+        return batches
+    return [
+        part for x, y in batches for part in zip(x.split(at_most), y.split(at_most), strict=True)
+    ]
 
 
 def _recalibrate(model: nn.Module, tensors: dict[str, Tensor], batches: list[Batch]) -> None:
