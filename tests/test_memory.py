@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from analysis.curvature import GGN, Hessian
 from analysis.curvature.frozen import FrozenLoss
 from analysis.landscape.evaluation import Evaluator
 from analysis.outcomes import outcomes
@@ -186,6 +187,21 @@ def test_a_frozen_loss_is_halved_and_the_same():
         assert len(starts) == 131
         objective = objective.halved()
     assert sizes == [32, 16, 8, 4, 2, 1]
+
+
+@pytest.mark.parametrize("operator", [Hessian, GGN])
+@pytest.mark.parametrize("most", [2, 5, 20])
+def test_operators_go_on_with_smaller_batches(operator, most, capsys):
+    data = (images().inputs, images().labels)
+    exact = operator(Small(), F.cross_entropy, data)
+    A = operator(Small(most), F.cross_entropy, data, memory=10**6)
+    v = torch.linspace(-1, 1, A.shape[0])
+    torch.testing.assert_close(A @ v, exact @ v)
+    torch.testing.assert_close(A @ v, exact @ v)  # from what was kept
+    said = f"{operator.__name__}: not enough memory for 32 examples at once, going on with fewer\n"
+    assert capsys.readouterr().err == said
+    with pytest.raises(type(ERRORS[0])):
+        operator(Small(0), F.cross_entropy, data) @ v
 
 
 def test_what_is_random_or_normalised_over_the_batch_is_not_halved():

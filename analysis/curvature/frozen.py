@@ -17,6 +17,7 @@ from analysis.functional import functional_call
 from analysis.parameters import select_parameters, unflatten
 from models.distributed import ALONE, Team
 from models.errors import InputError
+from models.memory import is_out_of_memory
 from models.seeds import derive_seed
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
@@ -225,19 +226,27 @@ class FrozenLoss:
         for name, module in self._model.named_modules():
             if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
                 return f"{name or 'model'} normalises over the batch"
-        pair = _first(chunk, 2 * size)
-        with torch.no_grad():
-            with self.forward(pair) as outputs:
-                together = self.loss(outputs, pair.y)
-                drawn = _generator_states(self.device)
-            with self.randomness(pair.seed):
-                undrawn = _generator_states(self.device)
-            if not all(map(torch.equal, drawn, undrawn)):
-                return "the forward pass draws random numbers"
-            apart = torch.zeros_like(together)
-            for part in _cut(pair, size):
-                with self.forward(part) as outputs:
-                    apart += self.loss(outputs, part.y) * (len(part.x) / len(pair.x))
+        try:
+            return self._why_together(_first(chunk, 2 * size), size)
+        except (RuntimeError, MemoryError) as error:
+            if size == 1 or not is_out_of_memory(error):
+                raise
+        return self._why_whole(chunk, size // 2)
+
+    @torch.no_grad()
+    def _why_together(self, pair: Chunk, size: int) -> str | None:
+        """Why the loss of a pair of `size` examples each is not the mean of theirs."""
+        with self.forward(pair) as outputs:
+            together = self.loss(outputs, pair.y)
+            drawn = _generator_states(self.device)
+        with self.randomness(pair.seed):
+            undrawn = _generator_states(self.device)
+        if not all(map(torch.equal, drawn, undrawn)):
+            return "the forward pass draws random numbers"
+        apart = torch.zeros_like(together)
+        for part in _cut(pair, size):
+            with self.forward(part) as outputs:
+                apart += self.loss(outputs, part.y) * (len(part.x) / len(pair.x))
         rounding = 1e3 * torch.finfo(self.dtype).eps
         if not torch.isclose(together, apart, rtol=rounding, atol=rounding, equal_nan=True):
             return "the loss of a batch is not the mean of the losses of its examples"

@@ -18,6 +18,7 @@ from analysis.curvature.frozen import Chunk, Data, FrozenLoss, LossFunction
 from analysis.parameters import flatten
 from models.distributed import ALONE, Team
 from models.errors import InputError
+from models.memory import is_out_of_memory, make_room
 from models.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -77,7 +78,8 @@ class CurvatureOperator(ABC):
     micro_batch
         Largest number of examples in one pass; None chooses by device.
     memory
-        Budget in bytes for what is kept between products.
+        Budget in bytes for what is kept between products. Where it is more than there is, batches
+        are halved, and the budget, too.
     team
         Processes that share the data, each with the same arguments. They make all products together
         and all get the whole result, for one sum over the processes.
@@ -147,6 +149,19 @@ class CurvatureOperator(ABC):
         return self._product(vectors.T.contiguous()).T
 
     def _product(self, rows: Tensor) -> Tensor:
+        while True:
+            try:
+                product = self._product_of_own_data(rows)
+                return self.team.sum_(product).add_(rows, alpha=self._weight_decay)
+            except (RuntimeError, MemoryError) as error:
+                smaller = self._objective.halved() if is_out_of_memory(error) else None
+                if smaller is None:
+                    raise
+            make_room(type(self).__name__, max(len(c.x) for c in self._objective.chunks))
+            self._objective, self._memory = smaller, self._memory // 2
+            self._kept, self._keep = [], None
+
+    def _product_of_own_data(self, rows: Tensor) -> Tensor:
         product = torch.zeros_like(rows)
         pieces = _unflatten_rows(rows, self._parameters)
         if self.device.type == "cpu" or len(rows) == 1:
@@ -160,7 +175,7 @@ class CurvatureOperator(ABC):
             for linear_map in self._linear_maps():
                 found = [piece.flatten(1) for piece in linear_map.apply(pieces, True)]
                 product += torch.cat(found, dim=1)
-        return self.team.sum_(product).add_(rows, alpha=self._weight_decay)
+        return product
 
     def to_scipy(self) -> LinearOperator:
         """The operator for `scipy.sparse.linalg`, which takes and returns NumPy arrays."""
