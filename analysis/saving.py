@@ -26,6 +26,7 @@ class Saver(Generic[State]):
     def __init__(self, save: Callable[[State], object] | None, state: State) -> None:
         self._save, self._state = save, state
         self._saved = time.monotonic()
+        self._unsaved = False
 
     def __enter__(self) -> None:
         """Watch for exceptions."""
@@ -37,11 +38,12 @@ class Saver(Generic[State]):
         traceback: TracebackType | None,
     ) -> None:
         """Save what there is if something ends the work early."""
-        if kind is not None and self._save is not None:
+        if kind is not None and self._save is not None and self._unsaved:
             self._save(self._state)
 
     def now_and_then(self) -> None:
-        """Save, if it is time."""
+        """Save what has been added to the state, if it is time."""
+        self._unsaved = True
         if self._save is not None and time.monotonic() - self._saved >= SAVE_EVERY:
             self._save(self._state)
-            self._saved = time.monotonic()
+            self._saved, self._unsaved = time.monotonic(), False

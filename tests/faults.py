@@ -637,6 +637,7 @@ def main() -> None:
     parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS))
     options = parser.parse_args()
     torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # with the table
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         trial = Trial(options.seed, Path(folder), options.commands)
