@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from analysis import saving
+from analysis.curvature import spectrum
 from models import load_checkpoint, load_dataset
 from models.train import Options, untrained
 
@@ -255,6 +256,37 @@ def test_landscape_goes_on_where_it_was_interrupted(here, call, monkeypatch):
     assert len(calls) == 4 * 5 + 9 + 1
     with h5py.File("checkpoints/csan3.h5") as file:
         np.testing.assert_array_equal(file["landscape/train/surface/nll"], whole)
+
+
+def test_hessian_goes_on_where_it_was_interrupted(here, call, monkeypatch):
+    arguments = ["--ckpt", "checkpoints/csan3.pt", *SMALL["analysis.hessian"], "--batches", "4"]
+    call("analysis.hessian", *arguments)
+    measured = Path("checkpoints/csan3.h5")
+    with h5py.File(measured) as file:
+        whole = {key: file["hessian/train"][key][()] for key in ("eigenvalues", "matvecs", "trace")}
+    measured.unlink()
+    start, calls = spectrum.start, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return start(*arguments)
+
+    monkeypatch.setattr(spectrum, "start", interrupted)
+    code, _, err = call("analysis.hessian", *arguments)
+    assert code == 130
+    assert "what has been saved is kept" in err
+    with h5py.File(measured) as file:
+        assert file["unfinished/hessian/train/done"][()].tolist() == [True, True, False, False]
+    code, out, _ = call("analysis.hessian", *arguments)
+    assert code == 0
+    assert "was interrupted; going on from there" in out
+    assert len(calls) == 4  # the second, interrupted, and again; the third
+    with h5py.File(measured) as file:
+        assert "unfinished/hessian/train" not in file
+        for key, array in whole.items():
+            np.testing.assert_array_equal(file["hessian/train"][key], array)
 
 
 def test_landscape_killed_ten_times_gives_the_same_bytes(here, call, monkeypatch):
