@@ -178,10 +178,11 @@ def _result(succeeded: bool, result: Any) -> Any:
 
 def _wait(store: dist.Store, key: str) -> bytes:
     """The value of a key that another process will set."""
-    while True:
-        with contextlib.suppress(dist.DistStoreError):  # not yet
-            store.wait([key], timedelta(seconds=1))  # signals are heard in between
-            return store.get(key)
+    pause = 0.001
+    while not store.check([key]):  # rather than `wait`, during which signals are not heard
+        time.sleep(pause)
+        pause = min(2 * pause, 0.1)
+    return store.get(key)
 
 
 @contextlib.contextmanager
