@@ -6,16 +6,18 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
 import pytest
 import torch
 
+from analysis import study
 from analysis.landscape import __main__ as landscape
 from models import load_checkpoint, load_dataset
 from models import train as training
+from models.cli import run
 from models.train import Options, untrained
 from tests.test_commands import progress_of
 
@@ -140,3 +142,59 @@ def test_bad_input_is_said_once_and_last(here):
     assert codes[-1] == "2"  # of the root cause
     assert set(codes) <= {"2", "-15"}  # torchrun may end the other before it has read its options
     assert {path: path.read_bytes() for path in here.iterdir()} == before
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """Of a command that does nothing."""
+
+
+@pytest.mark.parametrize(("rank", "alone"), [(0, True), (1, True), (0, False), (1, False)])
+def test_what_is_not_shared_is_done_once_and_only_one_process_speaks(
+    monkeypatch, capfd, rank, alone
+):
+    monkeypatch.setattr(sys, "argv", ["command"])
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    monkeypatch.setenv("RANK", str(rank))
+    called = []
+
+    def main(options):
+        called.append(options)
+        print("table")
+        print("progress", file=sys.stderr)
+
+    run(main, NoOptions, alone=alone)
+    assert len(called) == (rank == 0 or not alone)
+    assert capfd.readouterr() == (("table\n", "progress\n") if rank == 0 else ("", ""))
+
+
+def test_a_study_has_processes_of_its_own(monkeypatch, call_module):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    monkeypatch.setenv("RANK", "0")
+    code, _, err = call_module(study, "digits")
+    assert code == 2
+    assert re.fullmatch(r"error: torchrun: found around a study, expected none; [^\n]+\n", err)
+
+
+def test_the_first_of_several_signals_counts(monkeypatch, capfd):
+    """So that what it interrupts can be saved."""
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(sys, "argv", ["command"])
+    saved = []
+
+    def main(options):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        except KeyboardInterrupt:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+            saved.append("all")
+            raise
+
+    with pytest.raises(SystemExit) as stop:
+        run(main, NoOptions)
+    assert stop.value.code == 130
+    assert saved == ["all"]
+    assert "what has been saved is kept" in capfd.readouterr().err
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
