@@ -58,6 +58,18 @@ class Case:
         return x, torch.randint(100, (self.images,), generator=generator)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What a case costs."""
+
+    flops: float  # n F v, of forward passes
+    images: int
+    vectors: int
+    parameters: int
+    kept: float  # bytes of graph an image
+    seconds: float  # CPU time of a product
+
+
 FITTED = (
     *(Case(48, 2, 8), Case(48, 2, 32), Case(48, 6, 16), Case(96, 4, 8), Case(96, 4, 16)),
     *(Case(192, 2, 4), Case(192, 2, 16), Case(96, 2, 8, 4), Case(48, 4, 8, 4)),
@@ -131,21 +143,28 @@ def cost(team: Team) -> list[str]:
     fitted, checked = (
         team.first(partial(list, map(measure, cases))) for cases in (FITTED, CHECKED)
     )
-    kept = [b / (64 * c.depth * c.dim) for c, (*_, b) in zip(FITTED, fitted, strict=True)]
-    rate, fixed, per_number = fit([(PASSES * f, 1, p) for f, p, _, _ in fitted], seconds(fitted))
-    rate = 1 / rate
+    kept = [m.kept / (64 * c.depth * c.dim) for c, m in zip(FITTED, fitted, strict=True)]
+    terms = [(PASSES * m.flops, m.vectors * m.images * m.kept, 1.0) for m in fitted]
+    constants = fit(terms, [m.seconds for m in fitted])
     lines = [
-        "Hessian-vector products, one process: CPU seconds = 6 F n v / rate + P v * pass + start, "
-        f"with rate = {rate:.3g} FLOP/s, pass = {per_number:.2g} s, start = {fixed:.2g} s; "
-        f"graph kept: {np.median(kept):.0f} bytes an image, token, block and channel",
+        "Hessian-vector products, one process: CPU seconds = 6 F n v / rate + g n v / traffic + "
+        f"start, with rate = {1 / constants[0]:.3g} FLOP/s, traffic = {1 / constants[1]:.3g} B/s, "
+        f"start = {constants[2]:.2g} s; g = {np.median(kept):.0f} bytes an image, token, block and "
+        "channel",
         "",
         "| not in the fit: dim, depth, images, vectors | CPU seconds | predicted | ratio |",
         "|---|---:|---:|---:|",
     ]
-    for case, (flops, numbers, measured, _) in zip(CHECKED, checked, strict=True):
-        predicted = PASSES * flops / rate + numbers * per_number + fixed
+
+    def predict(m: Measured, processes: int) -> float:
+        work = np.array([PASSES * m.flops, m.vectors * m.images * m.kept]) / processes
+        return float(work @ constants[:2] + constants[2])
+
+    def row(case: Case, measured: float, predicted: float) -> str:
         what = f"{case.dim}, {case.depth}, {case.images}, {case.vectors}"
-        lines.append(f"| {what} | {measured:.3f} | {predicted:.3f} | {measured / predicted:.2f} |")
+        return f"| {what} | {measured:.3f} | {predicted:.3f} | {measured / predicted:.2f} |"
+
+    lines += [row(c, m.seconds, predict(m, 1)) for c, m in zip(CHECKED, checked, strict=True)]
     if team.size == 1:
         return lines
     sums = [time_of_sum(n, team) for n in MESSAGES]
@@ -165,17 +184,15 @@ def cost(team: Team) -> list[str]:
         f"| products of {team.size} processes, the slower | CPU seconds | predicted | ratio |",
         "|---|---:|---:|---:|",
     ]
-    for case, (flops, numbers, _, _) in zip(CHECKED, checked, strict=True):
-        predicted = PASSES * flops / rate / team.size + numbers * per_number + fixed
-        predicted += latency + 4 * numbers * per_byte
-        measured = slowest(measure(case, team)[2], team)
-        what = f"{case.dim}, {case.depth}, {case.images}, {case.vectors}"
-        lines.append(f"| {what} | {measured:.3f} | {predicted:.3f} | {measured / predicted:.2f} |")
+    for case, alone in zip(CHECKED, checked, strict=True):
+        numbers = alone.vectors * alone.parameters
+        predicted = predict(alone, team.size) + latency + 4 * numbers * per_byte
+        lines.append(row(case, slowest(measure(case, team).seconds, team), predicted))
     return lines
 
 
-def measure(case: Case, team: Team = ALONE) -> tuple[float, int, float, float]:
-    """FLOPs of forward passes (n F v), numbers (P v), CPU seconds, bytes kept an image."""
+def measure(case: Case, team: Team = ALONE) -> Measured:
+    """Time the product of a case, by its team."""
     model, (x, y) = case.model(), case.data()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(x)
@@ -189,18 +206,14 @@ def measure(case: Case, team: Team = ALONE) -> tuple[float, int, float, float]:
         # Of one thread; on a busy machine the clock on the wall says something else.
         taken.append(timed(lambda: hessian @ vectors, time.process_time)[0])
     chunk = hessian._objective.chunks[0]
-    kept = graph_bytes(hessian._chunk_gradient(chunk)) / len(chunk.x) if team.size == 1 else 0.0
-    return (
-        float(counter.get_total_flops() * case.vectors),
-        size * case.vectors,
-        min(taken),
-        kept,
+    return Measured(
+        flops=float(counter.get_total_flops() * case.vectors),
+        images=case.images,
+        vectors=case.vectors,
+        parameters=size,
+        kept=graph_bytes(hessian._chunk_gradient(chunk)) / len(chunk.x),
+        seconds=min(taken),
     )
-
-
-def seconds(measured: Sequence[tuple[float, int, float, float]]) -> list[float]:
-    """The times among measurements."""
-    return [taken for _, _, taken, _ in measured]
 
 
 def fit(terms: Sequence[Sequence[float]], targets: Sequence[float]) -> np.ndarray:
