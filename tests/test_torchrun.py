@@ -1,5 +1,6 @@
 """Commands under torchrun: one process prints and writes, and what is killed goes on."""
 
+import contextlib
 import os
 import re
 import signal
@@ -56,13 +57,11 @@ def torchrun(*arguments, **options):
 
 def child(process, rank):
     """Process number of a rank, or None if it is not there."""
-    for task in Path(f"/proc/{process.pid}/task").iterdir():
-        for pid in (task / "children").read_text().split():
-            try:
+    for task in Path(f"/proc/{process.pid}/task").glob("*/children"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # ended meanwhile
+            for pid in task.read_text().split():
                 if f"RANK={rank}" in Path(f"/proc/{pid}/environ").read_text().split("\0"):
                     return int(pid)
-            except (FileNotFoundError, ProcessLookupError):
-                continue
     return None
 
 
