@@ -20,6 +20,7 @@ to either side.)
 
 from __future__ import annotations
 
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -325,9 +326,10 @@ def _missing(quantity: str, variant: Variant, measurements: Sequence[Measurement
     what = f"window {window}, head window {heads}"
     if not known:
         example = next(m for m in measurements if m.name == "history").checkpoint
+        data = shlex.quote(example["dataset"])
         images = "" if example["images"] is None else f" --images {example['images']}"
         return (
-            f"no training with {what}: python -m models.train --dataset {example['dataset']}"
+            f"no training with {what}: python -m models.train --dataset {data}"
             f"{images} --window {window} --head-window {heads} "
             f"--epochs {example['recipe']['epochs']} --out NAME.pt"
         )
@@ -336,7 +338,7 @@ def _missing(quantity: str, variant: Variant, measurements: Sequence[Measurement
         path = (
             path.with_suffix("") / f"epoch{known[0].checkpoint['recipe']['warmup_epochs']:03d}.pt"
         )
-    command = f"python -m analysis.{QUANTITIES[quantity].command} --ckpt {path}"
+    command = f"python -m analysis.{QUANTITIES[quantity].command} --ckpt {shlex.quote(str(path))}"
     return f"{QUANTITIES[quantity].symbol} with {what}: {command}"
 
 

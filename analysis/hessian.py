@@ -79,6 +79,8 @@ def main(options: Options) -> None:
     from models.distributed import join
 
     options.require(k=1, batches=1, density_batches=1, probes=2, steps=2, memory=0)
+    if not 0 <= options.tol < 1:
+        raise InputError(f"tol: {options.tol} found, expected a relative error from 0 to below 1")
     team = join(choose_device(options.device).type)
     if options.density_batches > options.batches:
         raise InputError(

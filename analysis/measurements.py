@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
-from models.errors import InputError
+from analysis.schema import require_usable
+from models.errors import InputError, shown
 from models.files import locked, patiently, replacing
+from models.hdf5 import opened
 
 if TYPE_CHECKING:
     from models.checkpoint import Checkpoint
@@ -130,6 +132,9 @@ def _copy_all_but(left_out: Collection[str | None], path: Path, new: h5py.File) 
         raise _damaged(path, error) from error
 
 
+_EXPECTED = "expected one that the commands of analysis wrote; it is left as it is: move it away"
+
+
 def _opened(path: Path) -> h5py.File:
     """An HDF5 file to read from, once no other program has it open for writing."""
     return patiently(lambda: h5py.File(path), BlockingIOError, path)
@@ -153,30 +158,31 @@ def load(path: Path, name: str) -> Measurement | None:
     """
     if not path.exists():
         return None
-    try:
-        with _opened(path) as file:
-            group = file.get(name)
-            if group is None:
-                return None
-            arrays: dict[str, np.ndarray] = {}
-            group.visititems(
-                lambda key, item: (
-                    arrays.__setitem__(key, item[()]) if isinstance(item, h5py.Dataset) else None
-                )
-            )
-            attributes = {key: group.attrs[key] for key in ("options", "checkpoint", "versions")}
-            return Measurement(
-                path=path,
-                name=name,
-                arrays=arrays,
-                **{key: json.loads(text) for key, text in attributes.items()},
-                date=str(group.attrs["date"]),
-                data=json.loads(group.attrs.get("data", "{}")),
-            )
-    except InputError:
-        raise
-    except (OSError, RuntimeError, KeyError, ValueError, AttributeError, TypeError) as error:
-        raise _damaged(path, error) from error
+    with opened(path, _EXPECTED) as file:
+        group = file.find(name)
+        if group is None:
+            return None
+        attributes = {
+            key: _dictionary(key, file.text(key, group))
+            for key in ("options", "checkpoint", "versions")
+        }
+        found = Measurement(
+            path=path,
+            name=name,
+            arrays=file.arrays(group),
+            **attributes,
+            date=file.text("date", group),
+            data=_dictionary("data", file.text("data", group, default="{}")),
+        )
+        require_usable(found)
+        return found
+
+
+def _dictionary(key: str, text: str) -> dict[str, Any]:
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError(f"{key}: {shown(found)} found, expected a dictionary")
+    return found
 
 
 def stored(

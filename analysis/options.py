@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from models.checkpoint import Checkpoint
 
 DEFAULT_CHECKPOINTS = "checkpoints/csan*.pt"
+MOST = 10**6  # of anything that is counted
 
 Ckpt = Annotated[
     tuple[Path, ...],
@@ -56,13 +57,18 @@ class MeasurementOptions:
         return name if self.split == "train" else f"{name}_{self.split}"
 
     def require(self, **least: int) -> None:
-        """Raise `InputError` if one of the named options is less than what is given for it."""
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise InputError(
-                    f"{name.replace('_', '-')}: {getattr(self, name)} found, "
-                    f"expected at least {bound}"
-                )
+        """Raise `InputError` if one of the named options is out of range.
+
+        What is given for a name is its least value; the largest is `MOST`.
+        """
+        from models.seeds import derive_seed
+
+        derive_seed(self.seed)  # is it usable?
+        for name, bound in {"batch_size": 1, **least}.items():
+            value = getattr(self, name)
+            if not bound <= value <= MOST:
+                which = f"least {bound}" if value < bound else f"most {MOST}"
+                raise InputError(f"{name.replace('_', '-')}: {value} found, expected at {which}")
 
     def fingerprints(self, checkpoint: Checkpoint) -> dict[str, str]:
         """Of the images that a checkpoint is measured on, as they are now, if they are there."""

@@ -25,6 +25,8 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import math
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -35,7 +37,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.cli import parse
-from models.errors import InputError
+from models.errors import InputError, shown
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -43,10 +45,13 @@ else:
     import tomli as tomllib
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from models.checkpoint import Checkpoint
     from models.train import Options as TrainOptions
 
 FOLDER = Path("studies")
+MOST = 1000  # trainings of one grid
 COMMANDS = {
     "nll": "analysis.nll",
     "hessian": "analysis.hessian",
@@ -131,10 +136,19 @@ class Training:
 
     @cached_property
     def start(self) -> Checkpoint:
-        """The untrained network; the dataset is not needed, if it is a known one."""
+        """The untrained network, without memory; a dataset that is known is not needed."""
+        import torch
+
         from models.train import untrained
 
-        return untrained(self.options, _blank_dataset(self.options))
+        with torch.device("meta"):
+            return untrained(self.options, _blank_dataset(self.options))
+
+    def network(self) -> nn.Module:
+        """The untrained network."""
+        from models.train import untrained
+
+        return untrained(self.options, _blank_dataset(self.options)).model
 
     def made(self, description: Mapping[str, Any]) -> bool:
         """Whether this is the training that a measurement remembers (`measurements.describe`)."""
@@ -189,7 +203,7 @@ class Training:
         architecture = self.start.architecture
         size, channels = architecture["image_size"], architecture["channels"]
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            self.start.model.eval()(torch.zeros(2, channels, size, size))
+            self.network().eval()(torch.zeros(2, channels, size, size))
         return 3 * counter.get_total_flops() / 2 * self.image_steps
 
     def measure_rate(self, device: str) -> float:
@@ -208,7 +222,7 @@ class Training:
             images=torch.randint(256, shape, dtype=torch.uint8),
             labels=torch.arange(batch) % len(dataset.classes),
         )
-        augment, model = Augmentation(recipe, dataset), start.model.to(device).train()
+        augment, model = Augmentation(recipe, dataset), self.network().to(device).train()
         began = 0.0
         for step in range(3):
             inputs, targets = (t.to(device) for t in augment(torch.arange(batch)))
@@ -247,23 +261,28 @@ def load_plan(name: str, common: Mapping[str, Any] | None = None) -> Plan:
         known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.toml"))) or "none here"
         raise InputError(f"{path}: no such study, expected a TOML file or one of studies/: {known}")
     try:
-        content = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a TOML file: {error}") from error
     kinds = {"folder": str, "figures": str, "threads": int, "train": dict}
     for key, value in content.items():
         if key not in (*kinds, "grid", "measure"):
-            raise InputError(f"{path}: {key!r} found, expected {', '.join(kinds)}, grid, measure")
-        if key in kinds and not isinstance(value, kinds[key]):
-            raise InputError(f"{path}: {key} = {value!r} found, expected {kinds[key].__name__}")
+            known = ", ".join(kinds)
+            raise InputError(f"{path}: {shown(key)} found, expected {known}, grid, measure")
+        if key in kinds and type(value) is not kinds[key]:
+            raise InputError(
+                f"{path}: {key} = {shown(value)} found, expected {kinds[key].__name__}"
+            )
+        if isinstance(value, str) and not value.isprintable():
+            raise InputError(f"{path}: {key} = {shown(value)} found, expected the name of a folder")
     tables = {key: content.get(key, []) for key in ("grid", "measure")}
     for key, value in tables.items():
         if not isinstance(value, list) or not all(isinstance(table, dict) for table in value):
-            raise InputError(f"{path}: {key} = {value!r} found, expected [[{key}]] tables")
+            raise InputError(f"{path}: {key} = {shown(value)} found, expected [[{key}]] tables")
     if not tables["grid"]:
         raise InputError(f"{path}: no [[grid]] found, expected at least one")
-    if content.get("threads", 1) < 1:
-        raise InputError(f"{path}: threads = {content['threads']} found, expected at least 1")
+    if not 1 <= content.get("threads", 1) <= 1024:
+        raise InputError(f"{path}: threads = {shown(content['threads'])} found, expected 1 to 1024")
     measures = tuple(
         _measure(table, f"{path}: [[measure]] {i + 1}", common or {})
         for i, table in enumerate(tables["measure"])
@@ -283,10 +302,11 @@ def load_plan(name: str, common: Mapping[str, Any] | None = None) -> Plan:
 
 def _measure(table: Mapping[str, Any], place: str, common: Mapping[str, Any]) -> Measure:
     command = table.get("command")
-    if command not in COMMANDS:
-        raise InputError(f"{place}: command = {command!r}, expected one of {', '.join(COMMANDS)}")
+    if not isinstance(command, str) or command not in COMMANDS:
+        known = ", ".join(COMMANDS)
+        raise InputError(f"{place}: command = {shown(command)}, expected one of {known}")
     own = {key: value for key, value in table.items() if key != "command"}
-    arguments = _arguments({**own, **common})
+    arguments = _arguments({**own, **common}, place)
     options = _parse(importlib.import_module(COMMANDS[command]).Options, arguments, place)
     return Measure(command, arguments, options)
 
@@ -303,22 +323,25 @@ def _trainings(
     settings = {**shared, **table}
     asked = settings.pop("measure", None)
     names = [m.command for m in measures]
-    if asked is not None and (not isinstance(asked, list) or not set(asked) <= set(names)):
-        raise InputError(f"{place}: measure = {asked!r} found, expected some of {names}")
+    if asked is not None and (not isinstance(asked, list) or any(a not in names for a in asked)):
+        raise InputError(f"{place}: measure = {shown(asked)} found, expected some of {names}")
     own = measures if asked is None else tuple(m for m in measures if m.command in asked)
     if not isinstance(settings.get("out"), str):
-        raise InputError(f"{place}: out = {settings.get('out')!r} found, expected a file name")
+        raise InputError(f"{place}: out = {shown(settings.get('out'))} found, expected a file name")
     axes = {k: v for k, v in settings.items() if isinstance(v, list) and k != "snapshots"}
+    count = math.prod(map(len, axes.values()))
+    if not 1 <= count <= MOST:
+        raise InputError(f"{place}: {shown(count)} trainings found, expected 1 to {MOST}")
     trainings = []
     for values in product(*axes.values()):
         chosen = {**settings, **dict(zip(axes, values, strict=True))}
-        try:
-            chosen["out"] = chosen["out"].format(**chosen)
-        except (KeyError, IndexError, ValueError) as error:
+        parts = re.split(r"{(\w+)}", settings["out"])  # every other one is a name
+        if not set(parts[1::2]) <= chosen.keys() or re.search("[{}]", "".join(parts[::2])):
             raise InputError(
-                f"{place}: out = {settings['out']!r} found, expected {{NAME}} only of options"
-            ) from error
-        arguments = _arguments({**chosen, **common})
+                f"{place}: out = {shown(settings['out'])} found, expected {{NAME}} only of options"
+            )
+        chosen["out"] = "".join(str(chosen[p]) if i % 2 else p for i, p in enumerate(parts))
+        arguments = _arguments({**chosen, **common}, place)
         options = _parse(Options, arguments, place)
         training = Training(arguments, options, own)
         try:
@@ -336,13 +359,20 @@ def _parse(options_type: type[Any], arguments: tuple[str, ...], place: str) -> A
         raise InputError(f"{place}: {error}") from error
 
 
-def _arguments(options: Mapping[str, Any]) -> tuple[str, ...]:
+def _arguments(options: Mapping[str, Any], place: str) -> tuple[str, ...]:
     """Options as they are given on a command line."""
     words: list[str] = []
     for key, value in options.items():
+        values = value if isinstance(value, list) else [value]
+        plain = all(isinstance(v, bool | int | float | str) for v in values)
+        # A text that looks like an option would be taken for one.
+        if any(isinstance(v, str) and (v.startswith("-") or not v.isprintable()) for v in values):
+            plain = False
+        if not plain or not re.fullmatch("[a-z][a-z0-9_-]*", key) or key == "help":
+            raise InputError(f"{place}: {shown(key)} = {shown(value)} found, expected an option")
         if value is False:
             continue
-        values = value if isinstance(value, list) else [] if value is True else [value]
+        values = [] if value is True else values
         words += [f"--{key.replace('_', '-')}", *map(str, values)]
     return tuple(words)
 

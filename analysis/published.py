@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,12 +82,17 @@ def read_surface(path: Path) -> Surface:
     import numpy as np
 
     try:
-        table = np.loadtxt(path, delimiter=",", ndmin=2)
+        # A name alone might be unpacked or downloaded; an empty file is complained of below.
+        with path.open(encoding="utf-8") as lines, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            table = np.loadtxt(lines, delimiter=",", ndmin=2)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: {error}, expected lines of comma-separated numbers") from error
     if table.shape[0] == 0 or table.shape[1] <= max(COLUMNS.values()):
         raise InputError(f"{path}: a table of {table.shape}, expected x, y, L1, L2, NLL, ...")
     x, y, l2, nll = (table[:, column] for column in COLUMNS.values())
+    if not np.isfinite(x).all() or not np.isfinite(y).all():
+        raise InputError(f"{path}: points that are not finite, expected a grid")
     xs, column = np.unique(x.round(9), return_inverse=True)
     ys, row = np.unique(y.round(9), return_inverse=True)
     if (
@@ -96,6 +102,8 @@ def read_surface(path: Path) -> Surface:
         raise InputError(
             f"{path}: {len(table)} points, expected each of a {len(ys)} x {len(xs)} grid once"
         )
+    if min(len(xs), len(ys)) < 2:
+        raise InputError(f"{path}: a grid of {len(ys)} x {len(xs)}, expected at least 2 x 2")
     values = np.empty((len(ys), len(xs)))
     values[row, column] = nll + PENALTY * l2
     return Surface(path.stem, xs, ys, values)

@@ -61,7 +61,9 @@ def main(options: Options) -> None:
     from analysis.tables import print_table
     from models.devices import choose_device
     from models.distributed import join
+    from models.seeds import derive_seed
 
+    derive_seed(options.seed)  # is it usable?
     checkpoints = open_checkpoints(options.ckpt, options.out)
     device = choose_device(options.device)
     team = join(device.type)

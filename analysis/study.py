@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import importlib
 import io
+import math
 import os
 import signal
 import subprocess
@@ -70,9 +71,9 @@ def main(options: Options) -> None:
             "torchrun: found around a study, expected none; the processes of a study are those of "
             "--processes"
         )
-    if options.processes < 1:
-        raise InputError(f"processes: {options.processes} found, expected at least 1")
-    if options.rate is not None and not options.rate > 0:
+    if not 1 <= options.processes <= 1024:
+        raise InputError(f"processes: {options.processes} found, expected at least 1, at most 1024")
+    if options.rate is not None and not 0 < options.rate < math.inf:
         raise InputError(f"rate: {options.rate} found, expected more than 0 images/s")
     common: dict[str, str] = {} if options.device == "auto" else {"device": options.device}
     if options.data_root is not None:

@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 from models.csan import CSAN
-from models.errors import InputError
+from models.description import require_description, require_history, require_integer
+from models.errors import InputError, shown
 from models.files import replacing
 from models.recipes import Recipe
+from models.weights import read_pickle
 
 FORMAT = "locality-landscapes checkpoint 1"
 _KEYS: dict[str, type | tuple[type, ...]] = {
@@ -92,15 +94,24 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     content = _read(path)
     try:
+        require_description(content)
         recipe = Recipe(**content["recipe"])
-        model = CSAN(**content["architecture"])
+        require_integer("epoch", content["epoch"], 0, recipe.epochs)
+        if content["epoch"]:
+            require_history(content["history"])
+        # Without memory at first: what the options ask for may be anything.
+        require_integer(
+            "depth", content["architecture"].get("depth"), 1, len(content["state_dict"])
+        )
+        with torch.device("meta"):
+            form = CSAN(**content["architecture"]).state_dict()
     except (TypeError, InputError) as error:
-        raise InputError(f"{path}: the checkpoint's options do not fit: {error}") from error
-    try:
-        model.load_state_dict(content["state_dict"])
-    except (RuntimeError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split()).partition(": ")[2]
-        raise InputError(f"{path}: the weights do not fit the architecture: {reason}") from error
+        reason = str(error)[:300]
+        raise InputError(f"{path}: the checkpoint's options do not fit: {reason}") from error
+    if misfit := _misfit(content["state_dict"], form, path.stat().st_size):
+        raise InputError(f"{path}: the weights do not fit the architecture: {misfit}")
+    model = CSAN(**content["architecture"])
+    model.load_state_dict(dict(content["state_dict"]))
     keys = ("architecture", "dataset", "images", "epoch", "seed", "history", "versions")
     return Checkpoint(
         model=model.eval(),
@@ -111,20 +122,30 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     )
 
 
+def _misfit(found: dict[Any, Any], expected: Mapping[str, Tensor], size: int) -> str | None:
+    """What is wrong with the weights in a file of so many bytes, if anything is."""
+    for name in expected.keys() - found.keys():
+        return f"{name} is missing"
+    for name, tensor in found.items():
+        if name not in expected:
+            return f"{shown(name)} found, which it does not have"
+        if not isinstance(tensor, Tensor) or tensor.dtype != torch.float32:
+            return f"{name} is no float32 tensor"
+        if tensor.shape != expected[name].shape:
+            return f"{name} is {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}"
+    if sum(4 * tensor.numel() for tensor in found.values()) > size:
+        return "they share their bytes"
+    return None
+
+
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file, expected a checkpoint")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged or foreign file fails in any way it likes
-        reason = "it would run code" if "GLOBAL" in str(error) else "it is damaged"
-        raise InputError(
-            f"{path}: not a checkpoint ({reason}), expected a file that models.train wrote"
-        ) from error
+    content = read_pickle(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise InputError(f"{path}: its format is {found!r}, expected {FORMAT!r}")
+        found = shown(content.get("format") if isinstance(content, dict) else content)
+        raise InputError(f"{path}: its format is {found}, expected {FORMAT!r}")
     for key, kind in _KEYS.items():
-        if not isinstance(content.get(key), kind):
+        if key not in content or not isinstance(content[key], kind):
             raise InputError(f"{path}: the checkpoint has no usable {key!r}, expected {kind}")
+    if not all(isinstance(text, str) for pair in content["versions"].items() for text in pair):
+        raise InputError(f"{path}: the checkpoint has no usable 'versions', expected texts")
     return content

@@ -87,6 +87,9 @@ def parse(options_type: type[Options], arguments: Sequence[str] | None = None) -
     spec = sys.modules["__main__"].__spec__
     module = spec.name.removesuffix(".__main__") if spec else sys.argv[0]
     complaint = io.StringIO()
+    for argument in arguments or ():
+        if "\0" in argument:
+            raise InputError(f"{argument!r} found, expected an option without NUL bytes")
     try:
         with contextlib.redirect_stderr(complaint):
             return tyro.cli(

@@ -16,10 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.errors import InputError
+from models.description import require, require_integer, require_number
 
 Border = Literal["clamp", "mask", "zero"]
 Pooling = Literal["gap", "cls"]
+MAX_SIZE = 2**20  # of the other options
+MAX_DEPTH = 256
+MAX_DROP = 0.999
+MAX_WEIGHTS = 2**28  # a gigabyte, as much as a ViT-L
+MAX_SCORES = 2**27  # of all blocks for one image: half a gigabyte of masks
 
 
 def window_start(length: int, window: int) -> Tensor:
@@ -91,7 +96,7 @@ class WindowAttention(nn.Module):
             sees = F.pad(sees, (1, 0, 1, 0), value=True)
             padded = F.pad(padded, (1, 0)) if padded is not None else None
         bias = torch.zeros(sees.shape).masked_fill(~sees, -torch.inf).repeat(1, head_window)
-        self.register_buffer("bias", None if sees.all() else bias, persistent=False)
+        self.register_buffer("bias", None if window >= grid else bias, persistent=False)
         self.register_buffer(
             "zero_keys", None if padded is None else padded * head_window, persistent=False
         )
@@ -235,23 +240,35 @@ class CSAN(nn.Module):
             "heads": heads,
             "window": window,
         }.items():
-            _require(value >= 1, name, value, "at least 1")
-        _require(
+            require_integer(name, value, 1, MAX_DEPTH if name == "depth" else MAX_SIZE)
+        require(
             image_size % patch_size == 0, "patch_size", patch_size, f"a divisor of {image_size}"
         )
-        _require(dim % heads == 0, "heads", heads, f"a divisor of dim = {dim}")
-        _require(
-            1 <= head_window <= heads, "head_window", head_window, f"from 1 to heads = {heads}"
+        require(dim % heads == 0, "heads", heads, f"a divisor of dim = {dim}")
+        require(
+            type(head_window) is int and 1 <= head_window <= heads,
+            "head_window",
+            head_window,
+            f"from 1 to heads = {heads}",
         )
-        _require(border in get_args(Border), "border", border, f"one of {get_args(Border)}")
-        _require(pooling in get_args(Pooling), "pooling", pooling, f"one of {get_args(Pooling)}")
-        _require(int(dim * mlp_ratio) >= 1, "mlp_ratio", mlp_ratio, "positive")
-        _require(0 <= stochastic_depth < 1, "stochastic_depth", stochastic_depth, "in [0, 1)")
+        require(border in get_args(Border), "border", border, f"one of {get_args(Border)}")
+        require(pooling in get_args(Pooling), "pooling", pooling, f"one of {get_args(Pooling)}")
+        require_number("mlp_ratio", mlp_ratio, 1 / dim, MAX_SIZE / dim)
+        require_number("stochastic_depth", stochastic_depth, 0, MAX_DROP)
+        tokens = (image_size // patch_size) ** 2 + (pooling == "cls")
+        hidden = int(dim * mlp_ratio)
+        weights = depth * dim * (4 * dim + 2 * hidden) + dim * (channels * patch_size**2 + classes)
+        require(weights <= MAX_WEIGHTS, "dim", dim, f"at most {MAX_WEIGHTS} weights, not {weights}")
+        require(
+            depth * head_window * tokens**2 <= MAX_SCORES,
+            "image_size",
+            image_size,
+            f"at most {MAX_SCORES} attention scores, found {depth} x {head_window} x {tokens}^2",
+        )
 
         grid = image_size // patch_size
         self.patch_embedding = nn.Conv2d(channels, dim, patch_size, stride=patch_size)
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if pooling == "cls" else None
-        tokens = grid**2 + (pooling == "cls")
         # As large as the patch embedding's output: a global window has no other sense of place, and
         # with the usual 0.02 it spends its first epochs looking for it.
         self.position_embedding = nn.Parameter(torch.randn(1, tokens, dim) * 0.5)
@@ -262,7 +279,7 @@ class CSAN(nn.Module):
                         dim, heads, grid, window, head_window, border, pooling == "cls"
                     ),
                     dim,
-                    int(dim * mlp_ratio),
+                    hidden,
                     stochastic_depth * i / max(depth - 1, 1),
                 )
                 for i in range(depth)
@@ -289,8 +306,3 @@ def _initialise(module: nn.Module) -> None:
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def _require(condition: bool, name: str, value: object, expected: str) -> None:
-    if not condition:
-        raise InputError(f"{name}: {value!r} is not usable, expected {expected}")

@@ -22,9 +22,11 @@ import torch
 from torch import Tensor
 
 from models.errors import InputError
-from models.files import locked, patiently, replacing
+from models.files import locked, replacing
+from models.hdf5 import opened
 
 Split = Literal["train", "test"]
+MAX_CLASSES = 2**16
 DATA_ROOT = "LOCALITY_DATA"
 DOWNLOADABLE = ("cifar10", "cifar100")
 _FORMAT = (
@@ -171,16 +173,14 @@ def _digits(split: Split) -> ImageDataset:
 
 def _read(path: Path, split: Split) -> ImageDataset:
     arrays = {}
-    try:
-        with patiently(lambda: h5py.File(path), BlockingIOError, path) as file:
-            for name in {f"{split}/images", f"{split}/labels", "train/images", "train/labels"}:
-                if not isinstance(file.get(name), h5py.Dataset):
-                    raise InputError(f"{path}: there is no dataset /{name}, {_FORMAT}")
-                arrays[name] = file[name][()]
-            title = str(file.attrs.get("name", path.stem))
-            classes = tuple(str(label) for label in file.attrs.get("classes", ()))
-    except OSError as error:
-        raise InputError(f"{path}: not a readable HDF5 file, {_FORMAT}") from error
+    with opened(path, _FORMAT) as file:
+        for name in {f"{split}/images", f"{split}/labels", "train/images", "train/labels"}:
+            found = file.find(name)
+            if not isinstance(found, h5py.Dataset):
+                raise InputError(f"{path}: there is no dataset /{name}, {_FORMAT}")
+            arrays[name] = file.read(found)
+        title = file.text("name", default=path.stem)
+        classes = file.texts("classes")
     images, labels = arrays[f"{split}/images"], arrays[f"{split}/labels"]
     train_images = arrays["train/images"]
     for found, where in ((images, split), (train_images, "train")):
@@ -191,12 +191,19 @@ def _read(path: Path, split: Split) -> ImageDataset:
             f"{path}: images of shape {images.shape[1:]} in /{split}, expected "
             f"{train_images.shape[1:]} as in /train"
         )
-    if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
-        raise InputError(
-            f"{path}: /{split}/labels is {labels.dtype} {labels.shape}, expected "
-            f"({len(images)},) integers, one for each image"
-        )
-    classes = classes or tuple(str(i) for i in range(int(arrays["train/labels"].max()) + 1))
+    for found, where, n in (
+        (labels, split, len(images)),
+        (arrays["train/labels"], "train", len(train_images)),
+    ):
+        if found.shape != (n,) or found.dtype.kind not in "iu":
+            raise InputError(
+                f"{path}: /{where}/labels is {found.dtype} {found.shape}, expected "
+                f"({n},) integers, one for each image"
+            )
+    count = len(classes) or int(arrays["train/labels"].max()) + 1
+    if not 1 <= count <= MAX_CLASSES:
+        raise InputError(f"{path}: {count} classes, expected 1 to {MAX_CLASSES}")
+    classes = classes or tuple(str(i) for i in range(count))
     if labels.min() < 0 or labels.max() >= len(classes):
         raise InputError(
             f"{path}: /{split}/labels holds {labels.min()} to {labels.max()}, "

@@ -11,6 +11,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.description import require, require_integer, require_number
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -35,6 +37,20 @@ class Recipe:
     crop_padding: int = 0
     flip: bool = False
     clip_norm: float = 5.0
+
+    def __post_init__(self) -> None:
+        """Raise `InputError` if an option is out of range."""
+        require_integer("epochs", self.epochs, 1, 10**6)
+        require_integer("warmup_epochs", self.warmup_epochs, 0, self.epochs)
+        require_integer("batch_size", self.batch_size, 1, 2**24)
+        require_integer("randaugment_ops", self.randaugment_ops, 0, 100)
+        require_integer("crop_padding", self.crop_padding, 0, 1024)
+        for name, high in (
+            *(("learning_rate", 1e6), ("weight_decay", 1e6), ("label_smoothing", 1)),
+            *(("mixup", 1e6), ("cutmix", 1e6), ("randaugment_magnitude", 10), ("clip_norm", 1e9)),
+        ):
+            require_number(name, getattr(self, name), 0, high)
+        require(type(self.flip) is bool, "flip", self.flip, "true or false")
 
     @property
     def loss(self) -> Callable[[Tensor, Tensor], Tensor]:

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from models.errors import InputError
+from models.description import MAX_SEED
+from models.errors import InputError, shown
 
 
 def derive_seed(seed: int, *path: int) -> int:
@@ -10,8 +11,8 @@ def derive_seed(seed: int, *path: int) -> int:
 
     Streams of different paths of one length are independent (numpy's `SeedSequence`; zeros at the
     end of a path do not count), so that any of them can be drawn again without those before it.
-    Raises `InputError` if `seed` is negative.
+    Raises `InputError` if `seed` is negative or has more than 63 bits.
     """
-    if seed < 0:
-        raise InputError(f"seed: {seed} found, expected at least 0")
+    if not 0 <= seed <= MAX_SEED:
+        raise InputError(f"seed: {shown(seed)} found, expected at least 0, below 2^63")
     return int(np.random.SeedSequence((seed, *path)).generate_state(1, np.uint64)[0] >> 1)

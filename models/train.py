@@ -175,6 +175,7 @@ def untrained(options: Options, train_set: ImageDataset) -> Checkpoint:
 
     from models.checkpoint import Checkpoint
     from models.csan import CSAN
+    from models.description import require_integer
     from models.seeds import derive_seed
 
     preset, dataset = choose_preset(options)
@@ -199,6 +200,8 @@ def untrained(options: Options, train_set: ImageDataset) -> Checkpoint:
         "pooling": options.pooling,
     }
     derive_seed(options.seed)  # is it usable?
+    if options.images is not None:
+        require_integer("images", options.images, 1, 2**40)
     with torch.random.fork_rng([]):
         torch.manual_seed(options.seed)
         model = CSAN(**architecture)

@@ -19,10 +19,12 @@ from models.augment import Augmentation
 from models.checkpoint import Checkpoint, load_checkpoint, save
 from models.csan import part_of_batch
 from models.datasets import ImageDataset
+from models.description import require, require_history, require_integer
 from models.distributed import ALONE, Team
 from models.errors import InputError
 from models.memory import Halving
 from models.seeds import derive_seed
+from models.weights import read_pickle
 
 EVALUATION_BATCH = 256
 evaluating = Halving(EVALUATION_BATCH, "evaluation")  # for all evaluations of this process
@@ -261,12 +263,10 @@ def _saved_state(path: Path, start: Checkpoint, data: list[str]) -> dict[str, An
     """What `_save_state` has saved of the training that begins with `start`, if it has."""
     if not path.exists():
         return None
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        identity = state["run"]
-    except Exception as error:  # a damaged file fails in any way it likes
-        raise _damaged(path) from error
-    if identity != _identity(start):
+    state = read_pickle(path)
+    if not isinstance(state, dict) or not isinstance(state.get("run"), str):
+        raise _damaged(path)
+    if state["run"] != _identity(start):
         raise InputError(
             f"{path}: saved by a training with other options; give those again, or start anew "
             "with --force"
@@ -283,10 +283,20 @@ def _restored(
     saved: dict[str, Any], path: Path, start: Checkpoint, optimizer: torch.optim.Optimizer
 ) -> Checkpoint:
     try:
+        require_integer("epoch", saved["epoch"], 1, start.recipe.epochs)
+        require_history(saved["history"])
+        # Settings are those of the recipe, whatever the file says; the rate is set at every step.
+        own, parameters = optimizer.state_dict(), list(start.model.parameters())
+        moments = saved["optimizer"]["state"]
+        for i, moment in moments.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                require(moment[name].shape == parameters[i].shape, name, i, "a parameter's shape")
+            require(moment["step"].numel() == 1 and len(moment) == 3, "step", i, "one number")
+        require(len(moments) == len(parameters), "optimizer", len(moments), "all parameters")
         start.model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
+        optimizer.load_state_dict(own | {"state": moments})
         return replace(start, epoch=saved["epoch"], history=saved["history"])
-    except Exception as error:
+    except Exception as error:  # a damaged file fails in any way it likes
         raise _damaged(path) from error
 
 

@@ -174,7 +174,7 @@ BAD = {
     "foreign dataset": (
         "models.train",
         "--out new.pt --dataset text.h5",
-        "text.h5: not a readable",
+        "text.h5: not a usable",
     ),
     "empty dataset": ("models.train", "--out new.pt --dataset no.h5", "no dataset /train/"),
     "preset": ("models.train", "--out new.pt --preset none", "preset: 'none' is unknown"),

@@ -125,7 +125,7 @@ def test_unknown_names_and_foreign_files_are_refused(tmp_path):
     with pytest.raises(InputError, match="split: 'validation' is unknown"):
         load_dataset("digits", "validation")
     (tmp_path / "text.h5").write_text("not HDF5")
-    with pytest.raises(InputError, match="not a readable HDF5 file"):
+    with pytest.raises(InputError, match="not a usable HDF5 file"):
         load_dataset(tmp_path / "text.h5")
 
 

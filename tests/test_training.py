@@ -294,7 +294,7 @@ class RunsCode:
     ("spoil", "complaint"),
     [
         (lambda content: RunsCode(), "it would run code"),
-        (lambda content: [1, 2], "its format is 'list'"),
+        (lambda content: [1, 2], "its format is a list"),
         (lambda content: {"state_dict": {}}, "its format is None"),
         (lambda content: {"format": FORMAT}, "no usable 'architecture'"),
         (lambda content: content | {"epoch": "five"}, "no usable 'epoch'"),
@@ -302,10 +302,10 @@ class RunsCode:
         (lambda content: change(content, "architecture", window=0), "window: 0"),
         (lambda content: change(content, "architecture", border="wrap"), "border: 'wrap'"),
         (lambda content: change(content, "architecture", head_window=4), "head_window: 4"),
-        (lambda content: content | {"state_dict": {}}, "weights do not fit.*Missing key"),
+        (lambda content: content | {"state_dict": {}}, "weights do not fit.*is missing"),
         (
             lambda content: change(content, "state_dict", **{"norm.bias": torch.zeros(3)}),
-            "weights do not fit.*size mismatch",
+            "weights do not fit.*norm.bias is .3,., expected",
         ),
     ],
 )
@@ -330,7 +330,7 @@ def test_truncated_and_missing_checkpoints_are_refused(trained, tmp_path):
     whole = trained.path.read_bytes()
     for length in (0, 100, len(whole) // 2, len(whole) - 10):
         bad.write_bytes(whole[:length])
-        with pytest.raises(InputError, match="it is damaged"):
+        with pytest.raises(InputError, match="not a checkpoint"):
             load_checkpoint(bad)
 
 

@@ -236,9 +236,10 @@ FIGURES: dict[str, Callable[[Sequence[Measurement], bool], Figure | None]] = {
 
 def losses(measurement: Measurement, part: str) -> dict[str, np.ndarray]:
     """What is drawn of a "line" or "surface": NLL + L2, where there is a penalty, and NLL."""
-    nll, l2 = (measurement.arrays.get(f"{part}/{key}") for key in ("nll", "l2"))
-    assert nll is not None
-    return {"NLL": nll} if l2 is None else {"NLL + L2": nll + l2, "NLL": nll}
+    nll = measurement.arrays[f"{part}/nll"]
+    if measurement.options["objective"] == "clean":
+        return {"NLL": nll}
+    return {"NLL + L2": nll + measurement.arrays.get(f"{part}/l2", 0.0), "NLL": nll}
 
 
 def names(measurement: Measurement) -> tuple[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import reduce
 from pathlib import Path
 
 import matplotlib as mpl
@@ -36,11 +37,12 @@ def draw_nll(
             points = {}
             palette = labels.colors(by_label)
             for text, members in by_label.items():
-                nll = np.array([m.arrays["train_nll"] for m in members])
-                error = np.array([m.arrays["test_error"] for m in members])
-                estimates = [across_seeds(column) for column in nll.T]
+                # Not all need to have been evaluated at the same epochs.
+                epochs = reduce(np.intersect1d, (m.arrays["epoch"] for m in members))
+                nll = [m.arrays["train_nll"][np.isin(m.arrays["epoch"], epochs)] for m in members]
+                estimates = [across_seeds(column) for column in np.array(nll).T]
                 plots.plot_history(
-                    members[0].arrays["epoch"],
+                    epochs,
                     np.array([e.mean for e in estimates]),
                     np.array([e.half_width for e in estimates]),
                     ylabel="train NLL",
@@ -48,7 +50,10 @@ def draw_nll(
                     color=palette[text],
                     ax=curves,
                 )
-                x, y = across_seeds(nll[:, -1]), across_seeds(error[:, -1])
+                x, y = (
+                    across_seeds([m.arrays[key][-1] for m in members])
+                    for key in ("train_nll", "test_error")
+                )
                 points[text] = (x.mean, x.half_width, y.mean, y.half_width)
             origin = next((text for text in points if "global" in text), next(iter(points)))
             plots.plot_optimisation_plane(points, origin=origin, colors=palette, ax=plane)

@@ -29,6 +29,7 @@ _SETTINGS = (  # that decide the result, besides the files of --towards
     *("objective", "split", "batch_size", "seed", "batches", "directions", "normalization"),
     *("include", "points", "line_points", "lines", "span", "adaptive"),
 )
+FARTHEST = 1e6  # step along a direction
 
 
 @dataclass(frozen=True)
@@ -136,8 +137,14 @@ def require_usable(options: Options) -> None:
                 f"{name.replace('_', '-')}: {getattr(options, name)} found, expected an odd "
                 "number, so that one is at the weights"
             )
-    if not options.span > 0:
-        raise InputError(f"span: {options.span} found, expected a positive step")
+    if not 0 < options.span <= FARTHEST:
+        raise InputError(
+            f"span: {options.span} found, expected a positive step of at most {FARTHEST:g}"
+        )
+    if options.adaptive is not None and not 0 < options.adaptive < 1:
+        raise InputError(
+            f"adaptive: {options.adaptive} found, expected a positive relative error below 1"
+        )
     expected = {"towards": 1, "bezier": 1, "plane": 2}.get(options.directions, 0)
     if len(options.towards) != expected:
         raise InputError(

@@ -1,0 +1,167 @@
+"""What figures, tables and claims rely on in a measurement, whoever wrote it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from models.description import SCORES, require, require_description, require_integer
+
+if TYPE_CHECKING:
+    from analysis.measurements import Measurement
+
+LARGEST = 1e100  # of a finite value: more cannot be drawn
+_KINDS = {"float": "f", "bool": "b", "text": "S", "bytes": "u"}
+_METRICS = ("nll", "error")
+_LINE = {"xs": "float m", "nll": "float m", "error": "float m", "done": "bool m"}
+_SURFACE = {
+    **{"xs": "float columns", "ys": "float rows", "attributes": "bytes length"},
+    **dict.fromkeys(_METRICS, "float rows columns"),
+    "done": "bool rows columns",
+}
+# The type of each array and what its axes are: numbers, or names of equal lengths.
+_ARRAYS: dict[str, dict[str, str]] = {
+    "history": dict.fromkeys(("epoch", *SCORES), "float epochs"),
+    "outcomes": {
+        f"{split}/{key}": f"{kind} {split}"
+        for split in ("train", "test")
+        for key, kind in (("nll", "float"), ("correct", "bool"))
+    },
+    "robustness": {
+        **{"error": "float 15 5", "corruptions": "text 15", "image_error": "float images"},
+        **{"clean_error": "float", "mean_corruption_error": "float"},
+    },
+    "hessian": {
+        **{"eigenvalues": "float batches k", "residuals": "float batches k"},
+        "converged": "bool batches k",
+        **{f"density/{name}": "float n" for name in ("grid", "density", "standard_error")},
+        **dict.fromkeys(("nep", "ape", "trace"), "float"),
+        **{f"{name}_standard_error": "float" for name in ("nep", "ape", "trace")},
+    },
+}
+_OPTIONAL: dict[str, dict[str, str]] = {
+    "hessian": {"layers/names": "text layers", "layers/eigenvalues": "float layers top"},
+    "landscape": {
+        **{"cut/extras/ts": "float ts"},
+        **{f"cut/extras/{p}/{m}": "float ts" for p in ("linear", "bezier") for m in _METRICS},
+        **{f"cut/extras/polar/{name}": "float snapshots" for name in ("angles", "distances")},
+    },
+}
+
+
+def require_usable(m: Measurement) -> None:
+    """Raise `InputError` if a measurement lacks what the rest of the package relies on."""
+    require_description(m.checkpoint)
+    architecture, recipe = m.checkpoint["architecture"], m.checkpoint["recipe"]
+    for name in ("window", "head_window", "patch_size", "image_size"):
+        require_integer(name, architecture.get(name), 1, 2**20)
+    for name in ("border", "pooling"):
+        require(isinstance(architecture.get(name), str), name, architecture.get(name), "a word")
+    for name in ("epochs", "warmup_epochs"):
+        require_integer(name, recipe.get(name), 0, 10**6)
+    unfinished = m.name.startswith("unfinished/")
+    kind = m.name.removeprefix("unfinished/").partition("/")[0].partition("_")[0]
+    _require_options(kind, m.options)
+    for name, array in m.arrays.items():
+        if array.dtype.kind == "f":
+            finite = array[np.isfinite(array)]
+            largest = float(np.abs(finite).max(initial=0))
+            require(largest <= LARGEST, name, largest, f"at most {LARGEST:g}")
+        if array.dtype.kind == "S":
+            for text in array.ravel().tolist():
+                require(text.isascii() and b"$" not in text, name, text, "a plain text")
+    if unfinished:
+        return
+    sizes = {key: m.options[key] for key in ("batches", "k") if kind == "hessian"}
+    for name, form in _ARRAYS.get(kind, {}).items():
+        _require_form(name, m.arrays.get(name), form, sizes)
+    for name, form in _OPTIONAL.get(kind, {}).items():
+        if name in m.arrays:
+            _require_form(name, m.arrays[name], form, sizes)
+    if kind == "history":
+        epochs = m.arrays["epoch"]
+        require(bool((np.diff(epochs) > 0).all()), "epoch", "others", "increasing numbers")
+    if kind == "landscape":
+        _require_landscape(m.arrays, m.options)
+
+
+def _require_options(kind: str, options: Mapping[str, Any]) -> None:
+    """The options that are shown or compared."""
+    for name, value in options.items():
+        plain = value is None or isinstance(value, bool | int | float | str | list)
+        require(plain and len(repr(value)) < 1000, name, value, "a number or a text")
+    if kind in ("hessian", "landscape"):
+        for name, known in (("objective", ("train", "clean")), ("split", ("train", "test"))):
+            require(options.get(name) in known, name, options.get(name), f"one of {known}")
+        require_integer("batch_size", options.get("batch_size"), 1, 2**24)
+    if kind == "hessian":
+        for name in ("batches", "k"):
+            require_integer(name, options.get(name), 1, 2**24)
+    if kind == "landscape":
+        require_integer("lines", options.get("lines"), 0, 10**4)
+        require(isinstance(options.get("directions"), str), "directions", None, "a word")
+    if kind == "robustness":
+        known = ("official", "generated")
+        require(options.get("source") in known, "source", options.get("source"), f"one of {known}")
+
+
+def _require_form(name: str, array: np.ndarray | None, form: str, sizes: dict[str, int]) -> None:
+    """One array is of the type and shape that `form` says; `sizes` are those found so far."""
+    kind, *axes = form.split()
+    fits = array is not None and array.dtype.kind in _KINDS[kind] and array.ndim == len(axes)
+    if array is not None and fits:
+        for axis, length in zip(axes, array.shape, strict=True):
+            wanted = int(axis) if axis.isdigit() else sizes.setdefault(axis, length)
+            fits = fits and length == wanted > 0
+    found = "nothing" if array is None else f"{array.dtype} {array.shape}"
+    require(fits, name, found, f"{form}, as long as the others")
+
+
+def _require_landscape(arrays: Mapping[str, np.ndarray], options: Mapping[str, Any]) -> None:
+    sizes: dict[str, int] = {}
+    penalty = {"l2"} if "line/l2" in arrays or "surface/l2" in arrays else set()
+    lines = [f"lines/{i}" for i in range(options["lines"]) if f"lines/{i}/nll" in arrays]
+    for part in ("line", "test_line", *lines):
+        for name, form in _LINE.items():
+            _require_form(f"{part}/{name}", arrays.get(f"{part}/{name}"), form, sizes)
+    for name, form in _SURFACE.items():
+        _require_form(f"surface/{name}", arrays.get(f"surface/{name}"), form, sizes)
+    if penalty:
+        _require_form("line/l2", arrays.get("line/l2"), "float m", sizes)
+        _require_form("surface/l2", arrays.get("surface/l2"), "float rows columns", sizes)
+    for name in ("line/xs", "surface/xs", "surface/ys"):
+        axis = arrays[name]
+        even = len(axis) > 1 and bool(np.isfinite(axis).all() and (np.diff(axis) > 0).all())
+        require(even, name, axis, "increasing steps")
+    marks = arrays.get("cut/marks")
+    fits = marks is not None and marks.dtype.kind == "f" and marks.ndim == 2 and marks.shape[1] == 2
+    require(fits, "cut/marks", marks, "points of the plane")
+    names = _json("cut/ranges", arrays).get("names")
+    plain = isinstance(names, list) and len(names) == 2 and all(map(_plain, names))
+    require(plain, "cut/ranges", names, "names of two directions")
+    how = _json("surface/attributes", arrays)
+    if how.get("interpolated"):
+        require_integer("evaluations", how.get("evaluations"), 0, 2**40)
+        error = how.get("objective_error")
+        require(isinstance(error, int | float), "objective_error", error, "a number")
+    for path in ("linear", "bezier"):
+        if f"cut/extras/{path}/nll" in arrays:
+            for name in ("cut/extras/ts", f"cut/extras/{path}/error"):
+                require(name in arrays, name, "nothing", "as many points as of the NLL")
+    if "cut/extras/polar/distances" in arrays:
+        require("cut/extras/polar/angles" in arrays, "cut/extras/polar/angles", "nothing", "angles")
+
+
+def _plain(text: object) -> bool:
+    return isinstance(text, str) and text.isprintable() and "$" not in text and len(text) < 100
+
+
+def _json(name: str, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The dictionary that bytes hold."""
+    array = arrays.get(name, np.zeros(0, dtype=np.uint8))
+    found: Any = json.loads(array.tobytes()) if array.dtype == np.uint8 else None
+    require(isinstance(found, dict), name, found, "a dictionary")
+    return found
