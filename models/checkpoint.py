@@ -100,9 +100,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         if content["epoch"]:
             require_history(content["history"])
         # Without memory at first: what the options ask for may be anything.
-        require_integer(
-            "depth", content["architecture"].get("depth"), 1, len(content["state_dict"])
-        )
+        most = max(len(content["state_dict"]), 1)
+        require_integer("depth", content["architecture"].get("depth"), 1, most)
         with torch.device("meta"):
             form = CSAN(**content["architecture"]).state_dict()
     except (TypeError, InputError) as error:

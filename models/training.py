@@ -263,7 +263,10 @@ def _saved_state(path: Path, start: Checkpoint, data: list[str]) -> dict[str, An
     """What `_save_state` has saved of the training that begins with `start`, if it has."""
     if not path.exists():
         return None
-    state = read_pickle(path)
+    try:
+        state = read_pickle(path)
+    except InputError as error:
+        raise _damaged(path) from error
     if not isinstance(state, dict) or not isinstance(state.get("run"), str):
         raise _damaged(path)
     if state["run"] != _identity(start):

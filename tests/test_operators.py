@@ -563,7 +563,7 @@ def test_compiled_products_that_differ_are_refused(monkeypatch):
         return lambda *inputs: [2 * product for product in program(*inputs)]
 
     monkeypatch.setattr(torch, "compile", wrong)
-    with pytest.raises(InputError, match=r"compile: products are off by 1.0e\+00"):
+    with pytest.raises(InputError, match="compile: products are off by "):
         Hessian(model, loss_fn, (x, y), compile=True)
 
 

@@ -19,6 +19,7 @@ from analysis.landscape import __main__ as landscape
 from models import load_checkpoint, load_dataset
 from models import train as training
 from models.cli import run
+from models.description import SCORES
 from models.train import Options, untrained
 from tests.test_commands import progress_of
 
@@ -40,6 +41,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     small = Options(out=Path("csan3.pt"), window=3, dim=6, depth=1)
     start = untrained(small, load_dataset("digits").first(40))
+    start.history.update({name: [0.5] for name in ("epoch", *SCORES)})
     replace(start, epoch=start.recipe.epochs).save(small.out)
     return tmp_path
 
@@ -134,7 +136,7 @@ def test_bad_input_is_said_once_and_last(here):
     process = torchrun("-m", "analysis.landscape", *SURFACE, "--span", "0")
     _, err = process.communicate()
     assert process.returncode != 0
-    complaint = "error: span: 0.0 found, expected a positive step"
+    complaint = "error: span: 0.0 found, expected a positive step of at most 1e+06"
     assert [line for line in err.splitlines() if line.startswith("error")] == [complaint]
     assert complaint in err.rstrip("= \n").splitlines()[-1]  # of torchrun's own report
     codes = re.findall(r"exitcode +: (-?\d+)", err)
