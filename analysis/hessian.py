@@ -122,17 +122,19 @@ def measure(checkpoint: Checkpoint, options: Options, team: Team) -> Measurement
     group = options.group("hessian")
     unfinished = f"unfinished/{group}"
     common: dict[str, Any] = dict(checkpoint=checkpoint, options=settings)
+    images = partial(options.fingerprints, checkpoint)
     begun = None
     if not options.force:
-        found = team.first(lambda: stored(group, **common))
+        found = team.first(lambda: stored(group, **common, data=images))
         if found:
             print(f"{found.path}:/{group} is there already; --force measures it again")
             return found
-        begun = team.first(lambda: stored(unfinished, **common))
+        begun = team.first(lambda: stored(unfinished, **common, data=images))
         if begun:
             print(f"{begun.path}:/{group} was interrupted; going on from there")
 
     objective = options.build(checkpoint, options.batches)
+    common["data"] = {options.split: objective.fingerprint}
     if options.float64:
         objective = objective.double()
     decay: dict[str, Any] = dict(weight_decay=objective.weight_decay, seed=options.seed)

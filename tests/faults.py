@@ -619,7 +619,7 @@ def inject_all(trial: Trial, kills: int, times: int) -> None:
         for inject in (trial.small_disk, trial.damage, trial.two_at_once, trial.images_written):
             inject(command, times)
         trial.clock(command, 1)
-        if command not in ("study", "hessian"):
+        if command != "study":
             trial.other_images(command, times)
         if command not in ("train", "study"):
             trial.held_lock(command, 2 * times)
