@@ -41,6 +41,21 @@ class Measurement:
     data: dict[str, str] = field(default_factory=dict)  # {split: fingerprint}, if it is known
 
 
+class Found(dict[str, Any]):
+    """What a file holds of a measurement; asking for what it lacks is an `InputError`."""
+
+    def __init__(self, path: Path, name: str, content: Mapping[str, Any]) -> None:
+        super().__init__(content)
+        self._where = path, name
+
+    def __missing__(self, key: str) -> Any:
+        path, name = self._where
+        raise InputError(f"{path}:/{name} has no {key}, expected it; measure again with --force")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Found, (*self._where, dict(self))
+
+
 def measurement_file(checkpoint: Path) -> Path:
     """``NAME.h5`` beside ``NAME.pt``."""
     return checkpoint.with_suffix(".h5")
@@ -132,7 +147,8 @@ def _copy_all_but(left_out: Collection[str | None], path: Path, new: h5py.File) 
         raise _damaged(path, error) from error
 
 
-_EXPECTED = "expected one that the commands of analysis wrote; it is left as it is: move it away"
+_EXPECTED = "expected one that the commands of analysis wrote; it is left as it is: move it "
+    "away, and measure again"
 
 
 def _opened(path: Path) -> h5py.File:
@@ -169,8 +185,8 @@ def load(path: Path, name: str) -> Measurement | None:
         found = Measurement(
             path=path,
             name=name,
-            arrays=file.arrays(group),
-            **attributes,
+            arrays=Found(path, name, file.arrays(group)),
+            **{key: Found(path, name, value) for key, value in attributes.items()},
             date=file.text("date", group),
             data=_dictionary("data", file.text("data", group, default="{}")),
         )

@@ -56,6 +56,8 @@ def main(options: Options) -> None:
     team = join(device.type)
     checkpoints = open_checkpoints(options.ckpt, options.out)
     for checkpoint in checkpoints:
+        if not checkpoint.history:
+            raise InputError(f"{checkpoint.path}: has no history, expected one of a training")
         if checkpoint.epoch < checkpoint.recipe.epochs:
             raise InputError(
                 f"{checkpoint.path}: a snapshot of epoch {checkpoint.epoch}, expected the end of "

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from analysis.measurements import Measurement
 
 LARGEST = 1e100  # of a finite value: more cannot be drawn
-_KINDS = {"float": "f", "bool": "b", "text": "S", "bytes": "u"}
+_KINDS = {"float": "fiu", "bool": "b", "text": "S", "bytes": "u"}
 _METRICS = ("nll", "error")
 _LINE = {"xs": "float m", "nll": "float m", "error": "float m", "done": "bool m"}
 _SURFACE = {
@@ -38,12 +38,10 @@ _ARRAYS: dict[str, dict[str, str]] = {
         **{"eigenvalues": "float batches k", "residuals": "float batches k"},
         "converged": "bool batches k",
         **{f"density/{name}": "float n" for name in ("grid", "density", "standard_error")},
+        **{"layers/names": "text layers", "layers/eigenvalues": "float layers top"},
         **dict.fromkeys(("nep", "ape", "trace"), "float"),
         **{f"{name}_standard_error": "float" for name in ("nep", "ape", "trace")},
     },
-}
-_OPTIONAL: dict[str, dict[str, str]] = {
-    "hessian": {"layers/names": "text layers", "layers/eigenvalues": "float layers top"},
     "landscape": {
         **{"cut/extras/ts": "float ts"},
         **{f"cut/extras/{p}/{m}": "float ts" for p in ("linear", "bezier") for m in _METRICS},
@@ -75,17 +73,14 @@ def require_usable(m: Measurement) -> None:
                 require(text.isascii() and b"$" not in text, name, text, "a plain text")
     if unfinished:
         return
-    sizes = {key: m.options[key] for key in ("batches", "k") if kind == "hessian"}
+    sizes: dict[str, int] = {}
     for name, form in _ARRAYS.get(kind, {}).items():
         _require_form(name, m.arrays.get(name), form, sizes)
-    for name, form in _OPTIONAL.get(kind, {}).items():
-        if name in m.arrays:
-            _require_form(name, m.arrays[name], form, sizes)
-    if kind == "history":
+    if kind == "history" and "epoch" in m.arrays:
         epochs = m.arrays["epoch"]
         require(bool((np.diff(epochs) > 0).all()), "epoch", "others", "increasing numbers")
     if kind == "landscape":
-        _require_landscape(m.arrays, m.options)
+        _require_landscape(m.arrays)
 
 
 def _require_options(kind: str, options: Mapping[str, Any]) -> None:
@@ -95,64 +90,55 @@ def _require_options(kind: str, options: Mapping[str, Any]) -> None:
         require(plain and len(repr(value)) < 1000, name, value, "a number or a text")
     if kind in ("hessian", "landscape"):
         for name, known in (("objective", ("train", "clean")), ("split", ("train", "test"))):
-            require(options.get(name) in known, name, options.get(name), f"one of {known}")
-        require_integer("batch_size", options.get("batch_size"), 1, 2**24)
-    if kind == "hessian":
-        for name in ("batches", "k"):
-            require_integer(name, options.get(name), 1, 2**24)
-    if kind == "landscape":
-        require_integer("lines", options.get("lines"), 0, 10**4)
-        require(isinstance(options.get("directions"), str), "directions", None, "a word")
-    if kind == "robustness":
-        known = ("official", "generated")
-        require(options.get("source") in known, "source", options.get("source"), f"one of {known}")
+            require(options.get(name, known[0]) in known, name, options.get(name), f"of {known}")
+    for name in ("batch_size", "batches", "k", "lines"):
+        if options.get(name) is not None:
+            require_integer(name, options[name], 0, 2**24)
 
 
 def _require_form(name: str, array: np.ndarray | None, form: str, sizes: dict[str, int]) -> None:
-    """One array is of the type and shape that `form` says; `sizes` are those found so far."""
+    """One array is of the type and shape that `form` says; `sizes` are those found so far.
+
+    One that is missing is complained of where it is used, see `measurements.Found`.
+    """
+    if array is None:
+        return
     kind, *axes = form.split()
-    fits = array is not None and array.dtype.kind in _KINDS[kind] and array.ndim == len(axes)
-    if array is not None and fits:
+    fits = array.dtype.kind in _KINDS[kind] and array.ndim == len(axes)
+    if fits:
         for axis, length in zip(axes, array.shape, strict=True):
             wanted = int(axis) if axis.isdigit() else sizes.setdefault(axis, length)
             fits = fits and length == wanted > 0
-    found = "nothing" if array is None else f"{array.dtype} {array.shape}"
-    require(fits, name, found, f"{form}, as long as the others")
+    require(fits, name, f"{array.dtype} {array.shape}", f"{form}, as long as the others")
 
 
-def _require_landscape(arrays: Mapping[str, np.ndarray], options: Mapping[str, Any]) -> None:
+def _require_landscape(arrays: Mapping[str, np.ndarray]) -> None:
     sizes: dict[str, int] = {}
-    penalty = {"l2"} if "line/l2" in arrays or "surface/l2" in arrays else set()
-    lines = [f"lines/{i}" for i in range(options["lines"]) if f"lines/{i}/nll" in arrays]
+    lines = {name.rpartition("/")[0] for name in arrays if name.startswith("lines/")}
     for part in ("line", "test_line", *lines):
         for name, form in _LINE.items():
             _require_form(f"{part}/{name}", arrays.get(f"{part}/{name}"), form, sizes)
     for name, form in _SURFACE.items():
         _require_form(f"surface/{name}", arrays.get(f"surface/{name}"), form, sizes)
-    if penalty:
-        _require_form("line/l2", arrays.get("line/l2"), "float m", sizes)
-        _require_form("surface/l2", arrays.get("surface/l2"), "float rows columns", sizes)
+    _require_form("line/l2", arrays.get("line/l2"), "float m", sizes)
+    _require_form("surface/l2", arrays.get("surface/l2"), "float rows columns", sizes)
     for name in ("line/xs", "surface/xs", "surface/ys"):
-        axis = arrays[name]
+        axis = arrays.get(name, np.arange(2))
         even = len(axis) > 1 and bool(np.isfinite(axis).all() and (np.diff(axis) > 0).all())
         require(even, name, axis, "increasing steps")
-    marks = arrays.get("cut/marks")
-    fits = marks is not None and marks.dtype.kind == "f" and marks.ndim == 2 and marks.shape[1] == 2
+    marks = arrays.get("cut/marks", np.zeros((0, 2)))
+    fits = marks.dtype.kind == "f" and marks.ndim == 2 and marks.shape[1] == 2
     require(fits, "cut/marks", marks, "points of the plane")
     names = _json("cut/ranges", arrays).get("names")
-    plain = isinstance(names, list) and len(names) == 2 and all(map(_plain, names))
+    plain = names is None or (
+        isinstance(names, list) and len(names) == 2 and all(map(_plain, names))
+    )
     require(plain, "cut/ranges", names, "names of two directions")
     how = _json("surface/attributes", arrays)
     if how.get("interpolated"):
         require_integer("evaluations", how.get("evaluations"), 0, 2**40)
         error = how.get("objective_error")
         require(isinstance(error, int | float), "objective_error", error, "a number")
-    for path in ("linear", "bezier"):
-        if f"cut/extras/{path}/nll" in arrays:
-            for name in ("cut/extras/ts", f"cut/extras/{path}/error"):
-                require(name in arrays, name, "nothing", "as many points as of the NLL")
-    if "cut/extras/polar/distances" in arrays:
-        require("cut/extras/polar/angles" in arrays, "cut/extras/polar/angles", "nothing", "angles")
 
 
 def _plain(text: object) -> bool:
@@ -161,7 +147,7 @@ def _plain(text: object) -> bool:
 
 def _json(name: str, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The dictionary that bytes hold."""
-    array = arrays.get(name, np.zeros(0, dtype=np.uint8))
+    array = arrays.get(name, np.frombuffer(b"{}", dtype=np.uint8))
     found: Any = json.loads(array.tobytes()) if array.dtype == np.uint8 else None
     require(isinstance(found, dict), name, found, "a dictionary")
     return found

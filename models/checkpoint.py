@@ -97,7 +97,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         require_description(content)
         recipe = Recipe(**content["recipe"])
         require_integer("epoch", content["epoch"], 0, recipe.epochs)
-        if content["epoch"]:
+        if content["history"]:
             require_history(content["history"])
         # Without memory at first: what the options ask for may be anything.
         most = max(len(content["state_dict"]), 1)
