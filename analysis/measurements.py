@@ -147,8 +147,7 @@ def _copy_all_but(left_out: Collection[str | None], path: Path, new: h5py.File) 
         raise _damaged(path, error) from error
 
 
-_EXPECTED = "expected one that the commands of analysis wrote; it is left as it is: move it "
-    "away, and measure again"
+_EXPECTED = "expected one of analysis; it is left as it is: move it away, and measure again"
 
 
 def _opened(path: Path) -> h5py.File:
