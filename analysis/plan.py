@@ -323,8 +323,11 @@ def _trainings(
     settings = {**shared, **table}
     asked = settings.pop("measure", None)
     names = [m.command for m in measures]
-    if asked is not None and (not isinstance(asked, list) or any(a not in names for a in asked)):
-        raise InputError(f"{place}: measure = {shown(asked)} found, expected some of {names}")
+    if asked is not None and not isinstance(asked, list):
+        raise InputError(f"{place}: measure = {shown(asked)} found, expected a list")
+    for name in asked or ():
+        if name not in names:
+            raise InputError(f"{place}: measure names {shown(name)}, expected some of {names}")
     own = measures if asked is None else tuple(m for m in measures if m.command in asked)
     if not isinstance(settings.get("out"), str):
         raise InputError(f"{place}: out = {shown(settings.get('out'))} found, expected a file name")

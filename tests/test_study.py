@@ -212,7 +212,7 @@ BAD = {
     "no TOML": ("window = = 3", "studies/bad.toml: not a TOML file: "),
     "unknown table": (GRID + "[colour]\n", "'colour' found, expected folder, figures, "),
     "wrong type": ("threads = 'two'\n" + GRID, "threads = 'two' found, expected int"),
-    "no threads": ("threads = 0\n" + GRID, "threads = 0 found, expected at least 1"),
+    "no threads": ("threads = 0\n" + GRID, "threads = 0 found, expected 1 to"),
     "no grid": ("folder = 'x'\n", "no \\[\\[grid\\]\\] found"),
     "grid is a table": ("[grid]\nwindow = 3\n", "expected \\[\\[grid\\]\\] tables"),
     "unknown option": (GRID + "colour = 3\n", "\\[\\[grid\\]\\] 1: .*--colour"),
@@ -222,7 +222,7 @@ BAD = {
     "unknown name": (GRID.replace("a.pt", "{colour}.pt"), "expected {NAME} only of options"),
     "twice the same": (GRID.replace("3", "[3, 5]"), "two trainings write a.pt"),
     "unknown command": (GRID + "[[measure]]\ncommand = 'x'\n", "\\[\\[measure\\]\\] 1: command"),
-    "unknown measure": (GRID + "measure = ['x']\n", "measure = \\['x'\\] found, expected some of"),
+    "unknown measure": (GRID + "measure = ['x']\n", "measure names 'x', expected some of"),
     "option of measure": (
         GRID + "[[measure]]\ncommand = 'hessian'\nbatches = 'x'\n",
         "\\[\\[measure\\]\\] 1: .*--batches",
