@@ -66,7 +66,7 @@ class Recipe:
 
 
 # Nothing but NLL on the images as they are, of a training that is not known.
-PLAIN = Recipe(epochs=0, warmup_epochs=0, learning_rate=0.0, weight_decay=0.0, label_smoothing=0.0)
+PLAIN = Recipe(epochs=1, warmup_epochs=0, learning_rate=1.0, weight_decay=0.0, label_smoothing=0.0)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Weights as other frameworks save them: found, fitted, or refused in one line."""
 
-import argparse
 import re
 from collections import OrderedDict
 
@@ -50,7 +49,7 @@ FORMS = {
     "averaged alone": {"state_dict_ema": STATE},
     "timm": {"arch": "x", "state_dict": STATE, "state_dict_ema": OTHER, "metric": 1.0},
     "averaged first": {"model_ema": OTHER, "model": STATE},
-    "DeiT": {"model": under("module."), "model_ema": OTHER, "args": argparse.Namespace(lr=0.1)},
+    "DeiT": {"model": under("module."), "model_ema": OTHER},
     "Lightning": {
         "state_dict": {**under("model."), "criterion.weight": torch.ones(5)},
         "pytorch-lightning_version": "2.0",
@@ -107,7 +106,7 @@ MISFITS = {
     ),
     "integers": ({**STATE, "3.bias": torch.ones(5, dtype=torch.int8)}, r"3.bias is int8 \(5,\)"),
     "complex": ({**STATE, "3.bias": torch.ones(5) * 1j}, r"3.bias is complex64 \(5,\)"),
-    "empty": ({**STATE, "3.bias": torch.ones(5, device="meta")}, "3.bias is empty float32"),
+    "empty": ({**STATE, "3.bias": torch.ones(5, device="meta")}, "would run code"),
     "another model": (
         under("layer.x"),
         r"its 9 tensors \(layer.x0.weight, .*expected 9 \(0.weight",
@@ -116,7 +115,7 @@ MISFITS = {
     "deep names": ({"a." * 99_999 + "b": torch.ones(1)}, "have other names"),
     "no tensors": ({"epoch": 3}, "there are no tensors in it"),
     "not a dictionary": ([1, 2], "there are no tensors in it"),
-    "code": ({"state_dict": STATE, "path": re.compile("x")}, "which could run code"),
+    "code": ({"state_dict": STATE, "path": re.compile("x")}, "would run code"),
 }
 
 
@@ -140,7 +139,7 @@ def test_files_that_cannot_be_read(tmp_path, name):
         read_tensors(path)
     for content in (b"", b"\xff" * 64, b"PK\x03\x04" + bytes(99)):
         path.write_bytes(content)
-        with pytest.raises(InputError, match=f"{name}: not .*readable") as error:
+        with pytest.raises(InputError, match=f"{name}: not a") as error:
             read_tensors(path)
         assert "\n" not in str(error.value)
 
