@@ -20,7 +20,7 @@ from models.recipes import PRESETS
 from models.train import Options, untrained
 
 VIT = "timm:vit_tiny_patch16_224?img_size=32&patch_size=16&depth=1&embed_dim=12&num_heads=2"
-CONV = "timm:convnext_atto?depths=(1,1,1,1)&dims=(4,4,8,8)"
+CONV = "timm:convnext_atto?depths=(1,1,1,1)&dims=(4,4,8,8)&patch_size=2"
 BATCHNORM = "torchvision:shufflenet_v2_x0_5"
 SPECS = {"vit": VIT, "conv": CONV, "shuffle": BATCHNORM}
 SMALL = {
