@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import mmap
 import struct
 import zlib
 from collections.abc import Iterator
@@ -180,22 +179,22 @@ def _check_bytes(path: Path) -> None:
     """
     if not path.stat().st_size:
         raise _Refused("it is empty")
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
-        widths = whole[13:15] if whole[8:9] in (b"\0", b"\1") else whole[9:11]
-        if whole[:8] != b"\x89HDF\r\n\x1a\n" or widths != b"\x08\x08":
-            raise _Refused("it does not begin as an HDF5 file of 64 bits")
-        start = whole.find(b"GCOL\1\0\0\0")
-        while start >= 0:
-            position, end = (
-                start + 16,
-                start + int.from_bytes(whole[start + 8 : start + 16], "little"),
-            )
-            while position + 16 <= min(end, len(whole)):
-                index, length = struct.unpack_from("<H6xQ", whole, position)
-                if index == length == 0:
-                    raise _Refused("it has a heap without end")
-                position += 16 + -(-length // 8) * 8 if index else length
-            start = whole.find(b"GCOL\1\0\0\0", start + 8)
+    whole = path.read_bytes()  # a mapped file that is truncated ends the process
+    widths = whole[13:15] if whole[8:9] in (b"\0", b"\1") else whole[9:11]
+    if whole[:8] != b"\x89HDF\r\n\x1a\n" or widths != b"\x08\x08":
+        raise _Refused("it does not begin as an HDF5 file of 64 bits")
+    start = whole.find(b"GCOL\1\0\0\0")
+    while start >= 0:
+        position, end = (
+            start + 16,
+            start + int.from_bytes(whole[start + 8 : start + 16], "little"),
+        )
+        while position + 16 <= min(end, len(whole)):
+            index, length = struct.unpack_from("<H6xQ", whole, position)
+            if index == length == 0:
+                raise _Refused("it has a heap without end")
+            position += 16 + -(-length // 8) * 8 if index else length
+        start = whole.find(b"GCOL\1\0\0\0", start + 8)
 
 
 def _check_lengths(path: Path, name: bytes) -> None:
@@ -206,29 +205,29 @@ def _check_lengths(path: Path, name: bytes) -> None:
     dataspace; in version 3 an encoding; then these three, in version 1 padded; then the data.
     """
     found = 0
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
-        start = whole.find(name)
-        while start >= 0:
-            for head, known in ((start - 8, (1, 2)), (start - 9, (3,))):
-                if head < 0 or whole[head] not in known:
-                    continue
-                version, flags, *sizes = struct.unpack_from("<BBHHH", whole, head)
-                if sizes[0] != len(name):
-                    continue
-                lengths = [-(-size // 8) * 8 for size in sizes] if version == 1 else sizes
-                kind, space = start + lengths[0], start + lengths[0] + lengths[1]
-                if flags or whole[kind] & 15 != h5t.VLEN:
-                    continue
-                found += 1
-                first = space + (8 if whole[space] == 1 else 4)
-                axes = struct.unpack_from(f"<{whole[space + 1]}Q", whole, first)
-                count, data = math.prod(axes), space + lengths[2]
-                if count > MAX_TEXTS or data + 16 * count > len(whole):
-                    raise _Refused(f"the attribute {name[:-1].decode()} is too long")
-                texts = (whole[data + 16 * i : data + 16 * i + 4] for i in range(count))
-                if sum(int.from_bytes(text, "little") for text in texts) > MAX_TEXT:
-                    raise _Refused(f"the attribute {name[:-1].decode()} is too long")
-            start = whole.find(name, start + 1)
+    whole = path.read_bytes()  # a mapped file that is truncated ends the process
+    start = whole.find(name)
+    while start >= 0:
+        for head, known in ((start - 8, (1, 2)), (start - 9, (3,))):
+            if head < 0 or whole[head] not in known:
+                continue
+            version, flags, *sizes = struct.unpack_from("<BBHHH", whole, head)
+            if sizes[0] != len(name):
+                continue
+            lengths = [-(-size // 8) * 8 for size in sizes] if version == 1 else sizes
+            kind, space = start + lengths[0], start + lengths[0] + lengths[1]
+            if flags or whole[kind] & 15 != h5t.VLEN:
+                continue
+            found += 1
+            first = space + (8 if whole[space] == 1 else 4)
+            axes = struct.unpack_from(f"<{whole[space + 1]}Q", whole, first)
+            count, data = math.prod(axes), space + lengths[2]
+            if count > MAX_TEXTS or data + 16 * count > len(whole):
+                raise _Refused(f"the attribute {name[:-1].decode()} is too long")
+            texts = (whole[data + 16 * i : data + 16 * i + 4] for i in range(count))
+            if sum(int.from_bytes(text, "little") for text in texts) > MAX_TEXT:
+                raise _Refused(f"the attribute {name[:-1].decode()} is too long")
+        start = whole.find(name, start + 1)
     if not found:
         raise _Refused(f"the attribute {name[:-1].decode()} is not where it should be")
 

@@ -402,8 +402,8 @@ class Trial:
 
     def failing_calls(self, command: str, times: int) -> None:
         """A call of the system that fails: disk full, quota, read-only, input/output error."""
-        for i in range(times):
-            scene, code = self.scene(command), ERRORS[i % len(ERRORS)]
+        for _ in range(times):
+            scene, code = self.scene(command), ERRORS[self.rng.integers(len(ERRORS))]
             at = self.operation(command)
             self._refused(
                 scene,

@@ -15,7 +15,7 @@ from models.files import locked, replacing
 from models.train import Options, untrained
 
 ARRAYS = {"values": np.arange(3.0), "part/holes": np.array([np.nan, np.inf]), "scalar": np.array(2)}
-OPTIONS = {"seed": 3, "objective": "train", "tol": 1e-3}
+OPTIONS = {"seed": 3, "objective": "train", "split": "train", "tol": 1e-3}
 
 
 @pytest.fixture
@@ -27,8 +27,8 @@ def checkpoint(tmp_path):
 
 
 def test_what_was_stored_is_read_again(checkpoint):
-    store("hessian/train", ARRAYS, checkpoint=checkpoint, options=OPTIONS)
-    found = stored("hessian/train", checkpoint=checkpoint, options=OPTIONS)
+    store("some/train", ARRAYS, checkpoint=checkpoint, options=OPTIONS)
+    found = stored("some/train", checkpoint=checkpoint, options=OPTIONS)
     assert found.arrays.keys() == ARRAYS.keys()
     for name, array in ARRAYS.items():
         np.testing.assert_array_equal(found.arrays[name], array)
@@ -41,11 +41,11 @@ def test_what_was_stored_is_read_again(checkpoint):
 
 
 def test_other_options_or_other_weights_are_another_measurement(checkpoint):
-    store("hessian/train", ARRAYS, checkpoint=checkpoint, options=OPTIONS)
-    assert not stored("hessian/train", checkpoint=checkpoint, options=OPTIONS | {"seed": 4})
+    store("some/train", ARRAYS, checkpoint=checkpoint, options=OPTIONS)
+    assert not stored("some/train", checkpoint=checkpoint, options=OPTIONS | {"seed": 4})
     retrained = dataclasses.replace(checkpoint, sha256="0" * 64)
-    assert not stored("hessian/train", checkpoint=retrained, options=OPTIONS)
-    assert not stored("hessian/clean", checkpoint=checkpoint, options=OPTIONS)
+    assert not stored("some/train", checkpoint=retrained, options=OPTIONS)
+    assert not stored("some/clean", checkpoint=checkpoint, options=OPTIONS)
 
 
 def test_measurements_replace_their_namesake_and_nothing_else(checkpoint):
@@ -161,7 +161,7 @@ def test_a_damaged_file_is_refused_and_left_as_it_is(checkpoint, content):
         lambda: load(path, "one"),
         lambda: store("one", ARRAYS, checkpoint=checkpoint, options=OPTIONS),
     ):
-        with pytest.raises(InputError, match=f"^{path}: .*move it away, and measure again$"):
+        with pytest.raises(InputError, match=f"^{path}: .*it is left as it is: move it away"):
             call()
         assert path.read_bytes() == content
 
