@@ -45,6 +45,7 @@ def require_description(found: Mapping[str, Any]) -> None:
             fits = isinstance(value, float | None)
             if (key, name) == ("architecture", "model"):  # a spec of `models.factory`
                 fits = isinstance(value, str) and value.isprintable() and len(value) <= 1000
+                fits = fits and "$" not in value
             elif isinstance(value, str):
                 fits = bool(_PLAIN.fullmatch(value))
             elif isinstance(value, int):
