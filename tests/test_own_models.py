@@ -19,13 +19,16 @@ from models.factory import build_model
 from models.recipes import PRESETS
 from models.train import Options, untrained
 
-VIT = "timm:vit_tiny_patch16_224?img_size=32&patch_size=16&depth=1&embed_dim=12&num_heads=2"
+VIT = "timm:vit_tiny_patch16_224?img_size=16&patch_size=8&depth=1&embed_dim=12&num_heads=2"
 CONV = "timm:convnext_atto?depths=(1,1,1,1)&dims=(4,4,8,8)&patch_size=2"
-BATCHNORM = "torchvision:shufflenet_v2_x0_5"
-SPECS = {"vit": VIT, "conv": CONV, "shuffle": BATCHNORM}
+BATCHNORM = (
+    "torchvision:mobilenet_v2?width_mult=0.25&inverted_residual_setting=[[1,16,1,1],[2,24,1,2]]"
+    "&dropout=0.0"
+)
+SPECS = {"vit": VIT, "conv": CONV, "batchnorm": BATCHNORM}
 SMALL = {
-    hessian: "--k 1 --batches 2 --batch-size 8 --density-batches 1 --probes 2 --steps 3",
-    landscape: "--batches 1 --batch-size 6 --points 3 --line-points 5 --lines 2",
+    hessian: "--k 1 --batches 2 --batch-size 4 --density-batches 1 --probes 2 --steps 2",
+    landscape: "--batches 1 --batch-size 4 --points 3 --line-points 5 --lines 2",
     nll: "",
     robustness: "--images 4",
 }
@@ -47,7 +50,7 @@ def here(tmp_path, monkeypatch):
             place = Path("pets") / split / name
             place.mkdir(parents=True)
             for i in range(n):
-                image = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                image = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
                 Image.fromarray(image).save(place / f"{i}.png")
     for name, spec in SPECS.items():
         model = build_model(spec, classes=2, channels=3)
@@ -88,16 +91,16 @@ def test_every_command_measures_any_model(here, call_module, name):
 
 def test_batchnorm_normalises_over_the_mini_batch_in_training_only(here, call_module):
     for objective, mode in (("train", "train"), ("clean", "eval")):
-        call_module(landscape, *own("shuffle"), *SMALL[landscape].split(), "--objective", objective)
-        with h5py.File("shuffle.h5") as file:
+        call_module(landscape, *own("batchnorm"), *SMALL[landscape].split(), "--objective", objective)
+        with h5py.File("batchnorm.h5") as file:
             group = file[f"landscape/{objective}"]
             attributes = json.loads(group["line/attributes"][()].tobytes())
             at_the_weights = group["line/nll"][2]
         assert attributes["mode"] == mode
         model = build_model(BATCHNORM, classes=2, channels=3)
-        model.load_state_dict(torch.load("shuffle.pt")["state_dict"])
-        objective = hessian.Options(objective=objective, batch_size=6).build(
-            options.CheckpointOptions(model=BATCHNORM, dataset="pets").load([Path("shuffle.pt")])[
+        model.load_state_dict(torch.load("batchnorm.pt")["state_dict"])
+        objective = hessian.Options(objective=objective, batch_size=4).build(
+            options.CheckpointOptions(model=BATCHNORM, dataset="pets").load([Path("batchnorm.pt")])[
                 0
             ],
             1,
@@ -166,7 +169,7 @@ def test_own_models_and_csans_do_not_share_a_figure(here, call_module):
     start.history.update(epoch=[0.0], **{name: [0.5] for name in names})
     object.__setattr__(start, "epoch", start.recipe.epochs)
     start.save(Path("checkpoints/csan3.pt"))
-    spec = VIT.replace("img_size=32&patch_size=16", "img_size=8&patch_size=4")
+    spec = VIT.replace("img_size=16&patch_size=8", "img_size=8&patch_size=4")
     for name in ("a", "b"):
         torch.save(build_model(spec, classes=10, channels=1).state_dict(), f"checkpoints/{name}.pt")
     weights = ["--ckpt", "checkpoints/a.pt", "checkpoints/b.pt"]
@@ -219,11 +222,11 @@ BAD = {
     ),
     "not scores": (
         "--model odd:model --ckpt odd.pt --dataset pets --batch-size 2",
-        r"model: tuple comes out of images of shape 2x3x32x32, expected scores \(2, 2\)",
+        r"model: tuple comes out of images of shape 2x3x16x16, expected scores \(2, 2\)",
     ),
     "one image": (
-        "--model {shuffle} --ckpt shuffle.pt --dataset pets --batch-size 1",
-        "model: it fails on images of shape 1x3x32x32: Expected more than 1 value per channel",
+        "--model odd:norm --ckpt norm.pt --dataset pets --batch-size 1",
+        "model: it fails on images of shape 1x3x16x16: Expected more than 1 value per channel",
     ),
     "no second derivative": (
         "--model odd:once --ckpt once.pt --dataset pets --batch-size 2",
@@ -236,8 +239,9 @@ from torch import nn
 class Pair(nn.Linear):
     def forward(self, x): return super().forward(x.flatten(1)), x
 
-def model(): return Pair(3072, 2)
-def once(): return nn.Sequential(nn.Flatten(), nn.Linear(3072, 2), nn.Hardsigmoid())
+def model(): return Pair(768, 2)
+def once(): return nn.Sequential(nn.Flatten(), nn.Linear(768, 2), nn.Hardsigmoid())
+def norm(): return nn.Sequential(nn.Flatten(), nn.Linear(768, 2), nn.BatchNorm1d(2))
 """
 
 
@@ -245,8 +249,8 @@ def once(): return nn.Sequential(nn.Flatten(), nn.Linear(3072, 2), nn.Hardsigmoi
 def test_bad_input_is_one_line_and_changes_nothing(here, call_module, case):
     arguments, complaint = BAD[case]
     Path("odd.py").write_text(ODD)
-    for name in ("odd", "once"):
-        spec = {"odd": "torch.nn:Linear?in_features=3072&out_features=2"}.get(name, f"odd:{name}")
+    for name in ("odd", "once", "norm"):
+        spec = {"odd": "torch.nn:Linear?in_features=768&out_features=2"}.get(name, f"odd:{name}")
         torch.save(build_model(spec, classes=2, channels=3).state_dict(), f"{name}.pt")
     large = np.zeros((4, 24, 24, 3), np.uint8)
     with h5py.File("large", "w") as file:
