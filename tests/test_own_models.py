@@ -13,9 +13,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from analysis import claims, figures, hessian, nll, options, robustness
+from analysis.curvature import Hessian
+from analysis.curvature.operators import Check
 from analysis.landscape import __main__ as landscape
 from analysis.measurements import store, stored
 from models import load_dataset
+from models.description import SCORES
+from models.errors import InputError
 from models.factory import build_model
 from models.recipes import PRESETS
 from models.train import Options, untrained
@@ -110,6 +114,22 @@ def test_batchnorm_normalises_over_the_mini_batch_in_training_only(here, unrende
         ((x, y),) = objective.batches
         expected = objective.loss(model.train(mode == "train")(x), y)
         assert at_the_weights == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_hessian_that_fails_its_check_is_refused(here, call_module, monkeypatch):
+    monkeypatch.setattr(Hessian, "check", lambda self: Check(1e-7, 1e-3, 3e-4))
+    for extra, advice in (((), "--float64"), (("--float64",), "another version of PyTorch")):
+        code, _, err = call_module(hessian, *own("batchnorm", *SMALL[hessian].split(), *extra))
+        assert code == 2
+        assert err.endswith(f"expected at most 3.0e-04; try {advice}\n")
+    assert not Path("batchnorm.h5").exists()
+
+
+def test_no_history_is_of_a_model_without_one(here):
+    given = options.CheckpointOptions(model=VIT, dataset="pets").load([Path("vit.pt")])[0]
+    scores = dict.fromkeys(("epoch", *SCORES), np.zeros(1))
+    with pytest.raises(InputError, match="window: None is not usable"):
+        store("history", scores, checkpoint=given, options={})
 
 
 def test_the_objective_is_that_of_the_preset(here):
