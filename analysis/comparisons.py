@@ -1,4 +1,7 @@
-"""Which trainings are compared: those that differ only in the attention and the seed."""
+"""Which trainings are compared: those that differ only in the attention and the seed.
+
+Models that are no CSANs are compared with one another.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 from analysis import labels
 from analysis.measurements import Measurement
 
-COMPARED = ("window", "head_window")
+COMPARED = ("window", "head_window", "model")
 
 
 def studies(measurements: Iterable[Measurement]) -> dict[str, list[Measurement]]:
@@ -20,10 +23,10 @@ def studies(measurements: Iterable[Measurement]) -> dict[str, list[Measurement]]
     """
     alike: dict[str, list[Measurement]] = defaultdict(list)
     for m in measurements:
-        alike[repr((labels.dataset(m), sorted(_options(m).items())))].append(m)
+        alike[repr((labels.comparable(m), sorted(_options(m).items())))].append(m)
     of_dataset: dict[str, list[list[Measurement]]] = defaultdict(list)
     for members in alike.values():
-        of_dataset[labels.dataset(members[0])].append(members)
+        of_dataset[labels.comparable(members[0])].append(members)
     named = {}
     for dataset, groups in sorted(of_dataset.items()):
         options = [_options(members[0]) for members in groups]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
-from analysis.options import MeasurementOptions, open_checkpoints
+from analysis.options import MeasurementOptions
 from models.cli import run
 from models.errors import InputError
 
@@ -87,13 +87,21 @@ def main(options: Options) -> None:
             f"density-batches: {options.density_batches} found, expected at most the "
             f"{options.batches} of --batches"
         )
-    checkpoints = open_checkpoints(options.ckpt, options.out)
-    measurements = [measure(checkpoint, options, team) for checkpoint in checkpoints]
+    measurements = [measure(checkpoint, options, team) for checkpoint in options.open()]
     if team.rank:
         return
     print_table(
         f"Hessian of {labels.objective(measurements[0])}; ± one standard error",
-        ["checkpoint", "window", "epoch", "NEP %", "APE", "smallest", "largest", "trace"],
+        [
+            "checkpoint",
+            labels.kind(measurements),
+            "epoch",
+            "NEP %",
+            "APE",
+            "smallest",
+            "largest",
+            "trace",
+        ],
         [row(m) for m in measurements],
     )
     for m in measurements:
@@ -154,7 +162,8 @@ def measure(checkpoint: Checkpoint, options: Options, team: Team) -> Measurement
         raise InputError(
             f"{checkpoint.path}: its Hessian-vector products are wrong: asymmetric by "
             f"{check.symmetry:.1e} and off finite differences by {check.finite_difference:.1e}, "
-            f"expected at most {check.tolerance:.1e}; try another version of PyTorch"
+            f"expected at most {check.tolerance:.1e}; try "
+            + ("another version of PyTorch" if options.float64 else "--float64")
         )
     spectrum = max_eigenvalue_spectrum(
         objective.model,
@@ -235,7 +244,7 @@ def row(measurement: Measurement) -> list[str]:
     return [
         labels.name(measurement),
         labels.label(measurement),
-        str(measurement.checkpoint["epoch"]),
+        labels.epoch(measurement),
         estimate("nep", ".1f", 100) if arrays["nep"] else f"0 of {arrays['eigenvalues'].size}",
         estimate("ape", ".2f"),
         f"{arrays['eigenvalues'].min():.3g}",

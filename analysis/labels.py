@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from analysis.measurements import Measurement
 
+RANDOM = ("mixup", "cutmix", "randaugment_ops", "crop_padding", "flip")  # options of a recipe
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#000000")
 WINDOW_COLORS = {3: COLORS[2], 5: COLORS[1], 8: COLORS[0]}
 
@@ -28,9 +31,24 @@ def home(measurement: Measurement) -> Path:
     return path.parent.parent if _is_snapshot(path) else path.parent
 
 
+def foreign(measurement: Measurement) -> bool:
+    """Whether the model is no CSAN but that of ``--model``, of whose training little is known."""
+    return "model" in measurement.checkpoint["architecture"]
+
+
+def kind(measurements: Iterable[Measurement]) -> str:
+    """What their labels are: of a "window", or of a "model"."""
+    return "model" if any(map(foreign, measurements)) else "window"
+
+
 def label(measurement: Measurement) -> str:
-    """What distinguishes the architecture: ``3×3``, ``8×8 (global)``, ``3×3, 3 heads``."""
+    """What distinguishes the architecture: ``3×3``, ``8×8 (global)``, ``3×3, 3 heads``.
+
+    Of a model that is no CSAN, its name.
+    """
     architecture = measurement.checkpoint["architecture"]
+    if foreign(measurement):
+        return architecture["model"].partition(":")[2].partition("?")[0]
     window = architecture["window"]
     text = f"{window}×{window}"
     if window * architecture["patch_size"] >= architecture["image_size"]:
@@ -59,6 +77,8 @@ def colors(labels: Iterable[str]) -> dict[str, str]:
 def stage(measurement: Measurement) -> str:
     """At which point of its training the checkpoint was kept."""
     epoch, recipe = measurement.checkpoint["epoch"], measurement.checkpoint["recipe"]
+    if foreign(measurement):
+        return "given weights"
     if epoch == recipe["epochs"]:
         return f"end of training (epoch {epoch})"
     if epoch == recipe["warmup_epochs"]:
@@ -66,31 +86,43 @@ def stage(measurement: Measurement) -> str:
     return f"epoch {epoch}"
 
 
+def epoch(measurement: Measurement) -> str:
+    """For tables: the epoch, where it is known."""
+    return "–" if foreign(measurement) else str(measurement.checkpoint["epoch"])
+
+
 def by_architecture(measurements: Iterable[Measurement]) -> dict[str, list[Measurement]]:
     """Measurements by `label`, from local to global: the seeds of one architecture and recipe.
 
     Where a label would stand for several, it also names the options in which they differ.
+    Checkpoints of other models than CSANs are each on its own: nobody knows that they are seeds.
     """
     alike: dict[str, list[Measurement]] = defaultdict(list)
     for m in sorted(measurements, key=by_window):
-        alike[training(m, but="seed")].append(m)
+        alike[training(m, but="seed") + (str(m.path) if foreign(m) else "")].append(m)
     by_label: dict[str, list[list[Measurement]]] = defaultdict(list)
     for members in alike.values():
         by_label[label(members[0])].append(members)
     named = {}
     for text, configurations in by_label.items():
-        options = [
-            members[0].checkpoint["architecture"] | members[0].checkpoint["recipe"]
-            for members in configurations
-        ]
+        options = [_options(members[0]) for members in configurations]
         differ = [key for key in options[0] if len({repr(o.get(key)) for o in options}) > 1]
         for members, own in zip(configurations, options, strict=True):
             named[text + "".join(f", {key} {own.get(key)}" for key in differ)] = members
     return named
 
 
+def _options(m: Measurement) -> dict[str, Any]:
+    """In which measurements of one label may differ."""
+    if foreign(m):
+        return {"checkpoint": f"{m.path.parent.name}/{m.path.stem}"}
+    return m.checkpoint["architecture"] | m.checkpoint["recipe"]
+
+
 def seeds(groups: Mapping[str, Sequence[Measurement]]) -> str:
     """How many seeds there are for each label."""
+    if any(foreign(m) for members in groups.values() for m in members):
+        return "one checkpoint each"
     counts = sorted({len(members) for members in groups.values()})
     plural = "s" if counts[-1] > 1 else ""
     return f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{counts[0]} seed{plural}"
@@ -109,6 +141,11 @@ def dataset(measurement: Measurement) -> str:
     return Path(spec).stem if images is None else f"{Path(spec).stem}-{images}"
 
 
+def comparable(measurement: Measurement) -> str:
+    """What shares a figure: the CSANs of a dataset, or the other models on it; for its title."""
+    return dataset(measurement) + (", other models" if foreign(measurement) else "")
+
+
 def training(measurement: Measurement, *, but: str = "") -> str:
     """What all checkpoints of one training share; all but the option `but`."""
     made_by = ("architecture", "recipe", "dataset", "images", "seed")
@@ -117,19 +154,33 @@ def training(measurement: Measurement, *, but: str = "") -> str:
 
 def objective(measurement: Measurement) -> str:
     """In words, what was differentiated or evaluated."""
-    loss = "NLL + L2" if measurement.options["objective"] == "train" else "NLL"
+    penalty = measurement.checkpoint["recipe"].get("weight_decay") != 0
+    loss = "NLL + L2" if measurement.options["objective"] == "train" and penalty else "NLL"
     return f"{loss} on {split(measurement)} images"
 
 
 def split(measurement: Measurement) -> str:
     """Which images, in words."""
-    kind = {"train": "augmented", "clean": "clean"}[measurement.options["objective"]]
-    return f"{kind} {measurement.options['split']}"
+    how = {"train": "augmented", "clean": "clean"}[measurement.options["objective"]]
+    if how == "augmented" and not any(
+        measurement.checkpoint["recipe"].get(k, True) for k in RANDOM
+    ):
+        how = "unaugmented"
+    return f"{how} {measurement.options['split']}"
+
+
+def caption(measurement: Measurement) -> str:
+    """Name of the checkpoint and what distinguishes its architecture, of a panel or a curve."""
+    own, what = name(measurement), label(measurement)
+    return own if own == what else f"{own}: {what}"
 
 
 def title(measurement: Measurement) -> str:
     """Of a figure of one checkpoint, two lines."""
-    first = f"{name(measurement)}: window {label(measurement)}, {stage(measurement)}"
+    if foreign(measurement):
+        first = caption(measurement)
+    else:
+        first = f"{name(measurement)}: window {label(measurement)}, {stage(measurement)}"
     return f"{first}\n{objective(measurement)}"
 
 
@@ -139,7 +190,9 @@ def suffix(measurement: Measurement) -> str:
     return "" if which == "train" else f"_{which}"
 
 
-def by_window(measurement: Measurement) -> tuple[int, int, str]:
-    """Order of curves and panels: from local to global."""
+def by_window(measurement: Measurement) -> tuple[float, int, str]:
+    """Order of curves and panels: from local to global, then other models."""
     architecture = measurement.checkpoint["architecture"]
+    if foreign(measurement):
+        return math.inf, 0, str(measurement.path)
     return architecture["window"], architecture["head_window"], str(measurement.path)

@@ -214,7 +214,7 @@ def stored(
     """
     assert checkpoint.path is not None, "a checkpoint is saved before it is measured"
     found = load(measurement_file(checkpoint.path), name)
-    if found is None or found.checkpoint["sha256"] != checkpoint.sha256:
+    if found is None or found.checkpoint != json.loads(json.dumps(describe(checkpoint))):
         return None
     if found.options != json.loads(json.dumps(dict(options))):
         return None

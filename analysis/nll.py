@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
-from analysis.options import Ckpt, Out, open_checkpoints
-from models.cli import DataRoot, Device, Force, run
+from analysis.options import CheckpointOptions
+from models.cli import run
 from models.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from analysis.measurements import Measurement
@@ -26,23 +26,19 @@ SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(CheckpointOptions):
     """Draw train NLL over the epochs, and train NLL against test error at the end.
 
     The histories of the given checkpoints are stored in their HDF5 files, and the NLL of every
     single image, clean, which analysis.claims needs; drawn are the histories of these and all
     others in the same folders and below, with the mean and the 95 % interval over seeds. The table
-    also has NEP and APE, where analysis.hessian has measured them.
+    also has NEP and APE, where analysis.hessian has measured them. Of the weights of --model there
+    is no history: what they make of every image is stored and its mean printed.
     """
 
-    ckpt: Ckpt = ()
     history_only: Annotated[
         bool, arg(help="leave out the single images; does not need the dataset")
     ] = False
-    device: Device = "auto"
-    data_root: DataRoot = None
-    out: Out = Path("figures")
-    force: Force = False
 
 
 def main(options: Options) -> None:
@@ -52,9 +48,16 @@ def main(options: Options) -> None:
     from models.devices import choose_device
     from models.distributed import join
 
+    if options.history_only and options.model:
+        raise InputError("history-only: the weights of --model have no history, leave it out")
     device = choose_device(options.device)
     team = join(device.type)
-    checkpoints = open_checkpoints(options.ckpt, options.out)
+    checkpoints = options.open()
+    if options.model:
+        measurements = [measure_outcomes(c, options, device, team) for c in checkpoints]
+        if not team.rank:
+            print_outcomes(measurements)
+        return
     for checkpoint in checkpoints:
         if not checkpoint.history:
             raise InputError(f"{checkpoint.path}: has no history, expected one of a training")
@@ -78,35 +81,72 @@ def measure(checkpoint: Checkpoint, options: Options, device: torch.device, team
     """Store the history of a trained checkpoint, and what it makes of every image."""
     import numpy as np
 
-    from analysis.measurements import store, stored
+    from analysis.measurements import store
+
+    if not _stored("history", checkpoint, options, team):
+        history = {name: np.array(values) for name, values in checkpoint.history.items()}
+        team.first(lambda: store("history", history, checkpoint=checkpoint, options={}))
+    if not options.history_only:
+        measure_outcomes(checkpoint, options, device, team)
+
+
+def measure_outcomes(
+    checkpoint: Checkpoint, options: Options, device: torch.device, team: Team
+) -> Measurement:
+    """What a checkpoint makes of every image, stored, or as it was stored before."""
+    from analysis.measurements import store
     from analysis.outcomes import outcomes
     from analysis.tables import working
-    from models.datasets import Split, fingerprints, load_dataset
+    from models.datasets import load_dataset
 
-    common: dict[str, Any] = dict(checkpoint=checkpoint, options={})
+    found = _stored("outcomes", checkpoint, options, team)
+    if found:
+        return found
+    arrays: dict[str, np.ndarray] = {}
+    data: dict[str, str] = {}
+    for split in SPLITS:
+        dataset = load_dataset(checkpoint.dataset, split, data_root=options.data_root)
+        if split == "train" and checkpoint.images is not None:
+            dataset = dataset.first(checkpoint.images)
+        with working(f"{checkpoint.path}: NLL of every {split} image"):
+            nll, correct = outcomes(checkpoint, dataset, device, team)
+        arrays |= {f"{split}/nll": nll, f"{split}/correct": correct}
+        data[split] = dataset.fingerprint
+    return team.first(
+        lambda: store("outcomes", arrays, checkpoint=checkpoint, options={}, data=data)
+    )
+
+
+def _stored(name: str, checkpoint: Checkpoint, options: Options, team: Team) -> Measurement | None:
+    """What was stored before, unless it is to be measured again."""
+    from analysis.measurements import stored
+    from models.datasets import Split, fingerprints
 
     def now() -> dict[str, str]:
         splits: dict[Split, int | None] = {"train": checkpoint.images, "test": None}
         return fingerprints(checkpoint.dataset, splits, data_root=options.data_root)
 
-    def wanted(name: str) -> bool:
-        return options.force or not team.first(lambda: stored(name, **common, data=now))
+    if options.force:
+        return None
+    return team.first(lambda: stored(name, checkpoint=checkpoint, options={}, data=now))
 
-    if wanted("history"):
-        history = {name: np.array(values) for name, values in checkpoint.history.items()}
-        team.first(lambda: store("history", history, **common))
-    if not options.history_only and wanted("outcomes"):
-        arrays: dict[str, np.ndarray] = {}
-        data: dict[str, str] = {}
+
+def print_outcomes(measurements: Sequence[Measurement]) -> None:
+    """Table of NLL and error of weights without a history, and where they are."""
+    from analysis import labels
+    from analysis.tables import print_table
+
+    rows = []
+    for m in measurements:
+        row = [labels.name(m), labels.label(m)]
         for split in SPLITS:
-            dataset = load_dataset(checkpoint.dataset, split, data_root=options.data_root)
-            if split == "train" and checkpoint.images is not None:
-                dataset = dataset.first(checkpoint.images)
-            with working(f"{checkpoint.path}: NLL of every {split} image"):
-                nll, correct = outcomes(checkpoint, dataset, device, team)
-            arrays |= {f"{split}/nll": nll, f"{split}/correct": correct}
-            data[split] = dataset.fingerprint
-        team.first(lambda: store("outcomes", arrays, **common, data=data))
+            row.append(f"{m.arrays[f'{split}/nll'].mean(dtype=float):.4f}")
+            row.append(f"{100 * (1 - m.arrays[f'{split}/correct'].mean()):.2f}")
+        rows.append(row)
+    columns = [f"{split} {what}" for split in SPLITS for what in ("NLL", "error %")]
+    print_table("Clean images", ["checkpoint", labels.kind(measurements), *columns], rows)
+    for m in measurements:
+        print(f"stored in {m.path}:/{m.name}; no history of the training, so nothing to draw")
 
 
 def print_end_points(histories: Iterable[Measurement], spectra: Iterable[Measurement]) -> None:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from analysis.functional import functional_call
 from models.augment import Augmentation
 from models.checkpoint import Checkpoint
 from models.datasets import ImageDataset
-from models.errors import InputError
+from models.errors import InputError, one_line
 from models.seeds import derive_seed
 
 Kind = Literal["train", "clean"]
@@ -87,16 +88,7 @@ def build_objective(
     for name, value in {"batch-size": batch_size, "batches": batches}.items():
         if value is not None and value < 1:
             raise InputError(f"{name}: {value} found, expected at least 1")
-    expected = (
-        checkpoint.architecture["image_size"],
-        checkpoint.architecture["image_size"],
-        checkpoint.architecture["channels"],
-    )
-    if tuple(dataset.images.shape[1:]) != expected:
-        raise InputError(
-            f"dataset: images of {dataset.name} are {tuple(dataset.images.shape[1:])}, "
-            f"expected {expected} as the checkpoint's"
-        )
+    require_size(checkpoint, dataset)
     augment = Augmentation(checkpoint.recipe, dataset)
     drawn = []
     with torch.random.fork_rng():
@@ -109,13 +101,50 @@ def build_objective(
             )
             drawn.append((x.to(device), y.to(device)))
     trains = kind == "train"
+    model = checkpoint.model.to(device).train(trains)
+    require_outputs(model, min((x for x, _ in drawn), key=len), len(dataset.classes))
     return Objective(
-        model=checkpoint.model.to(device).train(trains),
+        model=model,
         loss=checkpoint.recipe.loss if trains else F.cross_entropy,
         weight_decay=checkpoint.recipe.weight_decay if trains else 0.0,
         batches=drawn,
         fingerprint=dataset.fingerprint,
     )
+
+
+def require_size(checkpoint: Checkpoint, dataset: ImageDataset) -> None:
+    """Raise `InputError` if a checkpoint was made for images of another size."""
+    if "model" in checkpoint.architecture:  # not a CSAN: `require_outputs` will tell
+        return
+    size, channels = (checkpoint.architecture[key] for key in ("image_size", "channels"))
+    if tuple(dataset.images.shape[1:]) != (size, size, channels):
+        raise InputError(
+            f"dataset: images of {dataset.name} are {tuple(dataset.images.shape[1:])}, "
+            f"expected {(size, size, channels)} as the checkpoint's"
+        )
+
+
+def require_outputs(model: nn.Module, inputs: Tensor, classes: int) -> None:
+    """Raise `InputError` if `model` does not make (B, classes) scores of `inputs` (B, ...).
+
+    The model is as before, and so is the state of the random generators.
+    """
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    tensors = {**dict(model.named_parameters()), **buffers}
+    shape = "x".join(map(str, inputs.shape))
+    try:
+        with torch.random.fork_rng(), torch.no_grad():
+            outputs = functional_call(model, tensors, inputs)
+    except Exception as error:  # a model fails in any way it likes
+        raise InputError(
+            f"model: it fails on images of shape {shape}: {one_line(error)}"
+        ) from error
+    found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+    if found != (len(inputs), classes):
+        raise InputError(
+            f"model: {found} comes out of images of shape {shape}, expected scores "
+            f"{(len(inputs), classes)} of the dataset's classes"
+        )
 
 
 def _shuffled(n: int, batch_size: int, batches: int | None, seed: int) -> list[Tensor]:

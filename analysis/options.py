@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,41 +18,157 @@ from models.errors import InputError
 if TYPE_CHECKING:
     from analysis.objective import Objective
     from models.checkpoint import Checkpoint
+    from models.recipes import Recipe
 
 DEFAULT_CHECKPOINTS = "checkpoints/csan*.pt"
 MOST = 10**6  # of anything that is counted
 
-Ckpt = Annotated[
-    tuple[Path, ...],
-    arg(metavar="FILE [FILE ...]", help=f"checkpoints to measure; default: {DEFAULT_CHECKPOINTS}"),
-]
 Out = Annotated[Path, arg(metavar="DIR", help="folder of the figures")]
-ObjectiveKind = Annotated[
-    Literal["train", "clean"],
-    arg(
-        name="objective",
-        help="train: what the training minimised (augmented, mixed, smoothed, NLL + L2); "
-        "clean: NLL of the images as they are",
-    ),
-]
+Preset = Literal["digits", "cifar10", "cifar100", "paper-cifar100"]  # of models.recipes
 Scale = Annotated[Literal["log", "linear"], arg(help="of the colours and heights of loss surfaces")]
-SplitName = Annotated[Literal["train", "test"], arg(help="the part of the dataset to measure on")]
-BatchSize = Annotated[int, arg(help="images in a mini-batch")]
 
 
 @dataclass(frozen=True)
-class MeasurementOptions:
-    """Options of a command that measures checkpoints."""
+class CheckpointOptions:
+    """Options of a command that looks at checkpoints."""
 
-    ckpt: Ckpt = ()
-    objective: ObjectiveKind = "train"
-    split: SplitName = "train"
-    batch_size: BatchSize = 16
-    seed: Seed = 0
+    ckpt: Annotated[
+        tuple[Path, ...],
+        arg(
+            metavar="FILE [FILE ...]",
+            help=f"checkpoints to measure; default: {DEFAULT_CHECKPOINTS}; with --model the "
+            "weights of that model, saved by any framework with torch.save or as .safetensors",
+        ),
+    ] = ()
+    model: Annotated[
+        str | None,
+        arg(
+            metavar="SPEC",
+            help="a model of your own: torchvision:NAME, timm:NAME or MODULE:FACTORY, a function "
+            "in a Python module; with options as in "
+            "timm:vit_tiny_patch16_224?img_size=32&patch_size=4",
+        ),
+    ] = None
+    dataset: Annotated[
+        str | None,
+        arg(
+            metavar="DATA",
+            help="that the model of --model was trained on: digits, cifar10, cifar100, an HDF5 "
+            "file, or a folder with train/CLASS/*.png and test/CLASS/*.png (or val/)",
+        ),
+    ] = None
     device: Device = "auto"
     data_root: DataRoot = None
     out: Out = Path("figures")
     force: Force = False
+
+    def open(self) -> list[Checkpoint]:
+        """Load the checkpoints that ``--ckpt`` names.
+
+        Raises `InputError` if a checkpoint is unusable or there is none, or if results could not be
+        written beside them or figures to the folder `out`: better now than after hours.
+        """
+        from analysis.measurements import load, measurement_file
+
+        paths = self.ckpt
+        if not paths and self.model:
+            raise InputError("ckpt: none given, expected the weights of --model")
+        paths = paths or tuple(sorted(Path().glob(DEFAULT_CHECKPOINTS)))
+        if not paths:
+            raise InputError(f"ckpt: there is no {DEFAULT_CHECKPOINTS} here, name a checkpoint")
+        checkpoints = self.load(paths)
+        require_writable("out", self.out)
+        for path in paths:
+            require_writable("ckpt", path.parent)
+            load(measurement_file(path), "history")  # a damaged file is found now
+        return checkpoints
+
+    def load(self, paths: Iterable[Path]) -> list[Checkpoint]:
+        """Load checkpoints, or weights of the model of ``--model``."""
+        from models.checkpoint import load_checkpoint
+
+        if self.model is None:
+            for option in ("dataset", "preset", "weight_decay"):
+                if getattr(self, option, None) is not None:
+                    raise InputError(
+                        f"{option.replace('_', '-')}: {getattr(self, option)} found, but a "
+                        "checkpoint says what it was trained on; expected --model, too"
+                    )
+            return [load_checkpoint(path) for path in paths]
+        if self.dataset is None:
+            raise InputError("dataset: none given, expected what --model was trained on")
+
+        from models.datasets import load_dataset
+        from models.foreign import load_foreign
+
+        images = load_dataset(self.dataset, "test", data_root=self.data_root)
+        load = partial(
+            load_foreign,
+            model=self.model,
+            dataset=self.dataset,
+            classes=len(images.classes),
+            channels=images.images.shape[3],
+            recipe=self.recipe(),
+        )
+        return [load(path) for path in paths]
+
+    def recipe(self) -> Recipe:
+        """What the training of the model of ``--model`` minimised."""
+        from models.recipes import PLAIN
+
+        return PLAIN
+
+
+@dataclass(frozen=True)
+class MeasurementOptions(CheckpointOptions):
+    """Options of a command that measures an objective."""
+
+    objective: Annotated[
+        Literal["train", "clean"],
+        arg(
+            help="train: what the training minimised (augmented, mixed, smoothed, NLL + L2), the "
+            "model in training mode: BatchNorm normalises over each mini-batch; clean: NLL of the "
+            "images as they are, in evaluation mode: BatchNorm has its running statistics",
+        ),
+    ] = "train"
+    preset: Annotated[
+        Preset | None,
+        arg(
+            help="augmentation, label smoothing and weight decay that the model of --model was "
+            "trained with; default: none of them"
+        ),
+    ] = None
+    weight_decay: Annotated[
+        float | None,
+        arg(help="that the model of --model was trained with; default: as the preset says, or 0"),
+    ] = None
+    split: Annotated[
+        Literal["train", "test"], arg(help="the part of the dataset to measure on")
+    ] = "train"
+    batch_size: Annotated[int, arg(help="images in a mini-batch")] = 16
+    seed: Seed = 0
+
+    def open(self) -> list[Checkpoint]:
+        """Load the checkpoints, and say what is measured of those without a recipe."""
+        checkpoints = super().open()
+        if self.model and not self.preset and self.objective == "train":
+            print(
+                f"measuring NLL without augmentation, weight decay {self.weight_decay or 0:g}: if "
+                "that is not what was trained on, name it by --preset and --weight-decay; the "
+                "landscape is another one"
+            )
+        return checkpoints
+
+    def recipe(self) -> Recipe:
+        """What the training of the model of ``--model`` minimised."""
+        from models import recipes
+
+        recipe = recipes.PRESETS[self.preset].recipe if self.preset else recipes.PLAIN
+        if self.weight_decay is None:
+            return recipe
+        if not 0 <= self.weight_decay < math.inf:
+            raise InputError(f"weight-decay: {self.weight_decay} found, expected 0 or more")
+        return replace(recipe, weight_decay=self.weight_decay)
 
     def group(self, measurement: str) -> str:
         """Where in the HDF5 file a measurement of this objective belongs."""
@@ -95,26 +214,6 @@ class MeasurementOptions:
             seed=self.seed,
             device=choose_device(self.device),
         )
-
-
-def open_checkpoints(paths: tuple[Path, ...], out: Path) -> list[Checkpoint]:
-    """Load the checkpoints that ``--ckpt`` names.
-
-    Raises `InputError` if a checkpoint is unusable or there is none, or if results could not be
-    written beside them or figures to the folder `out`: better now than after hours.
-    """
-    from analysis.measurements import load, measurement_file
-    from models.checkpoint import load_checkpoint
-
-    paths = paths or tuple(sorted(Path().glob(DEFAULT_CHECKPOINTS)))
-    if not paths:
-        raise InputError(f"ckpt: there is no {DEFAULT_CHECKPOINTS} here, name a checkpoint")
-    checkpoints = [load_checkpoint(path) for path in paths]
-    require_writable("out", out)
-    for path in paths:
-        require_writable("ckpt", path.parent)
-        load(measurement_file(path), "history")  # a damaged file is found now
-    return checkpoints
 
 
 def require_writable(option: str, folder: Path) -> None:

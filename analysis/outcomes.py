@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from analysis.objective import require_outputs, require_size
 from models.distributed import ALONE, Team
-from models.errors import InputError
 from models.training import evaluating, shares
 
 if TYPE_CHECKING:
@@ -29,13 +29,10 @@ def outcomes(
     In evaluation mode, on the images as they are, without label smoothing. A `team` that makes this
     call together shares the images. Raises `InputError` if the images do not fit the model.
     """
-    size, channels = (checkpoint.architecture[key] for key in ("image_size", "channels"))
-    if tuple(dataset.images.shape[1:]) != (size, size, channels):
-        raise InputError(
-            f"dataset: images of {dataset.name} are {tuple(dataset.images.shape[1:])}, "
-            f"expected {(size, size, channels)} as the checkpoint's"
-        )
+    require_size(checkpoint, dataset)
     model = checkpoint.model.to(device).eval()
+    first = dataset.normalise(dataset.images[:1].permute(0, 3, 1, 2))
+    require_outputs(model, first.to(device), len(dataset.classes))
     nll = torch.zeros(len(dataset), dtype=torch.float64, device=device)
     correct = torch.zeros_like(nll)
 

@@ -118,7 +118,7 @@ def own_surfaces(folder: Path) -> list[Surface]:
     found = sorted(collect(sorted(folder.glob("*.h5")), "landscape/train"), key=labels.by_window)
     return [
         Surface(
-            f"{labels.name(m)}: {labels.label(m)}",
+            labels.caption(m),
             m.arrays["surface/xs"],
             m.arrays["surface/ys"],
             next(iter(losses(m, "surface").values())),

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
-from analysis.options import Ckpt, Out, open_checkpoints
-from models.cli import DataRoot, Device, Force, Seed, run
+from analysis.options import CheckpointOptions
+from models.cli import Seed, run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,7 +32,7 @@ KINDS = {
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(CheckpointOptions):
     """Measure NLL and error of checkpoints on corrupted test images.
 
     Fifteen corruptions at five severities (Hendrycks and Dietterich 2019). For CIFAR the official
@@ -40,7 +40,6 @@ class Options:
     corruptions are generated. An interrupted run goes on with the corruption where it stopped.
     """
 
-    ckpt: Ckpt = ()
     images: Annotated[
         int | None, arg(help="the first so many test images; default: all of them")
     ] = None
@@ -48,10 +47,6 @@ class Options:
         bool, arg(help="also draw the first test image under every corruption")
     ] = False
     seed: Seed = 0
-    device: Device = "auto"
-    data_root: DataRoot = None
-    out: Out = Path("figures")
-    force: Force = False
 
 
 def main(options: Options) -> None:
@@ -64,7 +59,7 @@ def main(options: Options) -> None:
     from models.seeds import derive_seed
 
     derive_seed(options.seed)  # is it usable?
-    checkpoints = open_checkpoints(options.ckpt, options.out)
+    checkpoints = options.open()
     device = choose_device(options.device)
     team = join(device.type)
     measurements = measure(checkpoints, options, device, team)
@@ -84,7 +79,7 @@ def main(options: Options) -> None:
         )
     print_table(
         "Error (%) on test images, clean and under corruptions",
-        ["checkpoint", "window", "clean", "mean of corruptions", *KINDS],
+        ["checkpoint", labels.kind(measurements), "clean", "mean of corruptions", *KINDS],
         rows,
     )
     for m in measurements:

@@ -53,15 +53,12 @@ _ARRAYS: dict[str, dict[str, str]] = {
 def require_usable(m: Measurement) -> None:
     """Raise `InputError` if a measurement lacks what the rest of the package relies on."""
     require_description(m.checkpoint)
-    architecture, recipe = m.checkpoint["architecture"], m.checkpoint["recipe"]
-    for name in ("window", "head_window", "patch_size", "image_size"):
-        require_integer(name, architecture.get(name), 1, 2**20)
-    for name in ("border", "pooling"):
-        require(isinstance(architecture.get(name), str), name, architecture.get(name), "a word")
+    recipe = m.checkpoint["recipe"]
     for name in ("epochs", "warmup_epochs"):
         require_integer(name, recipe.get(name), 0, 10**6)
     unfinished = m.name.startswith("unfinished/")
     kind = m.name.removeprefix("unfinished/").partition("/")[0].partition("_")[0]
+    _require_architecture(kind, m.checkpoint["architecture"])
     _require_options(kind, m.options)
     for name, array in m.arrays.items():
         if array.dtype.kind == "f":
@@ -81,6 +78,16 @@ def require_usable(m: Measurement) -> None:
         require(bool((np.diff(epochs) > 0).all()), "epoch", "others", "increasing numbers")
     if kind == "landscape":
         _require_landscape(m.arrays)
+
+
+def _require_architecture(kind: str, architecture: Mapping[str, Any]) -> None:
+    """What labels are made of: of a CSAN its window, of another model its spec."""
+    if "model" in architecture and kind != "history":  # of others there is no history
+        return
+    for name in ("window", "head_window", "patch_size", "image_size"):
+        require_integer(name, architecture.get(name), 1, 2**20)
+    for name in ("border", "pooling"):
+        require(isinstance(architecture.get(name), str), name, architecture.get(name), "a word")
 
 
 def _require_options(kind: str, options: Mapping[str, Any]) -> None:

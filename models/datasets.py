@@ -2,7 +2,7 @@
 
 The format on disk is one HDF5 file with, for each split in {train, test}, ``/SPLIT/images`` uint8
 (N, height, width, channels) and ``/SPLIT/labels`` integer (N,), and the root attributes ``name``
-(text) and ``classes`` (the class names).
+(text) and ``classes`` (the class names). Folders of images are read, too: see `models.folders`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from models.errors import InputError
 from models.files import locked, replacing
+from models.folders import read_folder
 from models.hdf5 import opened
 
 Split = Literal["train", "test"]
@@ -85,7 +86,8 @@ def load_dataset(
     spec : str or path
         "digits" (scikit-learn's 1,797 handwritten digits, 8 x 8 x 1; a fixed stratified split into
         1,437 and 360), "cifar10" or "cifar100" (downloaded by torchvision on first use and kept as
-        HDF5), or the path of an HDF5 file in the format described in `models.datasets`.
+        HDF5), or the path of an HDF5 file in the format described in `models.datasets`, or of a
+        folder with ``train/CLASS/IMAGE`` and ``test/CLASS/IMAGE`` or ``val/CLASS/IMAGE``.
     split : {"train", "test"}
     data_root : path, optional
         Folder of the downloaded datasets. Default: the environment variable ``LOCALITY_DATA``, then
@@ -104,10 +106,10 @@ def load_dataset(
     if not path.exists():
         if str(spec) not in DOWNLOADABLE:
             known = ", ".join(("digits", *DOWNLOADABLE))
-            raise InputError(f"dataset: {spec} is neither an HDF5 file nor one of {known}")
+            raise InputError(f"dataset: {spec} is neither a file, a folder nor one of {known}")
         _download(str(spec), path)
     before = _version(path)
-    dataset = _read(path, split)
+    dataset = _read_images(path, split) if path.is_dir() else _read(path, split)
     if _version(path) != before:
         raise InputError(f"{path}: changed while it was read, expected it to stay as it is")
     return dataset
@@ -146,9 +148,10 @@ def _location(spec: str | Path, data_root: str | Path | None) -> Path:
 
 
 def _version(path: Path) -> tuple[int, int, int]:
-    """What changes when a file is written to or replaced."""
-    state = path.stat()
-    return state.st_ino, state.st_size, state.st_mtime_ns
+    """What changes when a file, or one in a folder, is written to or replaced."""
+    states = [place.stat() for place in (path, *path.rglob("*"))]
+    sizes, times = sum(s.st_size for s in states), max(s.st_mtime_ns for s in states)
+    return states[0].st_ino, sizes, times
 
 
 def _digits(split: Split) -> ImageDataset:
@@ -169,6 +172,18 @@ def _digits(split: Split) -> ImageDataset:
         tuple(str(digit) for digit in digits.target_names),
         train_images=images[indices[0]],
     )
+
+
+def _read_images(path: Path, split: Split) -> ImageDataset:
+    images, labels, classes = train_images, *_ = read_folder(path, "train")
+    if split != "train":
+        images, labels, _ = read_folder(path, split)
+    if images.shape[1:] != train_images.shape[1:]:
+        raise InputError(
+            f"{path}: images of shape {images.shape[1:]} in {split}, expected "
+            f"{train_images.shape[1:]} as in train"
+        )
+    return _dataset(path.resolve().name, images, labels, classes, train_images)
 
 
 def _read(path: Path, split: Split) -> ImageDataset:

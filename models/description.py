@@ -43,7 +43,10 @@ def require_description(found: Mapping[str, Any]) -> None:
         for name, value in options.items():  # type: ignore[union-attr]
             require(isinstance(name, str) and bool(_PLAIN.fullmatch(name)), key, name, "a name")
             fits = isinstance(value, float | None)
-            if isinstance(value, str):
+            if (key, name) == ("architecture", "model"):  # a spec of `models.factory`
+                fits = isinstance(value, str) and value.isprintable() and len(value) <= 1000
+                fits = fits and "$" not in value
+            elif isinstance(value, str):
                 fits = bool(_PLAIN.fullmatch(value))
             elif isinstance(value, int):
                 fits = abs(value) < 2**63

@@ -29,3 +29,9 @@ def shown(value: object) -> str:
     if isinstance(value, str | bytes):
         return repr(value) if len(value) <= 80 else f"{value[:80]!r}..."
     return repr(value) if isinstance(value, int | float | None) else f"a {type(value).__name__}"
+
+
+def one_line(message: object, width: int = 240) -> str:
+    """What somebody else's error says, cut to what fits into an `InputError`."""
+    text = " ".join(str(message).split())
+    return text if len(text) <= width else f"{text[: width - 4]} ..."

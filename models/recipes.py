@@ -65,6 +65,10 @@ class Recipe:
         return self.learning_rate * (1 + math.cos(math.pi * min(done, 1.0))) / 2
 
 
+# Nothing but NLL on the images as they are, of a training that is not known.
+PLAIN = Recipe(epochs=1, warmup_epochs=0, learning_rate=1.0, weight_decay=0.0, label_smoothing=0.0)
+
+
 @dataclass(frozen=True)
 class Preset:
     """A recipe, and the dataset and the architecture that it is meant for."""

@@ -39,13 +39,16 @@ class Options:
     pooling: Annotated[str, arg(help="gap or cls")] = "gap"
     dataset: Annotated[
         str | None,
-        arg(help="digits, cifar10, cifar100 or an HDF5 file; default: that of the preset"),
+        arg(
+            help="digits, cifar10, cifar100, an HDF5 file or a folder of images; default: that of "
+            "the preset"
+        ),
     ] = None
     preset: Annotated[
         str | None,
         arg(
             help="recipe and model size: digits, cifar10, cifar100 or paper-cifar100; default: the "
-            "preset named as the dataset, cifar100 for an HDF5 file, or digits"
+            "preset named as the dataset, cifar100 for files and folders, or digits"
         ),
     ] = None
     images: Annotated[
@@ -150,12 +153,12 @@ def choose_preset(options: Options) -> tuple[Preset, str]:
     from models.recipes import PRESETS
 
     name = options.preset or options.dataset or "digits"
-    if options.preset is None and name.endswith((".h5", ".hdf5")):
+    if options.preset is None and (name.endswith((".h5", ".hdf5")) or Path(name).is_dir()):
         name = "cifar100"
     if name not in PRESETS:
         if options.preset is None:
             raise InputError(
-                f"dataset: {name} is neither an HDF5 file nor one of digits, cifar10, cifar100"
+                f"dataset: {name} is neither a file, a folder nor one of digits, cifar10, cifar100"
             )
         raise InputError(f"preset: {name!r} is unknown, expected one of {', '.join(PRESETS)}")
     return PRESETS[name], options.dataset or PRESETS[name].dataset

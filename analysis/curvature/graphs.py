@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+
+from models.errors import InputError
 
 
 def graph_bytes(roots: Iterable[Tensor]) -> int:
@@ -41,17 +44,28 @@ def gradient(
     """Vector-Jacobian products, zero where `outputs` do not depend on an input; the graph is kept.
 
     `block` says that `grad_outputs` carry a leading dimension of vectors, and so will the result.
+    Raises `InputError` if a layer cannot be differentiated once more.
     """
     pairs = [(o, g) for o, g in zip(outputs, grad_outputs, strict=True) if o.requires_grad]
     if not pairs:
         batch = grad_outputs[0].shape[:1] if block else ()
         return [tensor.new_zeros(*batch, *tensor.shape) for tensor in inputs]
-    return torch.autograd.grad(
-        [output for output, _ in pairs],
-        inputs,
-        [grad for _, grad in pairs],
-        retain_graph=True,
-        is_grads_batched=block,
-        allow_unused=True,
-        materialize_grads=True,
-    )
+    try:
+        return torch.autograd.grad(
+            [output for output, _ in pairs],
+            inputs,
+            [grad for _, grad in pairs],
+            retain_graph=True,
+            is_grads_batched=block,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    except RuntimeError as error:
+        lacking = re.match(
+            r"derivative for aten::(\w+?)(_backward)? is not implemented", str(error)
+        )
+        if not lacking:
+            raise
+        raise InputError(
+            f"model: PyTorch has no second derivative of {lacking[1]}, expected layers that have"
+        ) from error

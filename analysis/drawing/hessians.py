@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from analysis import labels, plots
+from analysis.comparisons import file_stem
 from analysis.drawing import save
 from analysis.measurements import Measurement
 
@@ -46,14 +47,14 @@ def draw_hessians(
 def draw_hessian_comparison(
     measurements: Iterable[Measurement], out: Path, formats: Sequence[str] = ("png",)
 ) -> list[Path]:
-    """For each dataset and epoch with several windows: ``hessian_DATASET_epochN``.
+    """For each dataset and epoch with several windows or models: ``hessian_DATASET_epochN``.
 
     Max eigenvalues of all seeds of a window pooled, negative and positive halves side by side, as
     in Park and Kim 2022, Figure 7 (right).
     """
     groups: dict[tuple[str, int], list[Measurement]] = defaultdict(list)
     for m in measurements:
-        groups[labels.dataset(m), m.checkpoint["epoch"]].append(m)
+        groups[labels.comparable(m), m.checkpoint["epoch"]].append(m)
     written = []
     for (data, epoch), members in sorted(groups.items()):
         group = labels.measured_alike(members)
@@ -78,9 +79,9 @@ def draw_hessian_comparison(
                 f"Hessian max eigenvalue spectra on {data}, {labels.stage(group[0])}\n"
                 f"{labels.objective(group[0])}, {labels.seeds(by_label)}"
             )
-            written += save(
-                figure, out, f"hessian_{data}_epoch{epoch:03d}{labels.suffix(group[0])}", formats
-            )
+            when = "" if labels.foreign(group[0]) else f"_epoch{epoch:03d}"
+            stem = f"hessian_{file_stem(data)}{when}{labels.suffix(group[0])}"
+            written += save(figure, out, stem, formats)
     return written
 
 
@@ -92,7 +93,8 @@ def draw_hessian_training(
     Of every training of which three snapshots or more have been measured.
     """
     groups: dict[str, dict[str, list[Measurement]]] = defaultdict(lambda: defaultdict(list))
-    for m in sorted(measurements, key=lambda m: m.checkpoint["epoch"]):
+    known = [m for m in measurements if not labels.foreign(m)]
+    for m in sorted(known, key=lambda m: m.checkpoint["epoch"]):
         groups[labels.dataset(m)][labels.training(m)].append(m)
     written = []
     for data, trainings in sorted(groups.items()):

@@ -57,7 +57,7 @@ def write_html(group: Sequence[Measurement], path: Path, *, log: bool = True) ->
                 "scene.yaxis.title.text": second,
                 "scene.zaxis": axis,
             }
-            views.append((f"{labels.name(m)}: {labels.label(m)}, {loss}", scene))
+            views.append((f"{labels.caption(m)}, {loss}", scene))
     buttons = [
         dict(
             label=label,
@@ -67,7 +67,7 @@ def write_html(group: Sequence[Measurement], path: Path, *, log: bool = True) ->
         for i, (label, scene) in enumerate(views)
     ]
     figure.update_layout(
-        title=f"Loss landscape on {labels.dataset(group[0])}, {labels.objective(group[0])}",
+        title=f"Loss landscape on {labels.comparable(group[0])}, {labels.objective(group[0])}",
         scene=dict(
             xaxis=dict(title=dict(text=views[0][1]["scene.xaxis.title.text"])),
             yaxis=dict(title=dict(text=views[0][1]["scene.yaxis.title.text"])),

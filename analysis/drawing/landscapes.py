@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.typing import LineStyleType
 
 from analysis import labels, plots
+from analysis.comparisons import file_stem
 from analysis.drawing import save
 from analysis.landscape.report import flatness_of
 from analysis.measurements import Measurement
@@ -37,9 +38,10 @@ def draw_landscapes(
     """
     groups: dict[str, list[Measurement]] = defaultdict(list)
     for m in measurements:
-        groups[labels.dataset(m)].append(m)
+        groups[labels.comparable(m)].append(m)
     written = []
     for data, members in sorted(groups.items()):
+        stem = file_stem(data)
         group = sorted(labels.measured_alike(members), key=labels.by_window)
         kind = group[0].name.partition("/")[0]
         end = labels.suffix(group[0])
@@ -53,35 +55,35 @@ def draw_landscapes(
                         f"Loss landscape on {data},{chr(10) if narrow else ' '}"
                         f"{labels.objective(group[0])}"
                     )
-                    written += save(figure, out, f"{kind}_{data}_{name}{end}", still)
+                    written += save(figure, out, f"{kind}_{stem}_{name}{end}", still)
         if "html" in formats:
             from analysis.drawing.interactive import write_html
 
-            written += write_html(group, out / f"{kind}_{data}{end}.html", log=scale == "log")
+            written += write_html(group, out / f"{kind}_{stem}{end}.html", log=scale == "log")
         if "vtu" in formats:
             from analysis.drawing.interactive import write_vtu
 
             written += [
-                write_vtu(m, out / f"{kind}_{data}_{labels.name(m)}{end}.vtu") for m in group
+                write_vtu(m, out / f"{kind}_{stem}_{labels.name(m)}{end}.vtu") for m in group
             ]
     return written
 
 
 def _lines(group: Sequence[Measurement], log: bool) -> Figure:
     """One panel for each quantity, all checkpoints in it."""
-    shown = {**losses(group[0], "line"), "error (%)": None}
+    shown = [*common_losses(group), "error (%)"]
     figure = Figure(figsize=(3.2 * len(shown), 2.9))
     axes = figure.subplots(1, len(shown))
     palette = labels.colors(labels.label(m) for m in group)
     for m in group:
         curves = {**losses(m, "line"), "error (%)": 100 * m.arrays["line/error"]}
-        for (ylabel, values), ax in zip(curves.items(), axes, strict=True):
+        for ylabel, ax in zip(shown, axes, strict=True):
             plots.plot_line(
                 m.arrays["line/xs"],
-                values,
+                curves[ylabel],
                 xlabel=f"step along {names(m)[0]}",
                 ylabel=ylabel,
-                label=_title(m),
+                label=labels.caption(m),
                 color=palette[labels.label(m)],
                 ax=ax,
             )
@@ -105,14 +107,14 @@ def _train_and_test(group: Sequence[Measurement], log: bool) -> Figure:
             log=log,
             ax=ax,
         )
-        ax.set_title(_title(m))
+        ax.set_title(labels.caption(m))
     handles, texts = axes[0].get_legend_handles_labels()
     figure.legend(handles, texts, loc="outside lower center", ncols=2 * min(len(group), 2))
     return figure
 
 
 def _contours(group: Sequence[Measurement], log: bool) -> Figure:
-    rows = list(losses(group[0], "surface"))
+    rows = common_losses(group)
     shared = all(_extent(m) == _extent(group[0]) for m in group)
     figure = Figure(figsize=(2.7 * len(group) + 1.3, 2.6 * len(rows) + 0.4))
     axes = figure.subplots(len(rows), len(group), squeeze=False, sharex=shared, sharey=shared)
@@ -129,7 +131,7 @@ def _contours(group: Sequence[Measurement], log: bool) -> Figure:
             if len(marks):
                 plots.plot_way(marks, ax=ax)
             first, second = names(m)
-            ax.set(title=_title(m) + _interpolated(m), xlabel=first, ylabel=second)
+            ax.set(title=labels.caption(m) + _interpolated(m), xlabel=first, ylabel=second)
             if shared:
                 ax.label_outer()
         ticks = norm.inverse(np.linspace(0, 1, 5))
@@ -140,7 +142,7 @@ def _contours(group: Sequence[Measurement], log: bool) -> Figure:
 
 
 def _surfaces(group: Sequence[Measurement], log: bool) -> Figure:
-    rows = list(losses(group[0], "surface"))
+    rows = common_losses(group)
     figure = Figure(figsize=(3.1 * len(group), 3.0 * len(rows) + 0.3))
     axes = figure.subplots(len(rows), len(group), squeeze=False, subplot_kw=dict(projection="3d"))
     for loss, row in zip(rows, axes, strict=True):
@@ -148,18 +150,18 @@ def _surfaces(group: Sequence[Measurement], log: bool) -> Figure:
         for m, ax in zip(group, row, strict=True):
             xs, ys = m.arrays["surface/xs"], m.arrays["surface/ys"]
             plots.plot_surface(xs, ys, losses(m, "surface")[loss], norm=norm, ax=ax)
-            ax.set_title(f"{_title(m)}, {loss}", y=0.95)
+            ax.set_title(f"{labels.caption(m)}, {loss}", y=0.95)
     return figure
 
 
 def _flatness(group: Sequence[Measurement], log: bool) -> Figure | None:
     """The summary numbers of each checkpoint, a dot for every direction and the interval."""
-    found = {_title(m): flatness_of(m) for m in group}
+    found = {labels.caption(m): flatness_of(m) for m in group}
     known = {title: vars(flat) for title, flat in found.items() if flat is not None}
     if not known:
         return None
     palette = labels.colors(labels.label(m) for m in group)
-    colors = {_title(m): palette[labels.label(m)] for m in group}
+    colors = {labels.caption(m): palette[labels.label(m)] for m in group}
     figure = Figure(figsize=(10, 2.6))
     quantities = {
         "curvature": "curvature of the NLL",
@@ -186,7 +188,7 @@ def _polar(group: Sequence[Measurement], log: bool) -> Figure | None:
         plots.plot_polar(
             m.arrays["cut/extras/polar/angles"],
             m.arrays["cut/extras/polar/distances"],
-            label=_title(m),
+            label=labels.caption(m),
             color=palette[labels.label(m)],
             ax=ax,
         )
@@ -214,7 +216,7 @@ def _paths(group: Sequence[Measurement], log: bool) -> Figure | None:
                         factor * values,
                         xlabel="share of the way",
                         ylabel=ylabel,
-                        label=f"{_title(m)}, {path}",
+                        label=f"{labels.caption(m)}, {path}",
                         color=palette[labels.label(m)],
                         linestyle=style,
                         ax=ax,
@@ -242,14 +244,15 @@ def losses(measurement: Measurement, part: str) -> dict[str, np.ndarray]:
     return {"NLL + L2": nll + measurement.arrays.get(f"{part}/l2", 0.0), "NLL": nll}
 
 
+def common_losses(group: Sequence[Measurement]) -> list[str]:
+    """Those that all measurements have: one without a penalty has only the NLL."""
+    return min((list(losses(m, "line")) for m in group), key=len)
+
+
 def names(measurement: Measurement) -> tuple[str, str]:
     """Of the two directions."""
     first, second = json.loads(measurement.arrays["cut/ranges"].tobytes())["names"]
     return first, second
-
-
-def _title(measurement: Measurement) -> str:
-    return f"{labels.name(measurement)}: {labels.label(measurement)}"
 
 
 def _extent(measurement: Measurement) -> list[float]:

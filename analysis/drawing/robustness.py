@@ -68,7 +68,7 @@ def draw_robustness(
                     **style,
                 )
             each.tick_params(axis="x", labelsize=7)
-            severity.legend(title="window")
+            severity.legend(title=labels.kind(members))
             images = len(first.arrays["image_error"])
             figure.suptitle(
                 f"Robustness on {name}: {images} test images under {len(names)} "

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from analysis.options import MeasurementOptions, Scale, open_checkpoints
+from analysis.options import MeasurementOptions, Scale
 from models.cli import run
 from models.errors import InputError
 
@@ -98,14 +98,13 @@ def main(options: Options) -> None:
 
     from analysis import labels
     from analysis.drawing.landscapes import draw_landscapes
-    from models.checkpoint import load_checkpoint
     from models.devices import choose_device
     from models.distributed import join
 
     require_usable(options)
     team = join(choose_device(options.device).type)
-    others = [load_checkpoint(path) for path in options.towards]
-    checkpoints = open_checkpoints(options.ckpt, options.out)
+    others = options.load(options.towards) if options.towards else []
+    checkpoints = options.open()
     for checkpoint, other in product(checkpoints, others):
         if other.architecture != checkpoint.architecture:
             raise InputError(
@@ -259,21 +258,20 @@ def choose(
             return cuts.plane_cut(objective, states[0], states[1], span=span)
         case "bezier":
             return cuts.bezier_cut(objective, states[0], seed=seed, span=span)
-    return cuts.pca_cut(objective, snapshots_of(checkpoint), span=span)
+    return cuts.pca_cut(objective, snapshots_of(checkpoint, options), span=span)
 
 
-def snapshots_of(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+def snapshots_of(checkpoint: Checkpoint, options: Options) -> list[dict[str, Any]]:
     """State dicts of a training, in the order of its epochs, up to the checkpoint itself.
 
-    Raises `InputError` if there are fewer than three.
+    Where the epochs are not known, the order is that of the names. Raises `InputError` if there are
+    fewer than three.
     """
-    from models.checkpoint import load_checkpoint
-
     assert checkpoint.path is not None
     folder = checkpoint.path.with_suffix("")
-    kept = [load_checkpoint(path) for path in sorted(folder.glob("epoch*.pt"))]
-    earlier = {c.epoch: c for c in kept if c.epoch < checkpoint.epoch}
-    run = [*(earlier[epoch] for epoch in sorted(earlier)), checkpoint]
+    kept = options.load(sorted(folder.glob(f"epoch*{checkpoint.path.suffix}")))
+    earlier = [c for c in kept if options.model or c.epoch < checkpoint.epoch]
+    run = [*sorted(earlier, key=lambda c: c.epoch), checkpoint]
     if len(run) < 3:
         raise InputError(
             f"{folder}: {len(run) - 1} snapshots found, expected at least 2 of earlier epochs; "

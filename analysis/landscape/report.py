@@ -32,7 +32,7 @@ def along_line(measurements: Sequence[Measurement]) -> Table:
             ]
         )
     name = str(measurements[0].options["directions"])
-    columns = ["checkpoint", "window", "at 0: with L2", "NLL", "clean test NLL"]
+    columns = ["checkpoint", labels.kind(measurements), "at 0: with L2", "NLL", "clean test NLL"]
     columns += ["at x =", "with L2", "NLL", "clean test NLL"]
     return f"Along direction 1 ({name})", columns, rows
 
@@ -59,7 +59,14 @@ def flatness_rows(measurements: Sequence[Measurement]) -> Table:
             cells = [estimates[key].format(form) for key, form in digits.items()]
             rows.append([labels.name(m), labels.label(m), *cells])
     n = measurements[0].options["lines"]
-    columns = ["checkpoint", "window", "curvature", "width at +0.1", "asymmetry", "sharpness %"]
+    columns = [
+        "checkpoint",
+        labels.kind(measurements),
+        "curvature",
+        "width at +0.1",
+        "asymmetry",
+        "sharpness %",
+    ]
     return f"Flatness of the NLL over {n} random directions; ± 95 % interval", columns, rows
 
 
@@ -76,7 +83,7 @@ def barriers(measurements: Sequence[Measurement]) -> Table:
                 rows.append([labels.name(m), labels.label(m), path, *cells])
     columns = [
         "checkpoint",
-        "window",
+        labels.kind(measurements),
         "path",
         "NLL here",
         "NLL there",

@@ -29,7 +29,8 @@ def log_scale(ax: Axes) -> Axes:
     if not np.isfinite(ax.dataLim.minposy):
         return ax
     ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    wide = ax.dataLim.y1 > 1e3 * ax.dataLim.minposy
+    ax.yaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 1.5, 2, 3, 5, 7)))
     ax.yaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_minor_formatter(NullFormatter())
     return ax
