@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from models.errors import InputError, one_line
+from models.errors import InputError, one_line, shown
 
 _FORMS = "expected torchvision:NAME, timm:NAME or MODULE:FACTORY, with options as NAME?key=1&key=2"
 
@@ -39,7 +39,7 @@ def build_model(spec: str, *, classes: int, channels: int) -> nn.Module:
     source, _, rest = spec.partition(":")
     name, _, query = rest.partition("?")
     if not source or not name:
-        raise InputError(f"model: {spec!r} found, {_FORMS}")
+        raise InputError(f"model: {shown(spec)} found, {_FORMS}")
     options = {"num_classes": classes, "in_chans": channels}
     given = _parse_options(spec, query)
     try:
@@ -62,12 +62,12 @@ def build_model(spec: str, *, classes: int, channels: int) -> nn.Module:
     except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and error.name == source == "timm":
             needed = "timm is not installed, expected pip install timm"
-            raise InputError(f"model: {spec!r}: {needed}") from error
+            raise InputError(f"model: {shown(spec)}: {needed}") from error
         reason = one_line(f"{type(error).__name__}: {error}")
-        raise InputError(f"model: {spec!r} cannot be built: {reason}") from error
+        raise InputError(f"model: {shown(spec)} cannot be built: {reason}") from error
     if not isinstance(model, nn.Module):
         found = type(model).__name__
-        raise InputError(f"model: {spec!r} gives a {found}, expected a torch.nn.Module")
+        raise InputError(f"model: {shown(spec)} gives a {found}, expected a torch.nn.Module")
     return model
 
 
@@ -84,7 +84,7 @@ def _parse_options(spec: str, query: str) -> dict[str, Any]:
     for pair in query.split("&") if query else ():
         key, equals, text = pair.partition("=")
         if not key.isidentifier() or not equals or key in options:
-            raise InputError(f"model: {pair!r} found in {spec!r}, {_FORMS}")
+            raise InputError(f"model: {pair!r} found in {shown(spec)}, {_FORMS}")
         try:
             options[key] = ast.literal_eval(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError):  # not a literal: a text

@@ -556,7 +556,7 @@ STUDIES = {
     "disguise": ("[[grid]]\nout='a.pt'\ndataset='--help'", "'--help'"),
     "NUL": ('[[grid]]\nout="a\\u0000b.pt"', "out"),
     "command": ("[[grid]]\nout='a.pt'\n[[measure]]\ncommand=['nll']", "command = a list"),
-    "measure": ("[[grid]]\nout='a.pt'\nmeasure=[{x=1}]", "measure = a list"),
+    "measure": ("[[grid]]\nout='a.pt'\nmeasure=[{x=1}]", "measure names a dict"),
     "date": ("[[grid]]\nout='a.pt'\nseed=1979-05-27", "'seed'"),
     "dim": (f"[[grid]]\nout='a.pt'\ndim={10**9}", "dim"),
     "images": ("[[grid]]\nout='a.pt'\nimages=-1", "images: -1"),
