@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
@@ -78,7 +79,9 @@ def main(options: Options) -> None:
     from models.devices import choose_device
     from models.distributed import join
 
-    options.require(k=1, batches=1, density_batches=1, probes=2, steps=2, memory=0)
+    options.require(k=1, batches=1, density_batches=1, probes=2, steps=2)
+    if not 0 <= options.memory < math.inf:
+        raise InputError(f"memory: {options.memory} found, expected 0 GiB or more")
     if not 0 <= options.tol < 1:
         raise InputError(f"tol: {options.tol} found, expected a relative error from 0 to below 1")
     team = join(choose_device(options.device).type)

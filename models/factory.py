@@ -84,7 +84,7 @@ def _parse_options(spec: str, query: str) -> dict[str, Any]:
     for pair in query.split("&") if query else ():
         key, equals, text = pair.partition("=")
         if not key.isidentifier() or not equals or key in options:
-            raise InputError(f"model: {pair!r} found in {shown(spec)}, {_FORMS}")
+            raise InputError(f"model: {shown(pair)} found in {shown(spec)}, {_FORMS}")
         try:
             options[key] = ast.literal_eval(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError):  # not a literal: a text

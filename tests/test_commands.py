@@ -154,6 +154,7 @@ BAD = {
     "unknown dataset": (HESSIAN, "--ckpt unknown.pt", "dataset: nowhere is neither"),
     "no eigenvalues": (HESSIAN, "--k 0", "k: 0 found, expected at least 1"),
     "too many eigenvalues": (HESSIAN, "--k 99999 --batches 4", "k: 99999"),
+    "no memory": (HESSIAN, "--memory nan", "memory: nan found, expected 0 GiB or more"),
     "no mini-batches": (HESSIAN, "--batches 0", "batches: 0 found, expected at least 1"),
     "no images": (HESSIAN, "--batch-size 0", "batch-size: 0 found, expected at least 1"),
     "not a number": (HESSIAN, "--k five", "--k"),
