@@ -14,20 +14,21 @@ class Estimate:
     """A mean over independent repetitions and the half-width of its 95 % confidence interval."""
 
     mean: float
-    half_width: float  # NaN for a single repetition
+    half_width: float  # NaN for a single repetition, and of what is not finite
     n: int
 
     def format(self, digits: str = ".3f", scale: float = 1.0) -> str:
         """For example "0.123 ± 0.004", or without an interval if there is none."""
         text = f"{self.mean * scale:{digits}}"
-        return f"{text} ± {self.half_width * scale:{digits}}" if self.n > 1 else text
+        known = np.isfinite(self.half_width)
+        return f"{text} ± {self.half_width * scale:{digits}}" if known else text
 
 
 def across_seeds(values: Sequence[float] | np.ndarray) -> Estimate:
     """Mean of (n,) values, one a seed, with Student's 95 % confidence interval."""
     sample = np.asarray(values, dtype=float)
     n = len(sample)
-    if n < 2:
+    if n < 2 or not np.isfinite(sample).all():
         return Estimate(float(sample.mean()), float("nan"), n)
     spread = stats.t.ppf(0.975, n - 1) * stats.sem(sample)
     return Estimate(float(sample.mean()), float(spread), n)

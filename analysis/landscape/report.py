@@ -57,6 +57,9 @@ def flatness_rows(measurements: Sequence[Measurement]) -> Table:
             estimates = found.estimates()
             digits = {"curvature": ".2f", "width": ".3f", "asymmetry": ".3f", "sharpness": ".2f"}
             cells = [estimates[key].format(form) for key, form in digits.items()]
+            wide = np.isposinf(found.width).sum()
+            if wide:
+                cells[1] = f"not reached: {wide} of {len(found.width)}"
             rows.append([labels.name(m), labels.label(m), *cells])
     n = measurements[0].options["lines"]
     columns = [

@@ -88,15 +88,23 @@ def plot_samples(
     colors: Mapping[str, str],
     ax: Axes | None = None,
 ) -> Axes:
-    """The values of each of several groups as dots, beside their mean and its 95 % interval."""
+    """The values of each of several groups as dots, beside their mean and its 95 % interval.
+
+    Infinite ones are counted at the upper edge, and have no mean.
+    """
     ax = ax or plt.gca()
     for i, (name, values) in enumerate(samples.items()):
         estimate = across_seeds(values)
         ax.plot(np.full(len(values), i - 0.12), values, ".", color=colors[name], alpha=0.4)
         ax.errorbar(i + 0.12, estimate.mean, estimate.half_width, fmt="o", color=colors[name])
+        infinite = np.isposinf(values).sum()
+        if infinite:
+            text = f"{infinite} of {len(values)}: $\\infty$"
+            ax.text(i, 1, text, transform=ax.get_xaxis_transform(), ha="center", fontsize=7)
     ax.set_xticks(range(len(samples)), [name.replace(": ", "\n") for name in samples], fontsize=7)
     ax.set(ylabel=ylabel, xlim=(-0.5, len(samples) - 0.5))
-    ax.set_ylim(bottom=0)
+    if not any((values < 0).any() for values in samples.values()):
+        ax.set_ylim(bottom=0)
     return ax
 
 
