@@ -99,8 +99,8 @@ def plot_samples(
         ax.errorbar(i + 0.12, estimate.mean, estimate.half_width, fmt="o", color=colors[name])
         infinite = np.isposinf(values).sum()
         if infinite:
-            text = f"{infinite} of {len(values)}: $\\infty$"
-            ax.text(i, 1, text, transform=ax.get_xaxis_transform(), ha="center", fontsize=7)
+            text, edge = f"{infinite} of {len(values)}: $\\infty$", ax.get_xaxis_transform()
+            ax.text(i + 0.12, 1, text, transform=edge, ha="center", va="top", fontsize=7)
     ax.set_xticks(range(len(samples)), [name.replace(": ", "\n") for name in samples], fontsize=7)
     ax.set(ylabel=ylabel, xlim=(-0.5, len(samples) - 0.5))
     if not any((values < 0).any() for values in samples.values()):
