@@ -173,9 +173,9 @@ class HostileFile:
 
 
 def _check_bytes(path: Path) -> None:
-    """What the library would loop over without end: heaps with objects of no length.
+    """What the library would loop over without end: heaps with objects that lead nowhere.
 
-    Heaps are found by their signature, wherever they are.
+    Heaps are found by their signature and version, wherever they are.
     """
     if not path.stat().st_size:
         raise _Refused("it is empty")
@@ -183,18 +183,16 @@ def _check_bytes(path: Path) -> None:
     widths = whole[13:15] if whole[8:9] in (b"\0", b"\1") else whole[9:11]
     if whole[:8] != b"\x89HDF\r\n\x1a\n" or widths != b"\x08\x08":
         raise _Refused("it does not begin as an HDF5 file of 64 bits")
-    start = whole.find(b"GCOL\1\0\0\0")
+    start = whole.find(b"GCOL\1")
     while start >= 0:
-        position, end = (
-            start + 16,
-            start + int.from_bytes(whole[start + 8 : start + 16], "little"),
-        )
+        position, end = start + 16, start + int.from_bytes(whole[start + 8 : start + 16], "little")
         while position + 16 <= min(end, len(whole)):
             index, length = struct.unpack_from("<H6xQ", whole, position)
-            if index == length == 0:
+            extent = 16 + -(-length // 8) * 8 if index else length
+            if extent == 0 or extent > end - position:  # the library's sum of both wraps around
                 raise _Refused("it has a heap without end")
-            position += 16 + -(-length // 8) * 8 if index else length
-        start = whole.find(b"GCOL\1\0\0\0", start + 8)
+            position += extent
+        start = whole.find(b"GCOL\1", start + 1)
 
 
 def _check_lengths(path: Path, name: bytes) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import resource
+import struct
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -387,6 +388,23 @@ def attribute(key, value):
 
 def described(**changes):
     return attribute("checkpoint", json.dumps(bases.description() | changes))
+
+
+def heap(index, length):
+    """A file whose first heap has a first object like that."""
+    content = bytearray(bases.measurement_file())
+    start = content.find(b"GCOL")
+    content[start + 5] = 1  # reserved, and not looked at by the library
+    content[start + 16 : start + 32] = struct.pack("<HHIQ", index, 1, 0, length)
+    return bytes(content)
+
+
+@pytest.mark.parametrize(("index", "length"), [(0, 0), (1, 2**64 - 1), (1, 2**64 - 16), (0, 2**63)])
+def test_heaps_without_end_are_refused(tmp_path, index, length):
+    path = tmp_path / "in.h5"
+    path.write_bytes(heap(index, length))
+    with pytest.raises(InputError, match="it has a heap without end"):
+        load(path, "history")
 
 
 EPOCH = "history/epoch"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import os
 import random
 import re
+import shutil
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -195,13 +197,21 @@ def _commands() -> Target:
             ]
         if name in ("analysis.study", "analysis.published"):
             words.append(_word(rng))
+        # No system hands over half a surrogate pair.
+        words = [word.encode(errors="replace").decode() for word in words]
         return json.dumps([name, words]).encode()
 
     def read(content: bytes) -> object:
         from models.cli import parse
 
         name, words = json.loads(content)
-        return modules[name].main(parse(modules[name].Options, words))
+        os.mkdir("in.nothing")
+        os.chdir("in.nothing")  # else "" would be a folder with measurements
+        try:
+            return modules[name].main(parse(modules[name].Options, words))
+        finally:
+            os.chdir("..")
+            shutil.move("in.nothing", "out") if os.listdir("in.nothing") else os.rmdir("in.nothing")
 
     return Target("options", 120, make, read)
 
