@@ -214,7 +214,9 @@ def _check_lengths(path: Path, name: bytes) -> None:
                 continue
             lengths = [-(-size // 8) * 8 for size in sizes] if version == 1 else sizes
             kind, space = start + lengths[0], start + lengths[0] + lengths[1]
-            if flags or whole[kind] & 15 != h5t.VLEN:
+            if flags:
+                raise _Refused(f"the attribute {name[:-1].decode()} has its type elsewhere")
+            if whole[kind] & 15 != h5t.VLEN:
                 continue
             found += 1
             first = space + (8 if whole[space] == 1 else 4)

@@ -386,6 +386,13 @@ def attribute(key, value):
     return edit
 
 
+def named_type(file):
+    file["type"] = h5py.string_dtype()
+    value = file["history"].attrs["checkpoint"]
+    del file["history"].attrs["checkpoint"]
+    file["history"].attrs.create("checkpoint", value, dtype=file["type"])
+
+
 def described(**changes):
     return attribute("checkpoint", json.dumps(bases.description() | changes))
 
@@ -411,6 +418,7 @@ EPOCH = "history/epoch"
 FILES = {
     "external link": (link(EPOCH, h5py.ExternalLink("/etc/passwd", "/")), "link to somewhere else"),
     "soft link": (link(EPOCH, h5py.SoftLink("/history/train_nll")), "link to somewhere else"),
+    "type elsewhere": (named_type, "the attribute checkpoint has its type elsewhere"),
     "group elsewhere": (link("history", h5py.SoftLink("/outcomes")), "link to somewhere else"),
     "external storage": (
         replace(EPOCH, shape=(3,), dtype="f8", external=[("/etc/passwd", 0, 24)]),

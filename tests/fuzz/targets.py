@@ -83,7 +83,9 @@ def _absurd(rng: random.Random, content: dict[str, Any]) -> dict[str, Any]:
         part = changed[key]
         if key == "state_dict" and isinstance(part, dict) and part:
             name = rng.choice(list(part))
-            shape = rng.choice(((), (2,), (0,), (2, 2), (1, 4, 2), part[name].shape))
+            shape = rng.choice(
+                ((), (2,), (0,), (2, 2), (1, 4, 2), getattr(part[name], "shape", ()))
+            )
             dtype = rng.choice((torch.float32, torch.int8, torch.complex64, torch.bool))
             part[name] = rng.choice(
                 (torch.ones(shape, dtype=dtype), torch.zeros(1).expand(10**9), anything(rng))
