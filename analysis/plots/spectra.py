@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import SymLogNorm
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from scipy.stats import gaussian_kde
 
 
@@ -47,8 +47,9 @@ def plot_max_eigenvalues(
     ax.plot(magnitudes, np.zeros(len(magnitudes)), "|", color=color, markersize=6, alpha=0.4)
     if len(magnitudes):
         ax.set_xscale("log")
-        wide = ax.dataLim.x1 > 50 * ax.dataLim.x0
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 3) if wide else (1, 2, 5)))
+        decades = np.log10(ax.dataLim.x1 / ax.dataLim.x0)
+        subs = (1, 3) if decades > 1.7 else (1, 2, 5)
+        ax.xaxis.set_major_locator(LogLocator(subs=subs) if decades > 0.5 else MaxNLocator(4))
         ax.xaxis.set_minor_formatter(NullFormatter())
         sign = "-" if half == "negative" else ""
         ax.xaxis.set_major_formatter(lambda value, _: f"${sign}{value:g}$")
