@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.colors import LogNorm
 
 from analysis import labels, plots
-from analysis.drawing.landscapes import losses, names
+from analysis.drawing.landscapes import common_losses, losses, names
 from analysis.measurements import Measurement
 from models.errors import InputError
 from models.files import replacing
@@ -26,7 +26,7 @@ def write_html(group: Sequence[Measurement], path: Path, *, log: bool = True) ->
     graph = _require("plotly.graph_objects")
     figure = graph.Figure()
     views: list[tuple[str, dict[str, Any]]] = []
-    for loss in losses(group[0], "surface"):
+    for loss in common_losses(group):
         norm = plots.shared_norm([losses(m, "surface")[loss] for m in group], log=log)
         ticks = np.asarray(norm.inverse(np.linspace(0, 1, 6)))
         scaled = np.log10 if isinstance(norm, LogNorm) else np.asarray

@@ -239,9 +239,8 @@ FIGURES: dict[str, Callable[[Sequence[Measurement], bool], Figure | None]] = {
 def losses(measurement: Measurement, part: str) -> dict[str, np.ndarray]:
     """What is drawn of a "line" or "surface": NLL + L2, where there is a penalty, and NLL."""
     nll = measurement.arrays[f"{part}/nll"]
-    if measurement.options["objective"] == "clean":
-        return {"NLL": nll}
-    return {"NLL + L2": nll + measurement.arrays.get(f"{part}/l2", 0.0), "NLL": nll}
+    penalty = np.asarray(measurement.arrays.get(f"{part}/l2", 0.0))
+    return ({"NLL + L2": nll + penalty} if (penalty > 0).any() else {}) | {"NLL": nll}
 
 
 def common_losses(group: Sequence[Measurement]) -> list[str]:
