@@ -68,7 +68,8 @@ class ImageDataset:
     @cached_property
     def inputs(self) -> Tensor:
         """Normalised images, float32 (N, channels, height, width)."""
-        return self.normalise(self.images.permute(0, 3, 1, 2))
+        with torch.inference_mode(False):  # it is kept, and may be differentiated through later
+            return self.normalise(self.images.permute(0, 3, 1, 2))
 
     def normalise(self, images: Tensor) -> Tensor:
         """Uint8 (N, channels, height, width) to float32 with the training split's mean and std."""

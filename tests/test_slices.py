@@ -295,7 +295,7 @@ def test_a_killed_and_resumed_surface_is_bit_for_bit_the_uninterrupted_one(point
 
 @pytest.mark.usefixtures("saving_at_once")
 def test_what_is_done_is_not_evaluated_again() -> None:
-    model, data = Classifier().eval(), images(20)
+    model, data = Classifier().eval(), images(12)
     directions = random_directions(model, seed=0)
     calls = 0
 

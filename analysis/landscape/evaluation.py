@@ -25,7 +25,7 @@ Metric: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 # Examples in one forward pass, chosen by measurement and fixed, for the last bits depend on it:
 # more fall out of the cache of a CPU core, a GPU needs many to be busy.
-MICRO_BATCH = {"cpu": 32, "cuda": 1024}
+MICRO_BATCH = {"cpu": 16, "cuda": 1024}
 
 
 class Evaluator:
