@@ -56,11 +56,11 @@ def flatness_rows(measurements: Sequence[Measurement]) -> Table:
         if found is not None:
             estimates = found.estimates()
             digits = {"curvature": ".2f", "width": ".3f", "asymmetry": ".3f", "sharpness": ".2f"}
-            cells = [estimates[key].format(form) for key, form in digits.items()]
+            cells = {key: estimates[key].format(form) for key, form in digits.items()}
             wide = np.isposinf(found.width).sum()
             if wide:
-                cells[1] = f"not reached: {wide} of {len(found.width)}"
-            rows.append([labels.name(m), labels.label(m), *cells])
+                cells["width"] = f"not reached: {wide} of {len(found.width)}"
+            rows.append([labels.name(m), labels.label(m), *cells.values()])
     n = measurements[0].options["lines"]
     columns = [
         "checkpoint",
