@@ -17,7 +17,8 @@ test: .venv/installed-test  ## lint, types, tests
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
-	.venv/bin/pytest -n auto
+	CUDA_VISIBLE_DEVICES= .venv/bin/pytest -n auto
+	.venv/bin/pytest tests/test_cuda.py
 
 bench: .venv/installed-bench  ## speed and accuracy against other packages
 	$(RUN) tests.benchmarks.bench_curvature

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from analysis.objective import require_outputs, require_size
+from models.devices import full_precision
 from models.distributed import ALONE, Team
 from models.training import evaluating, shares
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 
 @torch.inference_mode()
+@full_precision()
 def outcomes(
     checkpoint: Checkpoint,
     dataset: ImageDataset,

@@ -1,6 +1,9 @@
-"""Choice of the device to compute on."""
+"""Choice of the device to compute on, and of its precision."""
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
 
 import torch
 
@@ -17,3 +20,22 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("device: cuda found, but PyTorch sees no GPU here, expected cpu or auto")
     return torch.device(name)
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Convolutions in the dtype of their operands, where cuDNN would round float32 to TF32.
+
+    PyTorch lets it unless told otherwise; the ten bits of a mantissa that remain are enough to
+    train with and too few for a second derivative.
+    """
+    try:
+        before = torch.backends.cudnn.allow_tf32
+    except RuntimeError:  # set for each operation apart, by someone who has thought about it
+        yield
+        return
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

@@ -20,6 +20,7 @@ from models.checkpoint import Checkpoint, load_checkpoint, save
 from models.csan import part_of_batch
 from models.datasets import ImageDataset
 from models.description import require, require_history, require_integer
+from models.devices import full_precision
 from models.distributed import ALONE, Team
 from models.errors import InputError
 from models.memory import Halving
@@ -173,6 +174,7 @@ def train(
 
 
 @torch.inference_mode()
+@full_precision()
 def evaluate(
     model: nn.Module, train_set: ImageDataset, test_set: ImageDataset, team: Team = ALONE
 ) -> dict[str, float]:

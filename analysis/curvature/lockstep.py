@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from analysis.curvature.eigensolver import Eigenpairs, lanczos
 from analysis.curvature.frozen import FrozenLoss, LossFunction
 from analysis.curvature.graphs import gradient
+from models.devices import full_precision
 
 
 class HessianStack:
@@ -32,6 +33,7 @@ class HessianStack:
         ``(x, y)``, all of one shape.
     """
 
+    @full_precision()
     def __init__(
         self,
         model: nn.Module,
@@ -63,6 +65,7 @@ class HessianStack:
         size = sum(p.numel() for p in one.parameters.values())
         self.shape, self.dtype, self.device = (size, size), one.dtype, one.device
 
+    @full_precision()
     def products(self, vectors: Tensor) -> Tensor:
         """The product of each Hessian with its row of `vectors` (n, P)."""
         leaves = list(self._leaves.values())

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from analysis.curvature.frozen import Chunk, Data, FrozenLoss, LossFunction
 from analysis.parameters import flatten
+from models.devices import full_precision
 from models.distributed import ALONE, Team
 from models.errors import InputError
 from models.memory import is_out_of_memory, make_room
@@ -148,6 +149,7 @@ class CurvatureOperator(ABC):
             return self._product(vectors[None])[0]
         return self._product(vectors.T.contiguous()).T
 
+    @full_precision()
     def _product(self, rows: Tensor) -> Tensor:
         while True:
             try:
@@ -195,6 +197,7 @@ class CurvatureOperator(ABC):
             dtype=dtype,
         )
 
+    @full_precision()
     def check(self) -> Check:
         """Verify the operator against its definition along random directions.
 

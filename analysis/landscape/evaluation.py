@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from analysis.functional import functional_call
 from analysis.parameters import select_parameters
+from models.devices import full_precision
 from models.errors import InputError
 from models.memory import Halving
 from models.seeds import derive_seed
@@ -110,6 +111,7 @@ class Evaluator:
             return self._values(weights)
         return self._at_once(partial(self._values, weights))
 
+    @full_precision()
     def _values(self, weights: Mapping[str, Tensor], at_most: int | None = None) -> np.ndarray:
         with untouched_rng(self.device), torch.inference_mode():
             tensors = {**weights, **cloned_buffers(self.model)}
@@ -131,6 +133,7 @@ class Evaluator:
             total += len(x) * torch.stack([mean.double().to(total) for mean in means])
         return total / sum(len(x) for x, _ in batches)
 
+    @full_precision()
     def value_and_gradient(self, weights: Mapping[str, Tensor]) -> tuple[float, dict[str, Tensor]]:
         """The first metric of the first set at `weights`, and its gradient."""
         batches = self._sets[0]

@@ -1,0 +1,221 @@
+"""A GPU gets the numbers of the CPU. Without one, none of this runs."""
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch.nn import functional as F
+
+from analysis import hessian, nll
+from analysis.curvature import (
+    GGN,
+    Fisher,
+    Hessian,
+    eigsh,
+    max_eigenvalue_spectrum,
+    spectral_density,
+    trace,
+)
+from analysis.landscape import __main__ as landscape_command
+from analysis.landscape import random_directions, surface
+from models import CSAN, load_checkpoint, load_dataset
+from models import train as train_command
+from models import training as loop
+from models.devices import full_precision
+from models.train import Options, untrained
+from models.training import train
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+CLASSES = 3
+# One block has no stochastic depth, whose random numbers are those of the device.
+SIZES = ("--window", 3, "--dim", 6, "--depth", 1, "--epochs", 6, "--images", 96)
+
+
+def csan():
+    sizes = dict(image_size=4, channels=1, classes=CLASSES, patch_size=1, dim=6, depth=2, heads=3)
+    return CSAN(**sizes, window=3, head_window=3)
+
+
+def conv_net():
+    model = torchvision.models.resnet18(num_classes=CLASSES)
+    model.conv1 = torch.nn.Conv2d(1, 64, 3)
+    return model.eval()
+
+
+def both(model, dtype=torch.float64, examples=7, size=4):
+    """Model and batch on the CPU, and copies of them on the GPU."""
+    batch = torch.randn(examples, 1, size, size, dtype=dtype), torch.arange(examples) % CLASSES
+    model = model.to(dtype)
+    return (model, batch), (copy.deepcopy(model).cuda(), tuple(t.cuda() for t in batch))
+
+
+@pytest.mark.parametrize("operator", [Hessian, GGN, Fisher])
+@pytest.mark.parametrize("make", [csan, conv_net])
+def test_operators(operator, make):
+    here, there = both(make())
+    A, B = (operator(m, F.cross_entropy, data, weight_decay=0.1) for m, data in (here, there))
+    V = torch.randn(A.shape[0], 3, dtype=torch.float64)
+    torch.testing.assert_close((B @ V.cuda()).cpu(), A @ V, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close((B @ V[:, 0].cuda()).cpu(), A @ V[:, 0], rtol=1e-10, atol=1e-10)
+
+
+def test_convolutions_are_not_rounded_to_tf32():
+    _, (model, batch) = both(conv_net(), torch.float32, examples=16, size=32)
+    rounded = torch.backends.cudnn.allow_tf32
+    H = Hessian(model, F.cross_entropy, batch)
+    v = torch.randn(H.shape[0]).cuda()
+    exact = Hessian(copy.deepcopy(model).double(), F.cross_entropy, (batch[0].double(), batch[1]))
+    truth = exact @ v.double()
+    assert ((H @ v).double() - truth).norm() < 1e-5 * truth.norm()
+    assert H.check().ok
+    assert torch.backends.cudnn.allow_tf32 == rounded
+    with full_precision():
+        assert not torch.backends.cudnn.allow_tf32
+
+
+def test_algorithms():
+    here, there = both(csan())
+    for k in (1, 4):
+        found, expected = (
+            eigsh(Hessian(m, F.cross_entropy, data), k=k, tol=1e-8) for m, data in (there, here)
+        )
+        torch.testing.assert_close(found.eigenvalues.cpu(), expected.eigenvalues.cpu())
+        assert found.converged.all()
+    found, expected = (
+        spectral_density(Hessian(m, F.cross_entropy, data), probes=3, steps=9)
+        for m, data in (there, here)
+    )
+    np.testing.assert_allclose(found.nodes, expected.nodes, rtol=1e-6, atol=1e-9)
+    found, expected = (
+        trace(Hessian(m, F.cross_entropy, data), matvecs=30) for m, data in (there, here)
+    )
+    assert found.estimate == pytest.approx(expected.estimate, rel=1e-8)
+
+
+def test_spectrum_in_lockstep_is_that_of_one_by_one():
+    (model, _), (there, _) = both(csan())
+    batches = [both(csan())[0][1] for _ in range(5)]
+    expected = max_eigenvalue_spectrum(model, F.cross_entropy, batches, k=3, tol=1e-8)
+    found = max_eigenvalue_spectrum(there, F.cross_entropy, batches, k=3, tol=1e-8)
+    assert found.together > 1 == expected.together
+    np.testing.assert_allclose(found.eigenvalues, expected.eigenvalues, rtol=1e-6, atol=1e-9)
+
+
+def test_compiled_products():
+    _, (model, batch) = both(csan(), torch.float32)
+    H = Hessian(model, F.cross_entropy, batch)
+    compiled = Hessian(model, F.cross_entropy, batch, compile=True)
+    v = torch.randn(H.shape[0]).cuda()
+    torch.testing.assert_close(compiled @ v, H @ v, rtol=1e-4, atol=1e-5)
+
+
+def test_surfaces_along_the_same_directions():
+    here, there = both(conv_net())
+    metrics = {"nll": F.cross_entropy, "error": lambda o, y: (o.argmax(1) != y).double().mean()}
+    found, expected = (
+        surface(
+            m, metrics, data, random_directions(m, seed=3), np.linspace(-1, 1, 3), np.array([0, 1])
+        )
+        for m, data in (there, here)
+    )
+    for name in metrics:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-9)
+
+
+def test_too_little_memory_halves_the_batches(capsys):
+    _, (model, (x, y)) = both(conv_net(), torch.float32, examples=1024, size=32)
+    reference = Hessian(model, F.cross_entropy, (x, y), micro_batch=32)
+    v = torch.randn(reference.shape[0]).cuda()
+    expected = reference @ v
+    del reference
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    try:
+        torch.cuda.set_per_process_memory_fraction(3 * 2**30 / total)
+        H = Hessian(model, F.cross_entropy, (x, y), micro_batch=1024)
+        torch.testing.assert_close(H @ v, expected, rtol=1e-3, atol=1e-4)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert "not enough memory for 1024 examples" in capsys.readouterr().err
+
+
+class Interrupt(Exception):
+    pass
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_training_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, compile):
+    data = load_dataset("digits").first(64), load_dataset("digits", "test").first(32)
+
+    def trained(name):
+        out = tmp_path / f"{name}.pt"
+        options = Options(out=out, window=3, dim=6, depth=2, epochs=7, images=64)
+        start = untrained(options, data[0])
+        return train(start, out, *data, device="cuda", bf16=compile, compile=compile)
+
+    whole = trained("whole")
+    assert whole.history["train_nll"][-1] < whole.history["train_nll"][0]
+    assert all(p.device.type == "cpu" for p in whole.model.parameters())
+
+    save = loop._save_state
+
+    def interrupt(path, current, *rest):
+        save(path, current, *rest)
+        if current.epoch == 4:
+            raise Interrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_save_state", interrupt)
+        with pytest.raises(Interrupt):
+            trained("parts")
+    parts = trained("parts")
+    for one, other in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("command", "few", "arrays"),
+    [
+        (hessian, ("--batches", 4), ["eigenvalues", "trace"]),
+        (landscape_command, ("--points", 5, "--lines", 2), ["surface/nll", "line/nll"]),
+        (nll, (), ["train/nll", "test/nll"]),
+    ],
+)
+def test_commands(call_module, tmp_path, monkeypatch, command, few, arrays):
+    monkeypatch.chdir(tmp_path)
+    assert call_module(train_command, *SIZES, "--out", "cpu.pt", "--device", "cpu")[0] == 0
+    Path("cuda.pt").write_bytes(Path("cpu.pt").read_bytes())
+    found = {}
+    for device in ("cpu", "cuda"):
+        code, _, err = call_module(command, "--ckpt", f"{device}.pt", "--device", device, *few)
+        assert code == 0, err
+        with h5py.File(f"{device}.h5") as file:
+            found[device] = {}
+            file.visititems(
+                lambda name, item, values=found[device]: (
+                    values.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None
+                )
+            )
+    assert any(name.endswith(array) for array in arrays for name in found["cpu"])
+    for name, values in found["cpu"].items():
+        if any(name.endswith(array) for array in arrays):
+            np.testing.assert_allclose(found["cuda"][name], values, rtol=2e-3, atol=1e-4)
+
+
+def test_processes_talk_by_nccl(tmp_path):
+    alone, team = (tmp_path / f"{name}.pt" for name in ("alone", "team"))
+    for out, launcher in ((alone, []), (team, ["torch.distributed.run", "--nproc-per-node", "1"])):
+        command = [sys.executable, "-m", *launcher, *(["-m"] if launcher else []), "models.train"]
+        command += [*map(str, SIZES), "--device", "cuda"]
+        subprocess.run([*command, "--out", str(out)], check=True)
+    for one, other in zip(
+        *(load_checkpoint(out).model.parameters() for out in (alone, team)), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
