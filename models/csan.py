@@ -145,8 +145,8 @@ class StochasticDepth(nn.Module):
         if not self.training or self.p == 0:
             return x
         images, here = self.part or (len(x), slice(None))
-        kept = torch.empty(images, *[1] * (x.ndim - 1), dtype=x.dtype, device=x.device)
-        return x * kept.bernoulli_(1 - self.p).div_(1 - self.p)[here]
+        kept = torch.ones(images, *[1] * (x.ndim - 1), dtype=x.dtype, device=x.device)
+        return x * (torch.bernoulli(kept, 1 - self.p) / (1 - self.p))[here]
 
 
 @contextlib.contextmanager

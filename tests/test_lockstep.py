@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from analysis.curvature import Hessian, eigsh
-from analysis.curvature.lockstep import HessianStack, eigsh_lockstep, stackable
-from tests.test_operators import CLASSES, MODELS, ResidualNetwork
+from analysis.curvature import Hessian, eigsh, max_eigenvalue_spectrum
+from analysis.curvature.lockstep import HessianStack, eigsh_lockstep, stackable, vmappable
+from tests.test_operators import CLASSES, MODELS, ResidualNetwork, csan
 
 
 def mini_batches(n=3, size=4):
@@ -44,9 +44,14 @@ def test_eigenpairs_are_those_of_one_mini_batch_at_a_time():
         assert (H @ X - X * E.eigenvalues).norm() <= 1e-4 * E.eigenvalues.abs().max()
 
 
-def test_what_is_random_is_frozen_and_different_for_each_mini_batch():
-    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.Dropout(0.5))
-    model.append(nn.Linear(8, CLASSES)).double()
+def dropout():
+    tanh = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.Dropout(0.5))
+    return tanh.append(nn.Linear(8, CLASSES))
+
+
+@pytest.mark.parametrize("make", [dropout, lambda: csan(stochastic_depth=0.5, blocks=2)])
+def test_what_is_random_is_frozen_and_different_for_each_mini_batch(make):
+    model = make().double()
     (batch,) = mini_batches(1)
     before = torch.get_rng_state()
     stack, again, other = (
@@ -60,6 +65,22 @@ def test_what_is_random_is_frozen_and_different_for_each_mini_batch():
     assert (one - two).norm() > 0.1 * one.norm()
     assert (other.products(v)[0] - one).norm() > 0.1 * one.norm()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_model_that_cannot_be_stacked_is_solved_one_by_one():
+    class InPlace(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x) * torch.empty(1, dtype=x.dtype).bernoulli_(0.5)
+
+    data = mini_batches()
+    model = InPlace(nn.Flatten(), nn.Linear(16, CLASSES)).double()
+    assert vmappable(model[1], F.cross_entropy, (torch.ones(2, 16).double(), data[0][1][:2]))
+    assert not vmappable(model, F.cross_entropy, data[0])
+    one, three = (
+        max_eigenvalue_spectrum(model, F.cross_entropy, data, k=2, together=n) for n in (1, 3)
+    )
+    assert three.together == 1
+    assert torch.equal(one.eigenvalues, three.eigenvalues)
 
 
 def test_the_model_stays_as_it_was():

@@ -47,14 +47,14 @@ def residual_network():
     return model.eval()
 
 
-def csan(border="clamp", head_window=1, **options):
+def csan(border="clamp", head_window=1, blocks=1, **options):
     return CSAN(
         image_size=4,
         channels=1,
         classes=CLASSES,
         patch_size=1,
         dim=3,
-        depth=1,
+        depth=blocks,
         heads=3,
         mlp_ratio=1,
         window=3,

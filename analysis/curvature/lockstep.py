@@ -89,6 +89,27 @@ def stackable(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> boo
     return len(shapes) == 1 and not writes
 
 
+def vmappable(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    batch: tuple[Tensor, Tensor],
+    *,
+    params: str | None = None,
+) -> bool:
+    """Whether `torch.vmap` can do all that `model` and `loss_fn` do.
+
+    It cannot draw random numbers into a tensor that is the same for all mini-batches, as
+    torchvision's stochastic depth does, nor hand out numbers to Python.
+    """
+    try:
+        HessianStack(model, loss_fn, [batch, batch], params=params)
+    except RuntimeError as error:
+        if "vmap" not in str(error):
+            raise
+        return False
+    return True
+
+
 def eigsh_lockstep(
     H: HessianStack, k: int, starts: Sequence[Tensor | None], seeds: Sequence[int], **options: Any
 ) -> list[Eigenpairs]:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from analysis.curvature.eigensolver import Eigenpairs, eigsh
 from analysis.curvature.frozen import MICRO_BATCH, Data, LossFunction, as_batches
 from analysis.curvature.hessian import Hessian
-from analysis.curvature.lockstep import HessianStack, eigsh_lockstep, stackable
+from analysis.curvature.lockstep import HessianStack, eigsh_lockstep, stackable, vmappable
 from analysis.curvature.power_iteration import power_iteration
 from analysis.saving import Saver
 from models.distributed import ALONE, Team
@@ -108,6 +108,8 @@ def max_eigenvalue_spectrum(
     together = _choose_together(model, drawn) if together is None else together
     if together < 1:
         raise InputError(f"together: {together}, expected at least 1")
+    if together > 1 and not vmappable(model, loss_fn, drawn[0], params=params):
+        together = 1
 
     rows = _blank(len(drawn), k) | {key: a.copy() for key, a in (resume or {}).items()}
     saver = Saver(save if team.rank == 0 else None, rows)
