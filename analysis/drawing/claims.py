@@ -53,8 +53,7 @@ def draw_claims(
                 for verdict, color in COLORS.items()
             ]
             figure.legend(handles=handles, loc="outside lower center", ncols=3)
-            figure.suptitle(
-                f"Claims on {study}: differences with 95 % intervals over {' or '.join(over)}"
-            )
+            common = f" over {next(iter(over))}" if len(over) == 1 else ""  # else each row says
+            figure.suptitle(f"Claims on {study}: differences with 95 % intervals{common}")
             written += save(figure, out, f"claims_{file_stem(study)}", formats)
     return written

@@ -109,7 +109,7 @@ def draw_windows(
                         color=labels.COLORS[i],
                         ax=ax,
                     )
-            axes[0].legend(title="a query sees", loc="upper left")
+            axes[0].legend(title="a query sees", loc="best")
             counted = {f"{h} {w}": of[w] for h, of in seeds.items() for w in of}
             figure.suptitle(
                 f"Locality on {name}, end of training; mean and 95 % interval over "

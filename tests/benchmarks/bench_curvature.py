@@ -246,12 +246,12 @@ def loosest(
     settings: Sequence[float],
     truth: np.ndarray,
 ) -> float | None:
-    """First setting with which every eigenvalue is accurate."""
+    """First setting with which every eigenvalue is accurate, as it will be timed."""
     for setting in settings:
-        if all(
-            relative_error(solver(model, [batch], setting), row[None]) <= ACCURACY
-            for batch, row in zip(batches, truth, strict=True)
-        ):
+        for some in (1, len(batches)):  # most settings fail with the first
+            if not relative_error(solver(model, batches[:some], setting), truth[:some]) <= ACCURACY:
+                break
+        else:
             return setting
     return None
 
