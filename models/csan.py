@@ -145,8 +145,10 @@ class StochasticDepth(nn.Module):
         if not self.training or self.p == 0:
             return x
         images, here = self.part or (len(x), slice(None))
-        kept = torch.ones(images, *[1] * (x.ndim - 1), dtype=x.dtype, device=x.device)
-        return x * (torch.bernoulli(kept, 1 - self.p) / (1 - self.p))[here]
+        # In one dtype, or a GPU would draw others in float64, and not in place, for torch.vmap.
+        ones = torch.ones(images, *[1] * (x.ndim - 1), dtype=torch.float32, device=x.device)
+        kept = torch.bernoulli(ones, 1 - self.p)[here]
+        return x * (kept.to(x.dtype) / (1 - self.p))
 
 
 @contextlib.contextmanager
