@@ -2,24 +2,18 @@
 
 import os
 import sys
-import threading
 
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
 import pytest
 import torch
 from hypothesis import settings
-from tqdm import tqdm
 
 from models.cli import run
 
 settings.register_profile("suite", deadline=None, max_examples=20, derandomize=True)
 settings.load_profile("suite")
 torch.set_num_threads(1)
-# Tests kill forked processes. One that dies while it holds the lock of progress bars, which by default
-# all forks share, would leave the others waiting for ever; so would a fork while a monitor holds it.
-tqdm.set_lock(threading.RLock())
-tqdm.monitor_interval = 0
 
 
 @pytest.fixture(autouse=True)
