@@ -51,10 +51,9 @@ def draw_landscapes(
                 figure = draw(group, scale == "log") if still else None
                 if figure is not None:
                     narrow = figure.get_figwidth() < WIDE
-                    figure.suptitle(
-                        f"Loss landscape on {data},{chr(10) if narrow else ' '}"
-                        f"{labels.objective(group[0])}"
-                    )
+                    of_what = f"{data}, {labels.objective(group[0])}"
+                    lines = of_what.replace(", ", ",\n") if narrow else of_what
+                    figure.suptitle(f"Loss landscape on {lines}")
                     written += save(figure, out, f"{kind}_{stem}_{name}{end}", still)
         if "html" in formats:
             from analysis.drawing.interactive import write_html
