@@ -108,8 +108,6 @@ def max_eigenvalue_spectrum(
     together = _choose_together(model, drawn) if together is None else together
     if together < 1:
         raise InputError(f"together: {together}, expected at least 1")
-    if together > 1 and not vmappable(model, loss_fn, drawn[0], params=params):
-        together = 1
 
     rows = _blank(len(drawn), k) | {key: a.copy() for key, a in (resume or {}).items()}
     saver = Saver(save if team.rank == 0 else None, rows)
@@ -132,6 +130,8 @@ def max_eigenvalue_spectrum(
                     for i in group
                 ]
         else:
+            if together > 1 and not vmappable(model, loss_fn, drawn[0], params=params):
+                together = 1
             H = Hessian(model, loss_fn, drawn[0], compile=compile, seed=seeds[0], **common)
             first = eigsh(H, k, tol=tol, seed=seeds[0])
             fill([0], _table([first]))
