@@ -23,6 +23,7 @@ test: .venv/installed-test  ## lint, types, tests
 bench: .venv/installed-bench  ## speed and accuracy against other packages
 	$(RUN) tests.benchmarks.bench_curvature
 	$(RUN) tests.benchmarks.bench_landscape
+	$(RUN) tests.benchmarks.bench_training
 	.venv/bin/torchrun --nproc-per-node 2 -m tests.benchmarks.bench_scaling
 
 clean:

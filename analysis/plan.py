@@ -1,4 +1,4 @@
-"""Studies as they are declared: a TOML file becomes trainings, measurements, and their cost.
+"""Studies as they are declared: a TOML file becomes trainings and measurements.
 
     folder = "checkpoints/small"      # whose measurements the figures are of
     figures = "figures/small"
@@ -28,7 +28,6 @@ import json
 import math
 import re
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -45,9 +44,8 @@ else:
     import tomli as tomllib
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from models.checkpoint import Checkpoint
+    from models.datasets import ImageDataset
     from models.train import Options as TrainOptions
 
 FOLDER = Path("studies")
@@ -142,13 +140,7 @@ class Training:
         from models.train import untrained
 
         with torch.device("meta"):
-            return untrained(self.options, _blank_dataset(self.options))
-
-    def network(self) -> nn.Module:
-        """The untrained network."""
-        from models.train import untrained
-
-        return untrained(self.options, _blank_dataset(self.options)).model
+            return untrained(self.options, blank_dataset(self.options))
 
     def made(self, description: Mapping[str, Any]) -> bool:
         """Whether this is the training that a measurement remembers (`measurements.describe`)."""
@@ -179,59 +171,9 @@ class Training:
         return "begun" if (path.with_suffix("") / "resume.pt").exists() else "to do"
 
     @property
-    def image_steps(self) -> int:
-        """Images that pass through the network during the training."""
-        recipe, images = self.start.recipe, self.images
-        steps = max(images // recipe.batch_size, 1)
-        return recipe.epochs * steps * min(recipe.batch_size, images)
-
-    @property
     def images(self) -> int:
         """Training images."""
         return self.options.images or _shape(self.start.dataset)[0]
-
-    @property
-    def parameters(self) -> int:
-        """Of the network."""
-        return sum(p.numel() for p in self.start.model.parameters())
-
-    def flops(self) -> float:
-        """Floating-point operations of the training: three forward passes an image-step."""
-        import torch
-        from torch.utils.flop_counter import FlopCounterMode
-
-        architecture = self.start.architecture
-        size, channels = architecture["image_size"], architecture["channels"]
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            self.network().eval()(torch.zeros(2, channels, size, size))
-        return 3 * counter.get_total_flops() / 2 * self.image_steps
-
-    def measure_rate(self, device: str) -> float:
-        """Image-steps a second, of two steps on random images after one to warm up."""
-        from dataclasses import replace
-
-        import torch
-
-        from models.augment import Augmentation
-
-        start, dataset = self.start, _blank_dataset(self.options)
-        recipe, batch = start.recipe, min(start.recipe.batch_size, self.images, 32)
-        shape = (batch, *dataset.images.shape[1:])
-        dataset = replace(
-            dataset,
-            images=torch.randint(256, shape, dtype=torch.uint8),
-            labels=torch.arange(batch) % len(dataset.classes),
-        )
-        augment, model = Augmentation(recipe, dataset), self.network().to(device).train()
-        began = 0.0
-        for step in range(3):
-            inputs, targets = (t.to(device) for t in augment(torch.arange(batch)))
-            with torch.autocast(torch.device(device).type, torch.bfloat16, self.options.bf16):
-                loss = recipe.loss(model(inputs), targets)
-            loss.backward()
-            loss.item()  # waits for a GPU
-            began = time.perf_counter() if step == 0 else began
-        return 2 * batch / (time.perf_counter() - began)
 
 
 @dataclass(frozen=True)
@@ -391,7 +333,7 @@ def _shape(dataset: str) -> tuple[int, int, int, int]:
     return len(found), square(found), found.images.shape[3], len(found.classes)
 
 
-def _blank_dataset(options: TrainOptions) -> Any:
+def blank_dataset(options: TrainOptions) -> ImageDataset:
     """No images, of the form of those that `options` name."""
     import torch
 

@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from tqdm import tqdm
 from tyro.conf import Positional, arg
 
 from models.cli import DataRoot, Device, parse, run, under_torchrun
 from models.errors import InputError
 
 if TYPE_CHECKING:
-    from analysis.plan import Plan, Training
+    from analysis.plan import Plan
 
 TRAIN = "models.train"
 Command = tuple[str, tuple[str, ...]]  # module and arguments
@@ -80,14 +81,16 @@ def main(options: Options) -> None:
         common["data_root"] = str(options.data_root)
     plan = load_plan(options.study, common)
     if options.dry_run:
-        print_plan(plan, options)
+        from analysis.cost import print_plan
+        from models.devices import choose_device
+
+        print_plan(plan, str(choose_device(options.device)), options.rate)
         return
     parts = (options.only,) if options.only else ("train", "measure", "figures")
     if "train" in parts:
         run_all(training_commands(plan), plan, options.processes)
     if "measure" in parts:
-        for commands in measuring_commands(plan, options.processes):
-            run_all(commands, plan, options.processes)
+        run_all(measuring_commands(plan), plan, options.processes)
     if "figures" in parts:
         report(plan)
 
@@ -100,14 +103,14 @@ def training_commands(plan: Plan) -> list[Command]:
     return [("models.train", t.arguments) for t in wanted]
 
 
-def measuring_commands(plan: Plan, processes: int) -> list[list[Command]]:
-    """For each measurement, as many commands as processes, sharing the checkpoints that lack it.
+def measuring_commands(plan: Plan) -> list[Command]:
+    """For each measurement, a command for every checkpoint that lacks it.
 
     Raises `InputError` if a network is missing.
     """
     from analysis.plan import COMMANDS
 
-    stages = []
+    commands = []
     for measure in plan.measures:
         wanted = [p for t in plan.trainings if measure in t.measures for p in measure.missing(t)]
         for path in wanted:
@@ -116,14 +119,9 @@ def measuring_commands(plan: Plan, processes: int) -> list[list[Command]]:
                     f"{path}: there is no such checkpoint to measure, expected --only measure "
                     "after the trainings"
                 )
-        shares = [wanted[i::processes] for i in range(min(processes, len(wanted)))]
-        stages.append(
-            [
-                (COMMANDS[measure.command], ("--ckpt", *map(str, share), *measure.arguments))
-                for share in shares
-            ]
-        )
-    return stages
+            arguments = ("--ckpt", str(path), *measure.arguments)
+            commands.append((COMMANDS[measure.command], arguments))
+    return commands
 
 
 def run_all(commands: Sequence[Command], plan: Plan, processes: int) -> None:
@@ -149,7 +147,8 @@ def _announce(number: int, jobs: Sequence[Command]) -> str:
     module, arguments = jobs[number]
     words = arguments if module == TRAIN else arguments[:-2]
     line = " ".join(["python -m", module.removesuffix(".__main__"), *words])
-    print(f"[{number + 1}/{len(jobs)}] {line}", flush=True)
+    tqdm.write(f"[{number + 1}/{len(jobs)}] {line}")  # above the bar, if there is one
+    sys.stdout.flush()
     return line
 
 
@@ -170,6 +169,7 @@ def _run_at_once(jobs: Sequence[Command], processes: int, threads: int, scratch:
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     waiting = list(range(len(jobs)))
     running: dict[subprocess.Popen[bytes], tuple[str, Path]] = {}
+    bar = tqdm(total=len(jobs), unit="command", leave=False, disable=None)
     try:
         while waiting or running:
             while waiting and len(running) < processes:
@@ -192,8 +192,10 @@ def _run_at_once(jobs: Sequence[Command], processes: int, threads: int, scratch:
                     said = log.read_text(errors="replace").strip().splitlines()
                     reason = said[-1] if said else f"exit code {process.returncode}"
                     raise InputError(f"{line}: {reason.removeprefix('error: ')}")
+                bar.update()
             time.sleep(0.02)
     finally:
+        bar.close()
         for process in running:
             process.terminate()
         for process in running:
@@ -218,75 +220,6 @@ def report(plan: Plan) -> None:
     files = [measurement_file(path) for path in dict.fromkeys(checkpoints)]
     for study, answers in judge(files).items():
         print_answers(study, answers)
-
-
-def print_plan(plan: Plan, options: Options) -> None:
-    """What is to be trained and measured, and what the trainings cost."""
-    from analysis.tables import print_table, working
-
-    rates: dict[str, float] = {}
-    flops: dict[str, float] = {}
-    rows, left, work = [], 0.0, 0.0
-    for training in plan.trainings:
-        state, start = training.state(), training.start
-        key = repr((start.architecture, start.recipe))
-        with working(f"{training.options.out}: a few steps"):
-            if key not in rates:
-                rates[key] = options.rate or training.measure_rate(_device(options))
-                flops[key] = training.flops() / training.image_steps
-        seconds = training.image_steps / rates[key]
-        total = flops[key] * training.image_steps
-        if state in ("to do", "begun"):
-            left, work = left + seconds, work + total
-        architecture = start.architecture
-        rows.append(
-            [
-                str(training.options.out),
-                *(str(architecture[name]) for name in ("window", "head_window")),
-                str(start.seed),
-                f"{training.images:,}",
-                str(start.recipe.epochs),
-                f"{training.parameters:,}",
-                f"{training.image_steps:,}",
-                f"{total:.1e}",
-                _duration(seconds),
-                state,
-            ]
-        )
-    print_table(
-        f"Plan of {plan.path}",
-        [
-            *("checkpoint", "window", "head window", "seed", "images", "epochs"),
-            *("parameters", "image-steps", "FLOPs", "time", "state"),
-        ],
-        rows,
-    )
-    todo = [row for row in rows if row[-1] in ("to do", "begun")]
-    how = "as given" if options.rate else "as measured in a few steps here, one after another"
-    slowest, fastest = min(rates.values()), max(rates.values())
-    print(
-        f"{len(todo)} of {len(rows)} trainings left: {work:.1e} FLOPs, about {_duration(left)} at "
-        + (f"{slowest:.0f}" if slowest == fastest else f"{slowest:.0f} to {fastest:.0f}")
-        + f" images/s ({how}); evaluations and measurements come on top"
-    )
-    for measure in plan.measures:
-        own: list[Training] = [t for t in plan.trainings if measure in t.measures]
-        missing = sum(len(measure.missing(t)) for t in own)
-        total_count = sum(len(measure.checkpoints(t)) for t in own)
-        words = " ".join([f"python -m analysis.{measure.command}", *measure.arguments])
-        print(f"{missing} of {total_count} checkpoints left to measure: {words}")
-
-
-def _device(options: Options) -> str:
-    from models.devices import choose_device
-
-    return str(choose_device(options.device))
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from models.seeds import derive_seed
 from models.weights import read_pickle
 
 EVALUATION_BATCH = 256
+CACHED_BATCH = 32  # images whose activations stay in the cache of a CPU, a tenth faster than 96
 evaluating = Halving(EVALUATION_BATCH, "evaluation")  # for all evaluations of this process
 
 
@@ -108,7 +109,8 @@ def train(
     precision = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16)
     size = min(recipe.batch_size, len(train_set))  # of all batches
     share = team.shard(size)
-    at_once = Halving(share.stop - share.start, "training")
+    fast = CACHED_BATCH if torch.device(device).type == "cpu" else size
+    at_once = Halving(min(share.stop - share.start, fast), "training")
 
     def gradient(inputs: Tensor, targets: Tensor, drawn: list[Tensor], most: int) -> Tensor:
         optimizer.zero_grad()

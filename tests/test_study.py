@@ -15,6 +15,7 @@ import h5py
 import pytest
 
 from analysis import study
+from analysis.cost import cost_of
 from analysis.plan import load_plan
 from models import InputError
 from models.train import alone
@@ -94,7 +95,7 @@ def test_killed_and_resumed_from_nothing_to_the_claims(here, call):
     assert state.exists()
     assert not Path("checkpoints/csan3.pt").exists()
 
-    code, out, err = call("tiny")
+    code, out, err = call("tiny", "--processes", "2")
     assert code == 0, err
     assert "0 of 2 trainings are there already" in out
     assert all((here / "checkpoints" / name).exists() for name in ("csan3.pt", "more/csan8.pt"))
@@ -152,8 +153,9 @@ def test_cost_is_that_of_the_architecture(here):
     training = load_plan("tiny").trainings[0]
     dim, tokens = 6, 64
     layers = tokens * (dim * dim * (4 + 4) + dim)  # attention, MLP, embedding of one pixel
-    assert training.parameters == sum(p.numel() for p in training.start.model.parameters())
-    assert training.flops() / training.image_steps > 3 * 2 * layers
+    cost = cost_of(training)
+    assert cost.parameters == sum(p.numel() for p in training.start.model.parameters())
+    assert cost.flops / cost.image_steps > 3 * 2 * layers
 
 
 def test_a_failing_command_ends_the_study(here, call):

@@ -16,14 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from timm.data import Mixup
-from timm.data.auto_augment import rand_augment_transform
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from analysis.landscape import random_directions, surface
@@ -33,9 +30,9 @@ from analysis.objective import build_objective, error_rate
 from models.checkpoint import load_checkpoint
 from models.csan import CSAN
 from models.datasets import load_dataset
+from tests.benchmarks.images import MEAN, STD, Images
 from tests.benchmarks.table import Row, write_table
 
-MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 METRICS = {"nll": F.cross_entropy, "error": error_rate}
 CHECKPOINT = Path("checkpoints/csan8.pt")
 
@@ -233,31 +230,8 @@ def pipeline(pixels: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     np.random.seed(0)  # noqa: NPY002 - what timm draws from
     torch.manual_seed(0)
     mix = Mixup(mixup_alpha=1.0, cutmix_alpha=0.8, num_classes=100, label_smoothing=0.1)
-    for inputs, targets in DataLoader(Images(pixels, labels), batch_size=256):
+    for inputs, targets in DataLoader(Images(pixels, labels, "rand-m9-n2-mstd1"), batch_size=256):
         yield mix(inputs, targets)
-
-
-class Images(Dataset):
-    """Images that are decoded and augmented one by one, as a torchvision dataset does."""
-
-    def __init__(self, pixels: Tensor, labels: Tensor) -> None:
-        self.pixels, self.labels = pixels.numpy(), labels
-        self.transform = v2.Compose(
-            [
-                v2.RandomCrop(32, padding=4),
-                v2.RandomHorizontalFlip(),
-                rand_augment_transform("rand-m9-n2-mstd1", {}),
-                v2.ToImage(),
-                v2.ToDtype(torch.float32, scale=True),
-                v2.Normalize(MEAN, STD),
-            ]
-        )
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.transform(Image.fromarray(self.pixels[index])), self.labels[index]
 
 
 class RecordProducts(TorchDispatchMode):

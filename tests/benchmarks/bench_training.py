@@ -1,0 +1,159 @@
+"""Training against other ways to do it: ``python -m tests.benchmarks.bench_training``.
+
+A CSAN of dim 96, depth 6 on CIFAR-100, by the recipe of its preset. All sides take turns, and
+ratios are medians over the turns. Printed and written to ``training.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from timm.data import Mixup
+from timm.loss import SoftTargetCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.utils import dispatch_clip_grad
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from tqdm import trange
+
+from models.checkpoint import Checkpoint
+from models.csan import CSAN, WindowAttention
+from models.datasets import ImageDataset, load_dataset
+from models.recipes import PRESETS
+from models.training import train
+from tests.benchmarks.images import Images
+from tests.benchmarks.table import Row, write_table
+
+OUTPUT = Path(__file__).with_name("training.md")
+PACKAGES = ("torch", "torchvision", "timm")
+PRESET = PRESETS["cifar100"]
+RECIPE = replace(PRESET.recipe, epochs=1, warmup_epochs=0)
+WINDOW = 5
+ARCHITECTURE = {**PRESET.architecture, **dict(image_size=32, channels=3, classes=100)}
+
+
+def main() -> None:
+    """Print the table and write it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=1920, help="of an epoch")
+    parser.add_argument("--turns", type=int, default=5)
+    options = parser.parse_args()
+    train_set = load_dataset("cifar100").first(options.images)
+    rows = against_peers(train_set, options.turns)
+    write_table(OUTPUT, rows, packages=PACKAGES, threads=torch.get_num_threads())
+
+
+def against_peers(train_set: ImageDataset, turns: int) -> Iterator[Row]:
+    """An epoch against another training loop, and against another attention."""
+    require_agreement()
+    sides: dict[str, Callable[[], float]] = {
+        "ours": partial(ours, csan, train_set),
+        "timm": partial(as_timm, csan, train_set, workers=0),
+        "timm, workers": partial(as_timm, csan, train_set, workers=2),
+        "unfold": partial(ours, with_unfold, train_set),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in trange(turns, desc="turns", leave=False):
+        for name, epoch in sides.items():
+            seconds[name].append(epoch())
+    ratios = {name: np.median(np.divide(s, seconds["ours"])) for name, s in seconds.items()}
+    work = f"an epoch of {len(train_set)} images, window {WINDOW}"
+    yield work, "the same network in a loop as timm's, no workers", ratios["timm"], 1
+    yield work, "the same, two workers prepare the images", ratios["timm, workers"], 1
+    yield work, "attention made with unfold, in this project's loop", ratios["unfold"], 3
+
+
+def require_agreement() -> None:
+    """Unfolded keys and values make the same network as the mask of border "zero"."""
+    unfolded, masked = with_unfold().eval(), csan(border="zero").eval()
+    masked.load_state_dict(unfolded.state_dict())
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(masked(images), unfolded(images))
+
+
+def csan(border: str = "clamp") -> CSAN:
+    """The network that is trained."""
+    return CSAN(**ARCHITECTURE, window=WINDOW, border=border)
+
+
+def with_unfold() -> CSAN:
+    """The same with keys and values gathered for every query."""
+    model = csan()
+    for block in model.blocks:
+        block.attention.__class__ = UnfoldAttention
+    return model
+
+
+class UnfoldAttention(WindowAttention):
+    """Keys and values gathered for every query, zeros beyond the border, as Park and Kim do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend: (B, N, dim) -> (B, N, dim)."""
+        grid = int(x.shape[1] ** 0.5)
+        q, k, v = self.qkv(x).chunk(3, -1)
+        k, v = (
+            F.unfold(t.mT.unflatten(2, (grid, grid)), WINDOW, padding=WINDOW // 2)
+            .unflatten(1, (self.heads, -1, WINDOW**2))
+            .permute(0, 1, 4, 3, 2)  # (B, heads, N, keys, d)
+            for t in (k, v)
+        )
+        q = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)[..., None, :]
+        out = ((q * self.scale @ k.mT).softmax(-1) @ v).squeeze(-2)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+def ours(build: Callable[[], CSAN], train_set: ImageDataset) -> float:
+    """Seconds of an epoch of this project's training, evaluations apart."""
+    start = Checkpoint(
+        model=build(),
+        architecture={**ARCHITECTURE, "window": WINDOW},
+        dataset="cifar100",
+        images=len(train_set),
+        recipe=RECIPE,
+        epoch=0,
+        seed=0,
+        history={},
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        trained = train(start, Path(folder, "csan.pt"), train_set, train_set.first(1))
+    return trained.history["seconds"][-1]
+
+
+def as_timm(build: Callable[[], CSAN], train_set: ImageDataset, *, workers: int) -> float:
+    """Seconds of an epoch with timm's parts, put together as its training script does."""
+    model: nn.Module = build().train()
+    optimizer = create_optimizer_v2(
+        model, opt="adamw", lr=RECIPE.learning_rate, weight_decay=RECIPE.weight_decay
+    )
+    augmentation = f"rand-m{RECIPE.randaugment_magnitude:g}-n{RECIPE.randaugment_ops}-mstd1-inc1"
+    loader = DataLoader(
+        Images(train_set.images, train_set.labels, augmentation),
+        batch_size=RECIPE.batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+    )
+    mix = Mixup(mixup_alpha=RECIPE.mixup, label_smoothing=RECIPE.label_smoothing, num_classes=100)
+    loss_fn = SoftTargetCrossEntropy()
+    start = time.perf_counter()
+    for batch in loader:
+        inputs, targets = mix(*batch)
+        loss = loss_fn(model(inputs), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        dispatch_clip_grad(model.parameters(), value=RECIPE.clip_norm)
+        optimizer.step()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
