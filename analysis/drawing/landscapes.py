@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -71,7 +72,7 @@ def draw_landscapes(
 def _lines(group: Sequence[Measurement], log: bool) -> Figure:
     """One panel for each quantity, all checkpoints in it."""
     shown = [*common_losses(group), "error (%)"]
-    figure = Figure(figsize=(3.2 * len(shown), 2.9))
+    figure = Figure(figsize=(3.2 * len(shown), 2.9 + 0.2 * math.ceil(len(group) / len(shown))))
     axes = figure.subplots(1, len(shown))
     palette = labels.colors(labels.label(m) for m in group)
     for m in group:
@@ -89,7 +90,9 @@ def _lines(group: Sequence[Measurement], log: bool) -> Figure:
     if log:
         for ax in axes[:-1]:
             plots.log_scale(ax)
-    axes[0].legend()
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(shown)
+    )
     return figure
 
 
@@ -161,13 +164,13 @@ def _flatness(group: Sequence[Measurement], log: bool) -> Figure | None:
         return None
     palette = labels.colors(labels.label(m) for m in group)
     colors = {labels.caption(m): palette[labels.label(m)] for m in group}
-    figure = Figure(figsize=(10, 2.6))
     quantities = {
         "curvature": "curvature of the NLL",
         "width": "width at +0.1",
         "asymmetry": "asymmetry",
         "sharpness": "sharpness (%)",
     }
+    figure = Figure(figsize=(len(quantities) * max(2.5, 0.5 * len(known) + 0.6), 2.7))
     axes = figure.subplots(1, len(quantities))
     for (key, ylabel), ax in zip(quantities.items(), axes, strict=True):
         samples = {title: values[key] for title, values in known.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -101,7 +102,8 @@ def plot_samples(
         if infinite:
             text, edge = f"{infinite} of {len(values)}: $\\infty$", ax.get_xaxis_transform()
             ax.text(i + 0.12, 1, text, transform=edge, ha="center", va="top", fontsize=7)
-    ax.set_xticks(range(len(samples)), [name.replace(": ", "\n") for name in samples], fontsize=7)
+    ticks = [re.sub(r": |(?<=,) | (?=\()", "\n", name) for name in samples]  # in narrow lines
+    ax.set_xticks(range(len(samples)), ticks, fontsize=7)
     ax.set(ylabel=ylabel, xlim=(-0.5, len(samples) - 0.5))
     if not any((values < 0).any() for values in samples.values()):
         ax.set_ylim(bottom=0)
