@@ -6,13 +6,13 @@ import time
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from analysis.plan import Plan, Training, blank_dataset
+from analysis.plan import Plan, Training, blank_dataset, dataset_form
 from analysis.tables import print_table, working
 from models.augment import Augmentation
 from models.train import untrained
+from models.training import CACHED_BATCH
 
 
 @dataclass(frozen=True)
@@ -27,33 +27,28 @@ class Cost:
 
 def cost_of(training: Training) -> Cost:
     """Count what a training takes; a dataset that is known is not needed."""
-    dataset, model = blank_dataset(training.options), network(training).eval()
-    recipe, images = training.start.recipe, training.images
-    steps = max(images // recipe.batch_size, 1)
-    image_steps = recipe.epochs * steps * min(recipe.batch_size, images)
-    height, width, channels = dataset.images.shape[1:]
+    recipe, model = training.start.recipe, training.start.model.eval()
+    everything, size, channels, _ = dataset_form(training.start.dataset)
+    images = training.options.images or everything
+    steps = recipe.epochs * max(images // recipe.batch_size, 1)
+    image_steps = steps * min(recipe.batch_size, images)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(2, channels, height, width))
+        model(torch.zeros(2, channels, size, size, device="meta"))
     parameters = sum(p.numel() for p in model.parameters())
     return Cost(images, parameters, image_steps, 3 * counter.get_total_flops() / 2 * image_steps)
-
-
-def network(training: Training) -> nn.Module:
-    """The untrained network."""
-    return untrained(training.options, blank_dataset(training.options)).model
 
 
 def measure_rate(training: Training, device: str) -> float:
     """Image-steps a second, of two steps on random images after one to warm up."""
     dataset, recipe = blank_dataset(training.options), training.start.recipe
-    batch = min(recipe.batch_size, training.images, 32)
+    model = untrained(training.options, dataset).model.to(device).train()
+    batch = min(recipe.batch_size, CACHED_BATCH) if device == "cpu" else recipe.batch_size
     dataset = replace(
         dataset,
         images=torch.randint(256, (batch, *dataset.images.shape[1:]), dtype=torch.uint8),
         labels=torch.arange(batch) % len(dataset.classes),
     )
-    augment, model = Augmentation(recipe, dataset), network(training).to(device).train()
-    began = 0.0
+    augment, began = Augmentation(recipe, dataset), 0.0
     for step in range(3):
         inputs, targets = (t.to(device) for t in augment(torch.arange(batch)))
         with torch.autocast(torch.device(device).type, torch.bfloat16, training.options.bf16):
@@ -90,7 +85,7 @@ def print_plan(plan: Plan, device: str, rate: float | None) -> None:
                 f"{cost.parameters:,}",
                 f"{cost.image_steps:,}",
                 f"{cost.flops:.1e}",
-                duration(seconds),
+                _duration(seconds),
                 state,
             ]
         )
@@ -106,7 +101,7 @@ def print_plan(plan: Plan, device: str, rate: float | None) -> None:
     how = "as given" if rate else "as measured in a few steps here, one after another"
     slowest, fastest = min(rates.values()), max(rates.values())
     print(
-        f"{len(todo)} of {len(rows)} trainings left: {work:.1e} FLOPs, about {duration(left)} at "
+        f"{len(todo)} of {len(rows)} trainings left: {work:.1e} FLOPs, about {_duration(left)} at "
         + (f"{slowest:.0f}" if slowest == fastest else f"{slowest:.0f} to {fastest:.0f}")
         + f" images/s ({how}); evaluations and measurements come on top"
     )
@@ -118,7 +113,7 @@ def print_plan(plan: Plan, device: str, rate: float | None) -> None:
         print(f"{missing} of {total} checkpoints left to measure: {words}")
 
 
-def duration(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     """In the unit that suits it."""
     if seconds < 120:
         return f"{seconds:.0f} s"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from tyro.conf import arg
 
@@ -46,8 +46,12 @@ class Options(MeasurementOptions):
       python -m analysis.hessian --ckpt checkpoints/csan8.pt checkpoints/csan8/*.pt
     """
 
+    at_least: ClassVar = ("batches",)  # what was measured of more of them than asked for will do
+
     k: Annotated[int, arg(help="eigenvalues for each mini-batch")] = 5
-    batches: Annotated[int, arg(help="mini-batches")] = 40
+    batches: Annotated[
+        int, arg(help="mini-batches; what is stored of more of them counts, too")
+    ] = 40
     tol: Annotated[float, arg(help="relative error of the eigenvalues")] = 1e-3
     density_batches: Annotated[
         int, arg(help="mini-batches that spectral density and trace are of, taken together")
@@ -136,9 +140,11 @@ def measure(checkpoint: Checkpoint, options: Options, team: Team) -> Measurement
     images = partial(options.fingerprints, checkpoint)
     begun = None
     if not options.force:
-        found = team.first(lambda: stored(group, **common, data=images))
+        found = team.first(lambda: stored(group, **common, data=images, at_least=options.at_least))
         if found:
-            print(f"{found.path}:/{group} is there already; --force measures it again")
+            more = found.options["batches"] > options.batches
+            of = f", of {found.options['batches']} mini-batches" if more else ""
+            print(f"{found.path}:/{group} is there already{of}; --force measures it again")
             return found
         begun = team.first(lambda: stored(unfinished, **common, data=images))
         if begun:

@@ -206,9 +206,11 @@ def stored(
     checkpoint: Checkpoint,
     options: Mapping[str, Any],
     data: Callable[[], Mapping[str, str]] | None = None,
+    at_least: Collection[str] = (),
 ) -> Measurement | None:
     """The measurement of exactly this checkpoint with exactly these options, if there is one.
 
+    Of the options `at_least`, which are numbers, it may have more.
     `data` gives the fingerprints of the splits of the dataset as it is now, as far as it is there.
     If the measurement was made on others, that is printed, and it does not count.
     """
@@ -216,12 +218,20 @@ def stored(
     found = load(measurement_file(checkpoint.path), name)
     if found is None or found.checkpoint != json.loads(json.dumps(describe(checkpoint))):
         return None
-    if found.options != json.loads(json.dumps(dict(options))):
+    if not fits(found.options, json.loads(json.dumps(dict(options))), at_least):
         return None
     if data is not None and not same_data(found, data):
         print(f"{found.path}:/{name} is of other images: {checkpoint.dataset} has changed since")
         return None
     return found
+
+
+def fits(
+    found: Mapping[str, Any], asked: Mapping[str, Any], at_least: Collection[str] = ()
+) -> bool:
+    """Whether a measurement with the options `found` is what is `asked` for, or more of it."""
+    more = {key: found[key] for key in at_least if found.get(key, -1) > asked[key]}
+    return found == {**asked, **more}
 
 
 def same_data(found: Measurement, data: Callable[[], Mapping[str, str]]) -> bool:

@@ -98,7 +98,7 @@ class Measure:
         return [p for p in self.checkpoints(training) if not self._held(p, training)]
 
     def _held(self, path: Path, training: Training) -> bool:
-        from analysis.measurements import load, measurement_file, same_data
+        from analysis.measurements import fits, load, measurement_file, same_data
 
         for group in self.groups():
             found = load(measurement_file(path), group)
@@ -108,10 +108,11 @@ class Measure:
                 return False
             if not same_data(found, partial(self._data, training)):
                 return False
-            for key, value in found.options.items():
-                asked = getattr(self.options, key, None)
-                if asked is not None and json.loads(json.dumps(asked, default=str)) != value:
-                    return False
+            own = {k: v for k, v in vars(self.options).items() if k in found.options}
+            given = {k: v for k, v in own.items() if v is not None}
+            asked = json.loads(json.dumps({**found.options, **given}, default=str))
+            if not fits(found.options, asked, getattr(self.options, "at_least", ())):
+                return False
         return True
 
     def _data(self, training: Training) -> dict[str, str]:
@@ -169,11 +170,6 @@ class Training:
         if path.exists():
             return "trained"
         return "begun" if (path.with_suffix("") / "resume.pt").exists() else "to do"
-
-    @property
-    def images(self) -> int:
-        """Training images."""
-        return self.options.images or _shape(self.start.dataset)[0]
 
 
 @dataclass(frozen=True)
@@ -322,7 +318,7 @@ def _arguments(options: Mapping[str, Any], place: str) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _shape(dataset: str) -> tuple[int, int, int, int]:
+def dataset_form(dataset: str) -> tuple[int, int, int, int]:
     """Training images, pixels along a side, channels and classes of a dataset."""
     if dataset in _KNOWN:
         return _KNOWN[dataset]
@@ -341,7 +337,7 @@ def blank_dataset(options: TrainOptions) -> ImageDataset:
     from models.train import choose_preset
 
     _, name = choose_preset(options)
-    _, size, channels, classes = _shape(name)
+    _, size, channels, classes = dataset_form(name)
     return ImageDataset(
         name,
         torch.zeros(0, size, size, channels, dtype=torch.uint8),

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from analysis.plan import Plan
 
 TRAIN = "models.train"
+TOGETHER = ("robustness",)  # measures that make their images once for all checkpoints of a command
 Command = tuple[str, tuple[str, ...]]  # module and arguments
 
 
@@ -90,7 +91,7 @@ def main(options: Options) -> None:
     if "train" in parts:
         run_all(training_commands(plan), plan, options.processes)
     if "measure" in parts:
-        run_all(measuring_commands(plan), plan, options.processes)
+        run_all(measuring_commands(plan, options.processes), plan, options.processes)
     if "figures" in parts:
         report(plan)
 
@@ -100,13 +101,14 @@ def training_commands(plan: Plan) -> list[Command]:
     wanted = [t for t in plan.trainings if t.state() in ("to do", "begun")]
     there = len(plan.trainings) - len(wanted)
     print(f"{there} of {len(plan.trainings)} trainings are there already")
-    return [("models.train", t.arguments) for t in wanted]
+    return [(TRAIN, t.arguments) for t in wanted]
 
 
-def measuring_commands(plan: Plan) -> list[Command]:
+def measuring_commands(plan: Plan, processes: int) -> list[Command]:
     """For each measurement, a command for every checkpoint that lacks it.
 
-    Raises `InputError` if a network is missing.
+    Where checkpoints are measured better together, there are as many commands as processes. Raises
+    `InputError` if a network is missing.
     """
     from analysis.plan import COMMANDS
 
@@ -119,7 +121,9 @@ def measuring_commands(plan: Plan) -> list[Command]:
                     f"{path}: there is no such checkpoint to measure, expected --only measure "
                     "after the trainings"
                 )
-            arguments = ("--ckpt", str(path), *measure.arguments)
+        shares = min(processes, len(wanted)) if measure.command in TOGETHER else len(wanted)
+        for i in range(shares):
+            arguments = ("--ckpt", *map(str, wanted[i::shares]), *measure.arguments)
             commands.append((COMMANDS[measure.command], arguments))
     return commands
 

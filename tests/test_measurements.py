@@ -43,6 +43,10 @@ def test_what_was_stored_is_read_again(checkpoint):
 def test_other_options_or_other_weights_are_another_measurement(checkpoint):
     store("some/train", ARRAYS, checkpoint=checkpoint, options=OPTIONS)
     assert not stored("some/train", checkpoint=checkpoint, options=OPTIONS | {"seed": 4})
+    for seed, enough in ((2, True), (4, False)):
+        asked = OPTIONS | {"seed": seed}
+        found = stored("some/train", checkpoint=checkpoint, options=asked, at_least=["seed"])
+        assert (found is not None) == enough
     retrained = dataclasses.replace(checkpoint, sha256="0" * 64)
     assert not stored("some/train", checkpoint=retrained, options=OPTIONS)
     assert not stored("some/clean", checkpoint=checkpoint, options=OPTIONS)

@@ -126,6 +126,9 @@ def test_killed_and_resumed_from_nothing_to_the_claims(here, call):
     # Measured otherwise, or of other weights: to be measured again.
     Path("studies/tiny.toml").write_text(TINY.replace("batches = 2", "batches = 3"))
     assert [t.state() for t in load_plan("tiny").trainings] == ["trained", "done"]
+    # Of more mini-batches than asked for: that will do.
+    Path("studies/tiny.toml").write_text(TINY.replace("\nbatches = 2", "\nbatches = 1"))
+    assert [t.state() for t in load_plan("tiny").trainings] == ["done"] * 2
     Path("studies/tiny.toml").write_text(TINY)
     shutil.copy("checkpoints/csan3.pt", "checkpoints/more/csan8.pt")
     with pytest.raises(InputError, match=r"csan8.pt: trained with other options than the study"):

@@ -84,7 +84,7 @@ def draw_windows(
         if len(windows) < 2:
             continue
         with mpl.rc_context(plots.STYLE):
-            figure = Figure(figsize=(7, 3))
+            figure = Figure(figsize=(7, 3.2))
             axes = figure.subplots(1, 2)
             for i, (head_window, of_window) in enumerate(sorted(seeds.items())):
                 for (key, ylabel, scale), ax in zip(
@@ -109,7 +109,8 @@ def draw_windows(
                         color=labels.COLORS[i],
                         ax=ax,
                     )
-            axes[0].legend(title="a query sees", loc="best")
+            curves = axes[0].get_legend_handles_labels()
+            figure.legend(*curves, loc="outside lower center", ncols=2, title="a query sees")
             counted = {f"{h} {w}": of[w] for h, of in seeds.items() for w in of}
             figure.suptitle(
                 f"Locality on {name}, end of training; mean and 95 % interval over "

@@ -33,9 +33,10 @@ def draw_robustness(
         by_label = labels.by_architecture(labels.measured_alike(final))
         palette = labels.colors(by_label)
         first = next(iter(by_label.values()))[0]
-        several = max(len(seeds) for seeds in by_label.values()) > 1
+        counts = {len(seeds) for seeds in by_label.values()}
+        over = "images" if counts == {1} else "seeds (bars of a single seed: over images)"
         with mpl.rc_context(plots.STYLE):
-            figure = Figure(figsize=(9, 6))
+            figure = Figure(figsize=(9, 6.3))
             halves: Any = figure.subfigures(2, 1, height_ratios=(1, 1.2))
             top, bottom = halves
             bars, severity = top.subplots(1, 2, width_ratios=(1, 1.3))
@@ -68,12 +69,13 @@ def draw_robustness(
                     **style,
                 )
             each.tick_params(axis="x", labelsize=7)
-            severity.legend(title=labels.kind(members))
+            curves = severity.get_legend_handles_labels()
+            bottom.legend(*curves, loc="outside lower center", ncols=6, title=labels.kind(members))
             images = len(first.arrays["image_error"])
             figure.suptitle(
                 f"Robustness on {name}: {images} test images under {len(names)} "
-                f"{first.options['source']} corruptions\nmean and 95 % interval over "
-                + (labels.seeds(by_label) if several else f"images, {labels.seeds(by_label)}")
+                f"{first.options['source']} corruptions\n"
+                f"mean and 95 % interval over {over}, {labels.seeds(by_label)}"
             )
             written += save(figure, out, f"robustness_{file_stem(name)}", formats)
     return written

@@ -21,11 +21,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import eigsh as scipy_eigsh
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from analysis.curvature import Hessian, eigsh, max_eigenvalue_spectrum, spectral_density, trace
 from analysis.curvature.spectrum import start
@@ -33,10 +31,19 @@ from analysis.curvature.trace import Estimate
 from models.checkpoint import load_checkpoint
 from models.csan import CSAN
 from models.datasets import load_dataset
+from tests.benchmarks.peers import (
+    Batch,
+    K,
+    curvlinops_operator,
+    curvlinops_spectrum,
+    eigenthings_operator,
+    eigenthings_spectrum,
+    pyhessian_spectrum,
+)
+from tests.benchmarks.products import Products
 from tests.benchmarks.table import Row, write_table
 
-Batch = tuple[Tensor, Tensor]
-K, ACCURACY = 5, 1e-3
+ACCURACY = 1e-3
 FEW = 2  # mini-batches that are enough for a peer that takes minutes for each
 OUTPUT = Path(__file__).with_name("curvature.md")
 PACKAGES = ("torch", "scipy", "pyhessian", "hessian-eigenthings", "curvlinops-for-pytorch", "timm")
@@ -185,60 +192,6 @@ def recycled(H: Hessian, batches: list[Batch]) -> np.ndarray:
     return np.stack([E.eigenvalues.numpy() for E in found])
 
 
-def pyhessian_spectrum(
-    model: nn.Module, batches: list[Batch], tol: float, max_iter: int
-) -> np.ndarray:
-    """Power iteration with deflation."""
-    from pyhessian import hessian
-
-    found = []
-    for i, batch in enumerate(batches):
-        torch.manual_seed(i)
-        model.zero_grad()
-        peer = hessian(model, F.cross_entropy, data=batch, cuda=False)
-        found.append(peer.eigenvalues(maxIter=max_iter, tol=tol, top_n=K)[0])
-        model.zero_grad()
-    return by_magnitude(found)
-
-
-def eigenthings_spectrum(model: nn.Module, batches: list[Batch], steps: int) -> np.ndarray:
-    """Lanczos of a fixed number of steps."""
-    from hessian_eigenthings import lanczos
-
-    found = []
-    for i, batch in enumerate(batches):
-        result = lanczos(eigenthings_operator(model, [batch]), k=K, max_iter=steps, seed=i)
-        found.append(result.eigenvalues.numpy())
-    return by_magnitude(found)
-
-
-def eigenthings_operator(model: nn.Module, batches: list[Batch]) -> object:
-    """The peer's Hessian."""
-    from hessian_eigenthings import HessianOperator, supervised_loss
-
-    return HessianOperator(model, batches, supervised_loss(F.cross_entropy))
-
-
-def curvlinops_spectrum(model: nn.Module, batches: list[Batch], tol: float) -> np.ndarray:
-    """ARPACK."""
-    found = []
-    for i, batch in enumerate(batches):
-        A = curvlinops_operator(model, [batch]).to_scipy()
-        v0 = np.random.default_rng(i).standard_normal(A.shape[0]).astype(np.float32)
-        found.append(scipy_eigsh(A, K, tol=tol, v0=v0, return_eigenvectors=False))
-    return by_magnitude(found)
-
-
-def curvlinops_operator(model: nn.Module, batches: list[Batch]) -> object:
-    """The peer's Hessian."""
-    from curvlinops import HessianLinearOperator
-
-    parameters = list(model.parameters())
-    return HessianLinearOperator(
-        model, nn.CrossEntropyLoss(), parameters, batches, check_deterministic=False
-    )
-
-
 def loosest(
     solver: Callable[[nn.Module, list[Batch], float], np.ndarray],
     model: nn.Module,
@@ -345,29 +298,10 @@ def gemm_rate(model: nn.Module, batch: Batch) -> Iterator[Row]:
         plain @ v
         with Products() as products:
             plain @ v
-        operands = [(torch.randn(a), torch.randn(b)) for a, b in products.shapes]
-        results = [a @ b for a, b in operands]
-
-        def alone(operands=operands, results=results) -> None:
-            for (a, b), result in zip(operands, results, strict=True):
-                torch.matmul(a, b, out=result)
-
-        seconds, _ = alternate({"alone": alone, "within": lambda H=H, v=v: H @ v}, repeats=15)
+        sides = {"alone": products.alone(), "within": lambda H=H, v=v: H @ v}
+        seconds, _ = alternate(sides, repeats=15)
         rate = seconds["alone"] / seconds["within"]
         yield f"GEMM rate inside the {name}", "plain sgemm of the same shapes", rate, 0.7
-
-
-class Products(TorchDispatchMode):
-    """Shapes of the operands of every matrix product."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shapes: list[tuple[torch.Size, torch.Size]] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default):
-            self.shapes.append((args[0].shape, args[1].shape))
-        return func(*args, **(kwargs or {}))
 
 
 def memory() -> Iterator[Row]:
@@ -428,12 +362,6 @@ def alternate(
             results[name] = solver()
             seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(times) for name, times in seconds.items()}, results
-
-
-def by_magnitude(rows: list[Sequence[float]]) -> np.ndarray:
-    """(n, k), each row with the largest magnitude first."""
-    found = np.array(rows, dtype=float)
-    return np.take_along_axis(found, np.argsort(-np.abs(found), axis=1), axis=1)
 
 
 def relative_error(found: np.ndarray, truth: np.ndarray) -> float:

