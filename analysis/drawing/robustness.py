@@ -34,7 +34,8 @@ def draw_robustness(
         palette = labels.colors(by_label)
         first = next(iter(by_label.values()))[0]
         counts = {len(seeds) for seeds in by_label.values()}
-        over = "images" if counts == {1} else "seeds (bars of a single seed: over images)"
+        over = "images" if counts == {1} else "seeds"
+        over += " (bars of a single seed: over images)" if 1 in counts - {max(counts)} else ""
         with mpl.rc_context(plots.STYLE):
             figure = Figure(figsize=(9, 6.3))
             halves: Any = figure.subfigures(2, 1, height_ratios=(1, 1.2))
