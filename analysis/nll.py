@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
     from analysis.measurements import Measurement
     from models.checkpoint import Checkpoint
+    from models.datasets import ImageDataset, Split
     from models.distributed import Team
 
 
-SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
+SPLITS: tuple[Split, ...] = ("train", "test")
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,15 @@ class Options(CheckpointOptions):
     """Draw train NLL over the epochs, and train NLL against test error at the end.
 
     The histories of the given checkpoints are stored in their HDF5 files, and the NLL of every
-    single image, clean, which analysis.claims needs; drawn are the histories of these and all
-    others in the same folders and below, with the mean and the 95 % interval over seeds. The table
-    also has NEP and APE, where analysis.hessian has measured them. Of the weights of --model there
-    is no history: what they make of every image is stored and its mean printed.
+    single image, clean, which analysis.claims needs, and the mean over an epoch of augmented images
+    (the objective of the training); drawn are the histories of these and all others in the same
+    folders and below, with the mean and the 95 % interval over seeds. The table also has NEP and
+    APE, where analysis.hessian has measured them. Of the weights of --model there is no history:
+    what they make of every clean image is stored and its mean printed.
     """
 
     history_only: Annotated[
-        bool, arg(help="leave out the single images; does not need the dataset")
+        bool, arg(help="leave out single images and the objective; does not need the dataset")
     ] = False
 
 
@@ -72,13 +74,13 @@ def main(options: Options) -> None:
         return
     folders = {checkpoint.path.parent for checkpoint in checkpoints if checkpoint.path}
     histories = collect(folders, "history")
-    print_end_points(histories, collect(folders, "hessian/train"))
+    print_end_points(histories, collect(folders, "objective"), collect(folders, "hessian/train"))
     for path in [*draw_nll(histories, options.out), *draw_windows(histories, options.out)]:
         print(f"wrote {path}")
 
 
 def measure(checkpoint: Checkpoint, options: Options, device: torch.device, team: Team) -> None:
-    """Store the history of a trained checkpoint, and what it makes of every image."""
+    """Store the history of a trained checkpoint, and what it makes of its images."""
     import numpy as np
 
     from analysis.measurements import store
@@ -88,6 +90,7 @@ def measure(checkpoint: Checkpoint, options: Options, device: torch.device, team
         team.first(lambda: store("history", history, checkpoint=checkpoint, options={}))
     if not options.history_only:
         measure_outcomes(checkpoint, options, device, team)
+        measure_objective(checkpoint, options, device, team)
 
 
 def measure_outcomes(
@@ -97,7 +100,6 @@ def measure_outcomes(
     from analysis.measurements import store
     from analysis.outcomes import outcomes
     from analysis.tables import working
-    from models.datasets import load_dataset
 
     found = _stored("outcomes", checkpoint, options, team)
     if found:
@@ -105,9 +107,7 @@ def measure_outcomes(
     arrays: dict[str, np.ndarray] = {}
     data: dict[str, str] = {}
     for split in SPLITS:
-        dataset = load_dataset(checkpoint.dataset, split, data_root=options.data_root)
-        if split == "train" and checkpoint.images is not None:
-            dataset = dataset.first(checkpoint.images)
+        dataset = _dataset(checkpoint, split, options)
         with working(f"{checkpoint.path}: NLL of every {split} image"):
             nll, correct = outcomes(checkpoint, dataset, device, team)
         arrays |= {f"{split}/nll": nll, f"{split}/correct": correct}
@@ -117,10 +117,38 @@ def measure_outcomes(
     )
 
 
+def measure_objective(
+    checkpoint: Checkpoint, options: Options, device: torch.device, team: Team
+) -> None:
+    """Store NLL and error of the augmented images that training sees, unless they are there."""
+    import numpy as np
+
+    from analysis.measurements import store
+    from analysis.outcomes import objective_outcomes
+
+    if _stored("objective", checkpoint, options, team):
+        return
+    dataset = _dataset(checkpoint, "train", options)
+    nll, error = objective_outcomes(checkpoint, dataset, device, team)
+    arrays = {"nll": np.array(nll), "error": np.array(error)}
+    data = {"train": dataset.fingerprint}
+    team.first(lambda: store("objective", arrays, checkpoint=checkpoint, options={}, data=data))
+
+
+def _dataset(checkpoint: Checkpoint, split: Split, options: Options) -> ImageDataset:
+    """The images of a split, those of training alone that were trained on."""
+    from models.datasets import load_dataset
+
+    dataset = load_dataset(checkpoint.dataset, split, data_root=options.data_root)
+    if split == "train" and checkpoint.images is not None:
+        return dataset.first(checkpoint.images)
+    return dataset
+
+
 def _stored(name: str, checkpoint: Checkpoint, options: Options, team: Team) -> Measurement | None:
     """What was stored before, unless it is to be measured again."""
     from analysis.measurements import stored
-    from models.datasets import Split, fingerprints
+    from models.datasets import fingerprints
 
     def now() -> dict[str, str]:
         splits: dict[Split, int | None] = {"train": checkpoint.images, "test": None}
@@ -149,13 +177,18 @@ def print_outcomes(measurements: Sequence[Measurement]) -> None:
         print(f"stored in {m.path}:/{m.name}; no history of the training, so nothing to draw")
 
 
-def print_end_points(histories: Iterable[Measurement], spectra: Iterable[Measurement]) -> None:
+def print_end_points(
+    histories: Iterable[Measurement],
+    objectives: Iterable[Measurement],
+    spectra: Iterable[Measurement],
+) -> None:
     """Table over seeds: the end of training, and NEP and APE there and at the end of warm-up."""
     from analysis import labels
     from analysis.statistics import across_seeds
     from analysis.tables import print_table
 
     measured = {(labels.training(m), m.checkpoint["epoch"]): m.arrays for m in spectra}
+    objective = {labels.training(m): m.arrays for m in objectives}
     datasets: dict[str, list[Measurement]] = defaultdict(list)
     for m in histories:
         datasets[labels.dataset(m)].append(m)
@@ -176,6 +209,10 @@ def print_end_points(histories: Iterable[Measurement], spectra: Iterable[Measure
         ):
             ends = [m.arrays[key][-1] for m in members]
             row.append(across_seeds(ends).format(digits, scale))
+        own = [objective[t] for t in map(labels.training, members) if t in objective]
+        for key, digits, scale in (("nll", ".4f", 1), ("error", ".2f", 100)):
+            means = [float(arrays[key]) for arrays in own]
+            row.append(across_seeds(means).format(digits, scale) if means else "–")
         for epoch in (members[0].checkpoint["recipe"]["warmup_epochs"], epochs):
             found = [measured.get((labels.training(m), epoch)) for m in members]
             for key, digits, scale in (("nep", ".1f", 100), ("ape", ".1f", 1)):
@@ -184,10 +221,12 @@ def print_end_points(histories: Iterable[Measurement], spectra: Iterable[Measure
         rows.append(row)
     print_table(
         "Mean ± half of the 95 % interval over seeds; "
+        "objective: on augmented images, as trained; "
         "NEP and APE at the end of warm-up (early) and of training",
         [
             *("dataset", "window", "epochs", "seeds"),
             *("train NLL", "train error %", "test NLL", "test error %"),
+            *("objective NLL", "objective error %"),
             *("NEP %, early", "APE, early", "NEP %", "APE"),
         ],
         rows,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -89,18 +89,16 @@ def build_objective(
         if value is not None and value < 1:
             raise InputError(f"{name}: {value} found, expected at least 1")
     require_size(checkpoint, dataset)
-    augment = Augmentation(checkpoint.recipe, dataset)
-    drawn = []
-    with torch.random.fork_rng():
-        for i, indices in enumerate(_shuffled(len(dataset), batch_size, batches, seed)):
-            torch.manual_seed(derive_seed(seed, 1, i))
-            x, y = (
-                augment(indices)
-                if kind == "train"
-                else (dataset.inputs[indices], dataset.labels[indices])
-            )
-            drawn.append((x.to(device), y.to(device)))
+    order = shuffled(len(dataset), batch_size, batches, seed)
     trains = kind == "train"
+    drawn = [
+        (x.to(device), y.to(device))
+        for x, y in (
+            augmented(checkpoint, dataset, enumerate(order), seed)
+            if trains
+            else ((dataset.inputs[indices], dataset.labels[indices]) for indices in order)
+        )
+    ]
     model = checkpoint.model.to(device).train(trains)
     require_outputs(model, min((x for x, _ in drawn), key=len), len(dataset.classes))
     return Objective(
@@ -147,7 +145,26 @@ def require_outputs(model: nn.Module, inputs: Tensor, classes: int) -> None:
         )
 
 
-def _shuffled(n: int, batch_size: int, batches: int | None, seed: int) -> list[Tensor]:
+def augmented(
+    checkpoint: Checkpoint,
+    dataset: ImageDataset,
+    numbered: Iterable[tuple[int, Tensor]],
+    seed: int,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Augmented mini-batches (inputs, soft targets) on the CPU, made one by one.
+
+    Of each, `numbered` has the number, which together with `seed` decides how it is augmented, and
+    the indices of its images.
+    """
+    augment = Augmentation(checkpoint.recipe, dataset)
+    for i, indices in numbered:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(derive_seed(seed, 1, i))
+            batch = augment(indices)
+        yield batch
+
+
+def shuffled(n: int, batch_size: int, batches: int | None, seed: int) -> list[Tensor]:
     """Indices of each mini-batch, from as many shuffled epochs as it takes."""
     per_epoch = -(-n // batch_size)
     drawn: list[Tensor] = []

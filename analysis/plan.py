@@ -74,7 +74,7 @@ class Measure:
     def groups(self) -> tuple[str, ...]:
         """Where in the HDF5 file the result belongs."""
         if self.command == "nll":
-            return ("history", "outcomes")
+            return ("history", "outcomes", "objective")
         if self.command == "robustness":
             return ("robustness",)
         directions = getattr(self.options, "directions", "random")

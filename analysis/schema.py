@@ -30,6 +30,7 @@ _ARRAYS: dict[str, dict[str, str]] = {
         for split in ("train", "test")
         for key, kind in (("nll", "float"), ("correct", "bool"))
     },
+    "objective": dict.fromkeys(("nll", "error"), "float"),
     "robustness": {
         **{"error": "float 15 5", "corruptions": "text 15", "image_error": "float images"},
         **{"clean_error": "float", "mean_corruption_error": "float"},

@@ -15,7 +15,7 @@ from analysis import robustness
 from analysis.drawing.robustness import draw_robustness, mean_corruption_error
 from analysis.measurements import collect
 from analysis.outcomes import outcomes
-from models import InputError, corruptions, load_checkpoint, load_dataset
+from models import corruptions, load_checkpoint, load_dataset
 from models.corruptions import CORRUPTIONS, corrupt
 from models.distributed import ALONE
 from models.train import Options, untrained
@@ -104,21 +104,6 @@ def test_goes_on_where_it_was_interrupted(here, call, monkeypatch):
             assert set(file["robustness"]) == set(arrays)
             for key, array in arrays.items():
                 np.testing.assert_array_equal(file["robustness"][key][()], array)
-
-
-def test_outcomes_are_those_of_single_images(here):
-    checkpoint = load_checkpoint("checkpoints/csan8.pt")
-    test = load_dataset("digits", "test").first(IMAGES)
-    nll, correct = outcomes(checkpoint, test)
-    scores = checkpoint.model(test.inputs)
-    expected = F.cross_entropy(scores, test.labels, reduction="none").detach()
-    np.testing.assert_allclose(nll, expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(correct, scores.argmax(1) == test.labels)
-    assert nll.dtype == np.float32
-    assert correct.dtype == bool
-    large = replace(test, images=torch.zeros(4, 9, 9, 1, dtype=torch.uint8))
-    with pytest.raises(InputError, match=r"dataset: images of digits are \(9, 9, 1\), expected"):
-        outcomes(checkpoint, large)
 
 
 def test_interval_is_over_seeds_where_there_are_several(here, call, tmp_path):

@@ -126,6 +126,7 @@ def measurement_arrays() -> dict[str, dict[str, Any]]:
     return {
         "history": {name: np.array(values) for name, values in HISTORY.items()},
         "outcomes": outcomes,
+        "objective": {"nll": 1.5, "error": 0.5},
         "robustness": robustness,
         "hessian/train": hessian,
         "landscape/train": landscape,
@@ -135,6 +136,7 @@ def measurement_arrays() -> dict[str, dict[str, Any]]:
 OPTIONS: dict[str, dict[str, Any]] = {
     "history": {},
     "outcomes": {},
+    "objective": {},
     "robustness": {"images": 8, "seed": 0, "source": "generated"},
     "hessian/train": {"objective": "train", "split": "train", "batch_size": 16},
     "landscape/train": {"objective": "train", "split": "train", "batch_size": 16},
