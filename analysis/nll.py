@@ -182,13 +182,12 @@ def print_end_points(
     objectives: Iterable[Measurement],
     spectra: Iterable[Measurement],
 ) -> None:
-    """Table over seeds: the end of training, and NEP and APE there and at the end of warm-up."""
+    """Tables over seeds: NLL and error at the end; NEP and APE there and at the end of warm-up."""
     from analysis import labels
-    from analysis.statistics import across_seeds
     from analysis.tables import print_table
 
-    measured = {(labels.training(m), m.checkpoint["epoch"]): m.arrays for m in spectra}
     objective = {labels.training(m): m.arrays for m in objectives}
+    spectrum = {(labels.training(m), m.checkpoint["epoch"]): m.arrays for m in spectra}
     datasets: dict[str, list[Measurement]] = defaultdict(list)
     for m in histories:
         datasets[labels.dataset(m)].append(m)
@@ -197,40 +196,51 @@ def print_end_points(
         for dataset, measurements in sorted(datasets.items())
         for label, members in labels.by_architecture(measurements).items()
     ]
-    rows = []
+    scores, eigenvalues = [], []
     for dataset, label, members in groups:
-        epochs = members[0].checkpoint["recipe"]["epochs"]
-        row = [dataset, label, str(epochs), str(len(members))]
-        for key, digits, scale in (
-            ("train_nll", ".4f", 1),
-            ("train_error", ".2f", 100),
-            ("test_nll", ".4f", 1),
-            ("test_error", ".2f", 100),
+        recipe, trainings = members[0].checkpoint["recipe"], [*map(labels.training, members)]
+        start = [dataset, label, str(recipe["epochs"]), str(len(members))]
+        augmented = [objective[t] for t in trainings if t in objective]
+        row: list[str] = []
+        for values in (
+            *([m.arrays[f"train_{key}"][-1] for m in members] for key in ("nll", "error")),
+            *([float(arrays[key]) for arrays in augmented] for key in ("nll", "error")),
+            *([m.arrays[f"test_{key}"][-1] for m in members] for key in ("nll", "error")),
         ):
-            ends = [m.arrays[key][-1] for m in members]
-            row.append(across_seeds(ends).format(digits, scale))
-        own = [objective[t] for t in map(labels.training, members) if t in objective]
-        for key, digits, scale in (("nll", ".4f", 1), ("error", ".2f", 100)):
-            means = [float(arrays[key]) for arrays in own]
-            row.append(across_seeds(means).format(digits, scale) if means else "–")
-        for epoch in (members[0].checkpoint["recipe"]["warmup_epochs"], epochs):
-            found = [measured.get((labels.training(m), epoch)) for m in members]
-            for key, digits, scale in (("nep", ".1f", 100), ("ape", ".1f", 1)):
-                values = [float(arrays[key]) for arrays in found if arrays is not None]
-                row.append(across_seeds(values).format(digits, scale) if values else "–")
-        rows.append(row)
+            form = (".2f", 100) if len(row) % 2 else (".4f", 1)
+            row.append(_over_seeds(values, *form, of=len(members)))
+        scores.append([*start, *row])
+        row = []
+        for epoch in (recipe["warmup_epochs"], recipe["epochs"]):
+            measured = [spectrum[t, epoch] for t in trainings if (t, epoch) in spectrum]
+            for key, scale in (("nep", 100), ("ape", 1)):
+                values = [float(arrays[key]) for arrays in measured]
+                row.append(_over_seeds(values, ".1f", scale, of=len(members)))
+        eigenvalues.append([*start, *row])
+    first = ["dataset", "window", "epochs", "seeds"]
+    splits = ("train", "objective", "test")
     print_table(
-        "Mean ± half of the 95 % interval over seeds; "
-        "objective: on augmented images, as trained; "
-        "NEP and APE at the end of warm-up (early) and of training",
-        [
-            *("dataset", "window", "epochs", "seeds"),
-            *("train NLL", "train error %", "test NLL", "test error %"),
-            *("objective NLL", "objective error %"),
-            *("NEP %, early", "APE, early", "NEP %", "APE"),
-        ],
-        rows,
+        "Mean ± half of the 95 % interval over seeds, at the end of training; "
+        "objective: of augmented training images, as it is minimised, without L2",
+        [*first, *(f"{split} {what}" for split in splits for what in ("NLL", "error %"))],
+        scores,
     )
+    if spectrum:
+        print_table(
+            "Max eigenvalues at the end of warm-up (early) and of training",
+            [*first, "NEP %, early", "APE, early", "NEP %", "APE"],
+            eigenvalues,
+        )
+
+
+def _over_seeds(values: Sequence[float], digits: str, scale: float, *, of: int) -> str:
+    """Mean and interval; how many seeds, if it is of fewer than those of the row."""
+    from analysis.statistics import across_seeds
+
+    if not values:
+        return "–"
+    text = across_seeds(values).format(digits, scale)
+    return text if len(values) == of else f"{text} (n = {len(values)})"
 
 
 if __name__ == "__main__":

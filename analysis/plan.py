@@ -102,6 +102,8 @@ class Measure:
 
         for group in self.groups():
             found = load(measurement_file(path), group)
+            if found is None and group == "objective" and not path.exists():
+                continue  # alone it is not worth another training
             if found is None or not training.made(found.checkpoint):
                 return False
             if path.exists() and found.checkpoint["sha256"] != _sha256(path):
