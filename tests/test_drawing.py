@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from scipy.integrate import trapezoid
 
 from analysis import labels, plots
+from analysis.drawing import landscapes
 from analysis.drawing.hessians import draw_hessian_training
 from analysis.figures import draw_all
 from analysis.measurements import collect
@@ -140,6 +141,41 @@ def test_draws_every_figure_once(folder, tmp_path):
     for path in written:
         signature = {".png": b"\x89PNG", ".svg": b"<?xml"}[path.suffix]
         assert path.read_bytes().startswith(signature)
+
+
+def test_many_seeds_share_panels_entries_and_intervals(folder, tmp_path, monkeypatch):
+    grid = np.linspace(-1, 1, 5)
+    for seed in (1, 2, 3):
+        for window in (3, 8):
+            file = folder / f"seed{seed}" / f"csan{window}.h5"
+            arrays = landscape(grid, "")
+            arrays |= {f"lines/{i}/nll": 1 + (i + 1 + seed) * grid**2 for i in range(2)}
+            write(file, "landscape/train", arrays, window=window, seed=seed, **CUT)
+    figures = {}
+    monkeypatch.setattr(
+        landscapes,
+        "save",
+        lambda figure, out, name, formats: figures.setdefault(name, figure) and [],
+    )
+    landscapes.draw_landscapes(collect([folder], "landscape/train"), tmp_path)
+    for panels, axes in (("contours", 2 * 2 + 2), ("surfaces", 2 * 2), ("train_and_test", 2 * 2)):
+        figure = figures[f"landscape_digits_{panels}"]
+        assert len(figure.axes) == axes
+        assert "first seed of each" in figure.get_suptitle()
+    lines = figures["landscape_digits_lines"]
+    assert [len(ax.lines) for ax in lines.axes] == [8, 8, 8]
+    assert [text.get_text() for text in lines.legends[0].texts] == [
+        "csan3: 3×3",
+        "csan8: 8×8 (global)",
+    ]
+    flatness = figures["landscape_digits_flatness"]
+    curvature = flatness.axes[0]
+    ticks = [text.get_text().replace("\n", " ") for text in curvature.get_xticklabels()]
+    assert ticks == ["csan3 3×3, 4 seeds", "csan8 8×8 (global), 4 seeds"]
+    dots, mean = curvature.lines[:2]
+    np.testing.assert_allclose(np.sort(dots.get_ydata()), [3, 5, 7, 9])  # twice the mean factor
+    assert mean.get_ydata() == pytest.approx([6])
+    assert "first seed" not in flatness.get_suptitle()
 
 
 def test_surfaces_as_self_contained_pages(folder, tmp_path):

@@ -21,8 +21,15 @@ from analysis.landscape.report import flatness_of
 from analysis.measurements import Measurement
 
 KINDS = ("", "_eigenvectors", "_gradient", "_towards", "_plane", "_bezier", "_pca")
+FLATNESS = {
+    "curvature": "curvature of the NLL",
+    "width": "width at +0.1",
+    "asymmetry": "asymmetry",
+    "sharpness": "sharpness (%)",
+}
 STYLES: dict[str, LineStyleType] = {"linear": "--", "bezier": "-"}
 WIDE = 5.5  # inches that a title in one line takes
+MOST = 6  # panels in a row that can be read
 
 
 def draw_landscapes(
@@ -34,6 +41,8 @@ def draw_landscapes(
 ) -> list[Path]:
     """For each dataset: ``landscape_DATASET_lines``, ``..._contours``, ``..._surfaces`` and so on.
 
+    Of more than `MOST` networks, those of one caption, such as the seeds of a training, share their
+    panels: the first seed is drawn.
     The format "html" is a page that can be rotated, for each loss, "vtu" a file for ParaView for
     each checkpoint; `scale` is that of colours and heights, "log" or "linear".
     """
@@ -46,33 +55,44 @@ def draw_landscapes(
         group = sorted(labels.measured_alike(members), key=labels.by_window)
         kind = group[0].name.partition("/")[0]
         end = labels.suffix(group[0])
+        few = group if len(group) <= MOST else [members[0] for members in _alike(group).values()]
         still = [extension for extension in formats if extension not in ("html", "vtu")]
         with mpl.rc_context(plots.STYLE):
             for name, draw in FIGURES.items():
-                figure = draw(group, scale == "log") if still else None
+                drawn = few if name in PANELS else group
+                figure = draw(drawn, scale == "log") if still else None
                 if figure is not None:
                     narrow = figure.get_figwidth() < WIDE
                     of_what = f"{data}, {labels.objective(group[0])}"
+                    if len(drawn) < len(group):
+                        of_what += ", first seed of each"
                     lines = of_what.replace(", ", ",\n") if narrow else of_what
                     figure.suptitle(f"Loss landscape on {lines}")
                     written += save(figure, out, f"{kind}_{stem}_{name}{end}", still)
         if "html" in formats:
             from analysis.drawing.interactive import write_html
 
-            written += write_html(group, out / f"{kind}_{stem}{end}.html", log=scale == "log")
+            written += write_html(few, out / f"{kind}_{stem}{end}.html", log=scale == "log")
         if "vtu" in formats:
             from analysis.drawing.interactive import write_vtu
 
-            written += [
-                write_vtu(m, out / f"{kind}_{stem}_{labels.name(m)}{end}.vtu") for m in group
-            ]
+            written += [write_vtu(m, out / f"{kind}_{stem}_{labels.name(m)}{end}.vtu") for m in few]
     return written
+
+
+def _alike(group: Sequence[Measurement]) -> dict[str, list[Measurement]]:
+    """By caption, the first seed first: what shares one cannot be told apart in a figure."""
+    alike: dict[str, list[Measurement]] = defaultdict(list)
+    for m in sorted(group, key=lambda m: (*labels.by_window(m)[:2], m.checkpoint["seed"])):
+        alike[labels.caption(m)].append(m)
+    return alike
 
 
 def _lines(group: Sequence[Measurement], log: bool) -> Figure:
     """One panel for each quantity, all checkpoints in it."""
     shown = [*common_losses(group), "error (%)"]
-    figure = Figure(figsize=(3.2 * len(shown), 2.9 + 0.2 * math.ceil(len(group) / len(shown))))
+    kinds = {labels.caption(m): m for m in group}
+    figure = Figure(figsize=(3.2 * len(shown), 2.9 + 0.2 * math.ceil(len(kinds) / len(shown))))
     axes = figure.subplots(1, len(shown))
     palette = labels.colors(labels.label(m) for m in group)
     for m in group:
@@ -90,9 +110,9 @@ def _lines(group: Sequence[Measurement], log: bool) -> Figure:
     if log:
         for ax in axes[:-1]:
             plots.log_scale(ax)
-    figure.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(shown)
-    )
+    handles, captions = axes[0].get_legend_handles_labels()
+    own = dict(zip(captions, handles, strict=True))  # seeds share a colour and an entry
+    figure.legend(own.values(), own.keys(), loc="outside lower center", ncols=len(shown))
     return figure
 
 
@@ -157,23 +177,28 @@ def _surfaces(group: Sequence[Measurement], log: bool) -> Figure:
 
 
 def _flatness(group: Sequence[Measurement], log: bool) -> Figure | None:
-    """The summary numbers of each checkpoint, a dot for every direction and the interval."""
-    found = {labels.caption(m): flatness_of(m) for m in group}
-    known = {title: vars(flat) for title, flat in found.items() if flat is not None}
-    if not known:
-        return None
+    """The summary numbers of each checkpoint, a dot for every direction and the interval.
+
+    Of several seeds, a dot for the mean of each, and the interval over them.
+    """
     palette = labels.colors(labels.label(m) for m in group)
-    colors = {labels.caption(m): palette[labels.label(m)] for m in group}
-    quantities = {
-        "curvature": "curvature of the NLL",
-        "width": "width at +0.1",
-        "asymmetry": "asymmetry",
-        "sharpness": "sharpness (%)",
-    }
-    figure = Figure(figsize=(len(quantities) * max(2.5, 0.5 * len(known) + 0.6), 2.7))
-    axes = figure.subplots(1, len(quantities))
-    for (key, ylabel), ax in zip(quantities.items(), axes, strict=True):
-        samples = {title: values[key] for title, values in known.items()}
+    found: dict[str, dict[str, np.ndarray]] = {}
+    colors = {}
+    for caption, members in _alike(group).items():
+        flat = [vars(flatness) for flatness in map(flatness_of, members) if flatness is not None]
+        if flat:
+            title = f"{caption}, {len(flat)} seeds" if len(flat) > 1 else caption
+            colors[title] = palette[labels.label(members[0])]
+            found[title] = {
+                key: flat[0][key] if len(flat) == 1 else np.array([f[key].mean() for f in flat])
+                for key in FLATNESS
+            }
+    if not found:
+        return None
+    figure = Figure(figsize=(len(FLATNESS) * max(2.5, 0.5 * len(found) + 0.6), 2.7))
+    axes = figure.subplots(1, len(FLATNESS))
+    for (key, ylabel), ax in zip(FLATNESS.items(), axes, strict=True):
+        samples = {title: values[key] for title, values in found.items()}
         plots.plot_samples(samples, ylabel=ylabel, colors=colors, ax=ax)
     return figure
 
@@ -236,6 +261,9 @@ FIGURES: dict[str, Callable[[Sequence[Measurement], bool], Figure | None]] = {
     "polar": _polar,
     "paths": _paths,
 }
+
+
+PANELS = ("train_and_test", "contours", "surfaces")  # one for each network
 
 
 def losses(measurement: Measurement, part: str) -> dict[str, np.ndarray]:
