@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,7 +33,7 @@ class Options(CheckpointOptions):
     The histories of the given checkpoints are stored in their HDF5 files, and the NLL of every
     single image, clean, which analysis.claims needs, and the mean over an epoch of augmented images
     (the objective of the training); drawn are the histories of these and all others in the same
-    folders and below, with the mean and the 95 % interval over seeds. The table also has NEP and
+    folders and below, with the mean and the 95 % interval over seeds. A second table has NEP and
     APE, where analysis.hessian has measured them. Of the weights of --model there is no history:
     what they make of every clean image is stored and its mean printed.
     """
@@ -44,7 +44,7 @@ class Options(CheckpointOptions):
 
 
 def main(options: Options) -> None:
-    """Store the histories, print a table of the end points, draw, and name the files."""
+    """Store the histories, print tables of the end points, draw, and name the files."""
     from analysis.drawing.nll import draw_nll, draw_windows
     from analysis.measurements import collect
     from models.devices import choose_device
@@ -126,13 +126,16 @@ def measure_objective(
     from analysis.measurements import store
     from analysis.outcomes import objective_outcomes
 
-    if _stored("objective", checkpoint, options, team):
+    settings = {"seed": 0, "batch_size": checkpoint.recipe.batch_size}
+    if _stored("objective", checkpoint, options, team, settings):
         return
     dataset = _dataset(checkpoint, "train", options)
-    nll, error = objective_outcomes(checkpoint, dataset, device, team)
+    nll, error = objective_outcomes(checkpoint, dataset, device, team, seed=settings["seed"])
     arrays = {"nll": np.array(nll), "error": np.array(error)}
     data = {"train": dataset.fingerprint}
-    team.first(lambda: store("objective", arrays, checkpoint=checkpoint, options={}, data=data))
+    team.first(
+        lambda: store("objective", arrays, checkpoint=checkpoint, options=settings, data=data)
+    )
 
 
 def _dataset(checkpoint: Checkpoint, split: Split, options: Options) -> ImageDataset:
@@ -145,8 +148,14 @@ def _dataset(checkpoint: Checkpoint, split: Split, options: Options) -> ImageDat
     return dataset
 
 
-def _stored(name: str, checkpoint: Checkpoint, options: Options, team: Team) -> Measurement | None:
-    """What was stored before, unless it is to be measured again."""
+def _stored(
+    name: str,
+    checkpoint: Checkpoint,
+    options: Options,
+    team: Team,
+    settings: Mapping[str, int] | None = None,
+) -> Measurement | None:
+    """What was stored before with these `settings`, unless it is to be measured again."""
     from analysis.measurements import stored
     from models.datasets import fingerprints
 
@@ -156,7 +165,7 @@ def _stored(name: str, checkpoint: Checkpoint, options: Options, team: Team) -> 
 
     if options.force:
         return None
-    return team.first(lambda: stored(name, checkpoint=checkpoint, options={}, data=now))
+    return team.first(lambda: stored(name, checkpoint=checkpoint, options=settings or {}, data=now))
 
 
 def print_outcomes(measurements: Sequence[Measurement]) -> None:
@@ -186,7 +195,7 @@ def print_end_points(
     from analysis import labels
     from analysis.tables import print_table
 
-    objective = {labels.training(m): m.arrays for m in objectives}
+    objective = {m.checkpoint["sha256"]: m.arrays for m in objectives}
     spectrum = {(labels.training(m), m.checkpoint["epoch"]): m.arrays for m in spectra}
     datasets: dict[str, list[Measurement]] = defaultdict(list)
     for m in histories:
@@ -200,15 +209,17 @@ def print_end_points(
     for dataset, label, members in groups:
         recipe, trainings = members[0].checkpoint["recipe"], [*map(labels.training, members)]
         start = [dataset, label, str(recipe["epochs"]), str(len(members))]
-        augmented = [objective[t] for t in trainings if t in objective]
-        row: list[str] = []
-        for values in (
-            *([m.arrays[f"train_{key}"][-1] for m in members] for key in ("nll", "error")),
-            *([float(arrays[key]) for arrays in augmented] for key in ("nll", "error")),
-            *([m.arrays[f"test_{key}"][-1] for m in members] for key in ("nll", "error")),
-        ):
-            form = (".2f", 100) if len(row) % 2 else (".4f", 1)
-            row.append(_over_seeds(values, *form, of=len(members)))
+        weights = [m.checkpoint["sha256"] for m in members]
+        augmented = [objective[sha256] for sha256 in weights if sha256 in objective]
+        row = []
+        for split in ("train", "objective", "test"):
+            for key, digits, scale in (("nll", ".4f", 1), ("error", ".2f", 100)):
+                values = (
+                    [float(arrays[key]) for arrays in augmented]
+                    if split == "objective"
+                    else [float(m.arrays[f"{split}_{key}"][-1]) for m in members]
+                )
+                row.append(_over_seeds(values, digits, scale, of=len(members)))
         scores.append([*start, *row])
         row = []
         for epoch in (recipe["warmup_epochs"], recipe["epochs"]):
@@ -218,16 +229,19 @@ def print_end_points(
                 row.append(_over_seeds(values, ".1f", scale, of=len(members)))
         eigenvalues.append([*start, *row])
     first = ["dataset", "window", "epochs", "seeds"]
-    splits = ("train", "objective", "test")
     print_table(
         "Mean ± half of the 95 % interval over seeds, at the end of training; "
         "objective: of augmented training images, as it is minimised, without L2",
-        [*first, *(f"{split} {what}" for split in splits for what in ("NLL", "error %"))],
+        [
+            *first,
+            *("train NLL", "train error %", "objective NLL", "objective error %"),
+            *("test NLL", "test error %"),
+        ],
         scores,
     )
     if spectrum:
         print_table(
-            "Max eigenvalues at the end of warm-up (early) and of training",
+            "Max eigenvalues at the end of warm-up (early) and of training; ± as above",
             [*first, "NEP %, early", "APE, early", "NEP %", "APE"],
             eigenvalues,
         )

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from analysis.landscape.evaluation import seed_everything, untouched_rng
 from analysis.objective import augmented, error_rate, require_outputs, require_size, shuffled
+from models.csan import part_of_batch
 from models.devices import full_precision
 from models.distributed import ALONE, Team
-from models.seeds import derive_seed
+from models.seeds import derive_seed, seed_everything, untouched_rng
 from models.training import evaluating, shares
 
 if TYPE_CHECKING:
@@ -62,26 +65,61 @@ def objective_outcomes(
     dataset: ImageDataset,
     device: torch.device | str = "cpu",
     team: Team = ALONE,
+    *,
+    seed: int = 0,
 ) -> tuple[float, float]:
-    """NLL and error that training sees at the weights of `checkpoint`: means over one epoch.
+    """NLL and error that training sees at the weights of a CSAN: means over one epoch.
 
-    Its mini-batches are `build_objective`'s of kind "train" and seed 0, of the size that the recipe
-    trains on: augmented and mixed images, smoothed labels, the model in training mode (stochastic
-    depth). The L2 penalty is left out. A `team` that makes this call together shares the
-    mini-batches. Raises `InputError` if the images do not fit the model.
+    Its mini-batches are `build_objective`'s of kind "train", of the size that the recipe trains on:
+    augmented and mixed images, smoothed labels, the model in training mode (stochastic depth). An
+    image is classified wrongly if the largest score is not that of its largest soft target. The L2
+    penalty is left out. A `team` that makes this call together shares the mini-batches. Raises
+    `InputError` if the images do not fit the model.
     """
     require_size(checkpoint, dataset)
     device = torch.device(device)
     recipe, model = checkpoint.recipe, checkpoint.model.to(device).train()
-    order = shuffled(len(dataset), recipe.batch_size, None, seed=0)
+    order = shuffled(len(dataset), recipe.batch_size, None, seed)
     own = list(enumerate(order))[team.shard(len(order))]
+    batches = augmented(checkpoint, dataset, own, seed)
     total = torch.zeros(2, dtype=torch.float64, device=device)
-    bar = tqdm(own, desc="augmented images", unit="batch", disable=True if team.rank else None)
+    bar = tqdm(
+        own,
+        desc=f"{checkpoint.path}: augmented images",
+        unit="batch",
+        leave=False,
+        disable=True if team.rank else None,
+    )
     with untouched_rng(device):
-        for (i, _), (x, y) in zip(bar, augmented(checkpoint, dataset, own, seed=0), strict=True):
-            seed_everything(device, derive_seed(0, i))
-            scores, targets = model(x.to(device)), y.to(device)
-            means = recipe.loss(scores, targets), error_rate(scores, targets)
-            total += len(x) * torch.stack([mean.double() for mean in means])
+        for (i, _), (x, y) in zip(bar, batches, strict=True):
+            own_seed = derive_seed(seed, i)
+            if not i:
+                require_outputs(model, x[:1].to(device), len(dataset.classes))
+            total += evaluating(
+                partial(_sums, model, recipe.loss, x.to(device), y.to(device), own_seed)
+            )
     nll, error = (team.sum_(total) / len(dataset)).tolist()
     return nll, error
+
+
+def _sums(
+    model: nn.Module,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    y: Tensor,
+    seed: int,
+    at_most: int,
+) -> Tensor:
+    """NLL and error summed over a mini-batch, (2,) float64, evaluating so many images at once.
+
+    However it is cut: each part draws what is random for the whole, and takes its own share.
+    """
+    sums = torch.zeros(2, dtype=torch.float64, device=x.device)
+    for start in range(0, len(x), at_most):
+        part = slice(start, min(start + at_most, len(x)))
+        seed_everything(x.device, seed)
+        with part_of_batch(model, len(x), part):
+            scores = model(x[part])
+        means = loss(scores, y[part]), error_rate(scores, y[part])
+        sums += len(scores) * torch.stack([mean.double() for mean in means])
+    return sums

@@ -56,6 +56,7 @@ COMMANDS = {
     "landscape": "analysis.landscape.__main__",
     "robustness": "analysis.robustness",
 }
+NOT_WORTH_A_TRAINING = ("objective",)  # of what can be measured only while the weights are there
 _KNOWN = {  # training images, pixels along a side, channels, classes
     "digits": (1437, 8, 1, 10),
     "cifar10": (50_000, 32, 3, 10),
@@ -92,8 +93,8 @@ class Measure:
     def missing(self, training: Training) -> list[Path]:
         """The checkpoints of which it has not been made yet, as it is asked for.
 
-        Where the weights are gone, a measurement of such a training counts; where they are there,
-        only that of these very weights.
+        Where the weights are gone, a measurement of such a training counts, and the lack of what is
+        `NOT_WORTH_A_TRAINING` does not; where they are there, only that of these very weights.
         """
         return [p for p in self.checkpoints(training) if not self._held(p, training)]
 
@@ -102,8 +103,8 @@ class Measure:
 
         for group in self.groups():
             found = load(measurement_file(path), group)
-            if found is None and group == "objective" and not path.exists():
-                continue  # alone it is not worth another training
+            if found is None and group in NOT_WORTH_A_TRAINING and not path.exists():
+                continue
             if found is None or not training.made(found.checkpoint):
                 return False
             if path.exists() and found.checkpoint["sha256"] != _sha256(path):

@@ -1,6 +1,10 @@
-"""Independent random streams from one stored seed."""
+"""Independent random streams from one stored seed, and PyTorch's global generators."""
+
+import contextlib
+from collections.abc import Iterator
 
 import numpy as np
+import torch
 
 from models.description import MAX_SEED
 from models.errors import InputError, shown
@@ -16,3 +20,18 @@ def derive_seed(seed: int, *path: int) -> int:
     if not 0 <= seed <= MAX_SEED:
         raise InputError(f"seed: {shown(seed)} found, expected at least 0, below 2^63")
     return int(np.random.SeedSequence((seed, *path)).generate_state(1, np.uint64)[0] >> 1)
+
+
+@contextlib.contextmanager
+def untouched_rng(device: torch.device) -> Iterator[None]:
+    """Put the global random states of the CPU and of `device` back afterwards."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+def seed_everything(device: torch.device, seed: int) -> None:
+    """Seed the global generators of the CPU and of `device`, and of no other device."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)

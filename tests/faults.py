@@ -594,7 +594,8 @@ class Trial:
             expected, found = self.reference[command], scene.results()
             for key, value in expected.items():
                 if key.endswith("nll") and "history" not in key:
-                    a, b = (np.frombuffer(v, np.float32) for v in (value, found.get(key, b"")))
+                    dtype = np.float32 if ":outcomes/" in key else np.float64
+                    a, b = (np.frombuffer(v, dtype) for v in (value, found.get(key, b"")))
                     if a.shape != b.shape or not np.allclose(a, b, rtol=1e-5, atol=1e-6):
                         problems.append(f"{key}: other values than with enough memory")
             self.count(command, "out of memory", problems)

@@ -97,6 +97,27 @@ def test_names_the_files_it_writes_and_reuses_what_is_there(here, call, command)
         assert {p: c for p, c in snapshot(here).items() if p.suffix == ".h5"} != before
 
 
+def test_nll_tells_of_how_many_seeds_a_number_is(here, call):
+    for seed in (1, 2):
+        out = Path(f"checkpoints/seed{seed}/csan3.pt")
+        content = load_checkpoint("checkpoints/csan3.pt")
+        replace(content, seed=seed).save(out)
+    everything = ("--ckpt", *map(str, Path("checkpoints").rglob("*.pt")))
+    code, out, _ = call("analysis.nll", *everything, "--history-only")
+    assert code == 0
+    assert all(set(h5py.File(path)) == {"history"} for path in Path("checkpoints").rglob("*.h5"))
+    (row,) = (line for line in out.splitlines() if " 3×3 " in line)
+    assert row.split()[:7] == ["digits", "3×3", "60", "3", "0.5000", "±", "0.0000"]
+    assert row.split()[10:12] == ["–", "–"]
+    call("analysis.nll", "--ckpt", "checkpoints/csan3.pt", "checkpoints/seed1/csan3.pt")
+    code, out, _ = call("analysis.nll", *everything, "--history-only")
+    (row,) = (line for line in out.splitlines() if " 3×3 " in line)
+    with h5py.File("checkpoints/csan3.h5") as file:
+        assert f"{file['objective/nll'][()]:.4f} ± 0.0000 (n = 2)" in row
+        options = json.loads(file["objective"].attrs["options"])
+    assert options == {"seed": 0, "batch_size": content.recipe.batch_size}
+
+
 def test_hessian_stores_what_the_measurement_is_worth(here, call):
     call("analysis.hessian", "--ckpt", "checkpoints/csan3.pt", *SMALL["analysis.hessian"])
     with h5py.File("checkpoints/csan3.h5") as file:

@@ -150,6 +150,7 @@ def test_many_seeds_share_panels_entries_and_intervals(folder, tmp_path, monkeyp
             file = folder / f"seed{seed}" / f"csan{window}.h5"
             arrays = landscape(grid, "")
             arrays |= {f"lines/{i}/nll": 1 + (i + 1 + seed) * grid**2 for i in range(2)}
+            arrays["line/nll"] = 1 + (1 + seed) * grid**2
             write(file, "landscape/train", arrays, window=window, seed=seed, **CUT)
     figures = {}
     monkeypatch.setattr(
@@ -162,6 +163,8 @@ def test_many_seeds_share_panels_entries_and_intervals(folder, tmp_path, monkeyp
         figure = figures[f"landscape_digits_{panels}"]
         assert len(figure.axes) == axes
         assert "first seed of each" in figure.get_suptitle()
+    first, *_ = figures["landscape_digits_train_and_test"].axes[0].lines
+    np.testing.assert_allclose(first.get_ydata(), 1 + grid**2)
     lines = figures["landscape_digits_lines"]
     assert [len(ax.lines) for ax in lines.axes] == [8, 8, 8]
     assert [text.get_text() for text in lines.legends[0].texts] == [
@@ -176,6 +179,34 @@ def test_many_seeds_share_panels_entries_and_intervals(folder, tmp_path, monkeyp
     np.testing.assert_allclose(np.sort(dots.get_ydata()), [3, 5, 7, 9])  # twice the mean factor
     assert mean.get_ydata() == pytest.approx([6])
     assert "first seed" not in flatness.get_suptitle()
+
+
+def test_trainings_that_are_not_seeds_of_one_another_are_not_taken_for_such(folder, tmp_path):
+    grid = np.linspace(-1, 1, 5)
+    for place, options in (
+        ("seed1", dict(seed=1)),
+        ("other", dict(seed=0)),
+        ("wide", dict(seed=2, dim=96)),
+        ("early", dict(seed=3, epoch=2)),
+    ):
+        file = folder / place / "csan3.h5"
+        write(file, "landscape/train", landscape(grid, ""), window=3, **options, **CUT)
+    found = collect([folder], "landscape/train")
+    places = [[m.path.parent.name for m in members] for members in landscapes._by_seed(found)]
+    assert sorted(places) == [
+        ["checkpoints"],  # of window 8
+        ["checkpoints", "seed1"],
+        ["early"],
+        ["other"],
+        ["wide"],
+    ]
+    assert sorted(landscapes._titles(found))[:3] == [
+        "csan3: 3×3, seed 0",
+        "csan3: 3×3, seed 0",
+        "csan3: 3×3, seed 1",
+    ]
+    written = landscapes.draw_landscapes(found, tmp_path / "figures", ["vtu"])
+    assert len(set(written)) == len(found) == 6
 
 
 def test_surfaces_as_self_contained_pages(folder, tmp_path):

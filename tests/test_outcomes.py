@@ -10,12 +10,14 @@ from torch.nn import functional as F
 from analysis.landscape.evaluation import Evaluator
 from analysis.objective import build_objective
 from analysis.outcomes import objective_outcomes, outcomes
-from models import InputError, load_dataset
+from models import InputError, load_dataset, memory
+from models.csan import CSAN
 from models.distributed import ALONE
 from models.train import Options, untrained
+from models.training import evaluating
 from tests.teams import run_team
 
-IMAGES = 200  # two mini-batches of the recipe and a part of one
+IMAGES = 100  # three mini-batches of the recipe and a part of one
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,32 @@ def test_objective_is_the_same_again_and_draws_from_no_global_generator(checkpoi
     assert objective_outcomes(checkpoint, digits) == first
 
 
+@pytest.mark.parametrize("most", [1, 7, 50])
+def test_objective_does_not_depend_on_memory(checkpoint, digits, monkeypatch, most):
+    expected = objective_outcomes(checkpoint, digits)
+    forward, seen = CSAN.forward, []
+
+    def limited(model, x):
+        if len(x) > most:
+            raise torch.OutOfMemoryError
+        seen.append(len(x))
+        return forward(model, x)
+
+    monkeypatch.setattr(CSAN, "forward", limited)
+    monkeypatch.setattr(evaluating, "size", evaluating.size)
+    monkeypatch.setattr(memory, "_announced", set())
+    np.testing.assert_allclose(objective_outcomes(checkpoint, digits), expected, rtol=1e-6)
+    assert most / 2 < max(seen) <= most
+    assert sum(seen) == IMAGES + 1  # one to see whether the images fit
+
+
+def test_other_classes_than_those_of_the_dataset_are_refused(checkpoint, digits):
+    fewer = replace(digits, classes=digits.classes[:-1], labels=digits.labels.clamp(max=8))
+    for measure in (outcomes, objective_outcomes):
+        with pytest.raises(InputError, match=r"10.* comes out of images"):
+            measure(checkpoint, fewer)
+
+
 def test_images_of_another_size_are_refused(checkpoint, digits):
     large = replace(digits, images=torch.zeros(4, 9, 9, 1, dtype=torch.uint8))
     for measure in (outcomes, objective_outcomes):
@@ -73,7 +101,7 @@ def both(team, *given):
     return tuple(measure(*given, "cpu", team) for measure in (outcomes, objective_outcomes))
 
 
-@pytest.mark.parametrize("size", [2, 5])  # of five, two have no mini-batch
+@pytest.mark.parametrize("size", [2, 5])  # of five, one has no mini-batch
 def test_a_team_finds_the_same(checkpoint, digits, tmp_path, size):
     (nll, correct), objective = both(ALONE, checkpoint, digits)
     for (their_nll, their_correct), theirs in run_team(

@@ -29,7 +29,7 @@ FLATNESS = {
 }
 STYLES: dict[str, LineStyleType] = {"linear": "--", "bezier": "-"}
 WIDE = 5.5  # inches that a title in one line takes
-MOST = 6  # panels in a row that can be read
+MOST = 6  # networks whose panels, side by side, can still be read
 
 
 def draw_landscapes(
@@ -41,8 +41,8 @@ def draw_landscapes(
 ) -> list[Path]:
     """For each dataset: ``landscape_DATASET_lines``, ``..._contours``, ``..._surfaces`` and so on.
 
-    Of more than `MOST` networks, those of one caption, such as the seeds of a training, share their
-    panels: the first seed is drawn.
+    Of more than `MOST` networks, the trainings that differ in their seed alone share their panels:
+    the first seed is drawn.
     The format "html" is a page that can be rotated, for each loss, "vtu" a file for ParaView for
     each checkpoint; `scale` is that of colours and heights, "log" or "linear".
     """
@@ -55,7 +55,7 @@ def draw_landscapes(
         group = sorted(labels.measured_alike(members), key=labels.by_window)
         kind = group[0].name.partition("/")[0]
         end = labels.suffix(group[0])
-        few = group if len(group) <= MOST else [members[0] for members in _alike(group).values()]
+        few = group if len(group) <= MOST else [members[0] for members in _by_seed(group)]
         still = [extension for extension in formats if extension not in ("html", "vtu")]
         with mpl.rc_context(plots.STYLE):
             for name, draw in FIGURES.items():
@@ -76,23 +76,40 @@ def draw_landscapes(
         if "vtu" in formats:
             from analysis.drawing.interactive import write_vtu
 
-            written += [write_vtu(m, out / f"{kind}_{stem}_{labels.name(m)}{end}.vtu") for m in few]
+            stems = [labels.name(m) for m in group]
+            for m, own in zip(group, stems, strict=True):
+                unique = own if stems.count(own) == 1 else f"{m.path.parent.name}-{own}"
+                written.append(write_vtu(m, out / f"{kind}_{stem}_{unique}{end}.vtu"))
     return written
 
 
-def _alike(group: Sequence[Measurement]) -> dict[str, list[Measurement]]:
-    """By caption, the first seed first: what shares one cannot be told apart in a figure."""
+def _by_seed(group: Sequence[Measurement]) -> list[list[Measurement]]:
+    """Networks whose trainings differ in their seed alone together, the first seed first."""
     alike: dict[str, list[Measurement]] = defaultdict(list)
     for m in sorted(group, key=lambda m: (*labels.by_window(m)[:2], m.checkpoint["seed"])):
-        alike[labels.caption(m)].append(m)
-    return alike
+        kind = f"{labels.training(m, but='seed')}, epoch {m.checkpoint['epoch']}"
+        copies = [
+            other for other in alike[kind] if other.checkpoint["seed"] == m.checkpoint["seed"]
+        ]
+        alone = labels.foreign(m) or copies
+        alike[kind + str(m.path) if alone else kind].append(m)
+    return [members for members in alike.values() if members]
+
+
+def _titles(group: Sequence[Measurement]) -> list[str]:
+    """Captions, with the seed where it takes that to tell them apart."""
+    captions = [labels.caption(m) for m in group]
+    return [
+        text if captions.count(text) == 1 else f"{text}, seed {m.checkpoint['seed']}"
+        for text, m in zip(captions, group, strict=True)
+    ]
 
 
 def _lines(group: Sequence[Measurement], log: bool) -> Figure:
     """One panel for each quantity, all checkpoints in it."""
     shown = [*common_losses(group), "error (%)"]
-    kinds = {labels.caption(m): m for m in group}
-    figure = Figure(figsize=(3.2 * len(shown), 2.9 + 0.2 * math.ceil(len(kinds) / len(shown))))
+    entries = len({labels.caption(m) for m in group})  # seeds share a colour and an entry
+    figure = Figure(figsize=(3.2 * len(shown), 2.9 + 0.2 * math.ceil(entries / len(shown))))
     axes = figure.subplots(1, len(shown))
     palette = labels.colors(labels.label(m) for m in group)
     for m in group:
@@ -111,7 +128,7 @@ def _lines(group: Sequence[Measurement], log: bool) -> Figure:
         for ax in axes[:-1]:
             plots.log_scale(ax)
     handles, captions = axes[0].get_legend_handles_labels()
-    own = dict(zip(captions, handles, strict=True))  # seeds share a colour and an entry
+    own = dict(zip(captions, handles, strict=True))
     figure.legend(own.values(), own.keys(), loc="outside lower center", ncols=len(shown))
     return figure
 
@@ -120,7 +137,7 @@ def _train_and_test(group: Sequence[Measurement], log: bool) -> Figure:
     """One panel for each checkpoint: NLL and error on twin axes, of training and of test images."""
     figure = Figure(figsize=(3.6 * len(group) + 0.4, 3.6))
     axes = figure.subplots(1, len(group), squeeze=False, sharey=True)[0]
-    for m, ax in zip(group, axes, strict=True):
+    for title, m, ax in zip(_titles(group), group, axes, strict=True):
         plots.plot_twin(
             m.arrays["line/xs"],
             {labels.split(m): m.arrays["line/nll"], "clean test": m.arrays["test_line/nll"]},
@@ -129,7 +146,7 @@ def _train_and_test(group: Sequence[Measurement], log: bool) -> Figure:
             log=log,
             ax=ax,
         )
-        ax.set_title(labels.caption(m))
+        ax.set_title(title)
     handles, texts = axes[0].get_legend_handles_labels()
     figure.legend(handles, texts, loc="outside lower center", ncols=2 * min(len(group), 2))
     return figure
@@ -142,7 +159,7 @@ def _contours(group: Sequence[Measurement], log: bool) -> Figure:
     axes = figure.subplots(len(rows), len(group), squeeze=False, sharex=shared, sharey=shared)
     for loss, row in zip(rows, axes, strict=True):
         norm = plots.shared_norm([losses(m, "surface")[loss] for m in group], log=log)
-        for m, ax in zip(group, row, strict=True):
+        for title, m, ax in zip(_titles(group), group, row, strict=True):
             xs, ys = m.arrays["surface/xs"], m.arrays["surface/ys"]
             plots.plot_contours(xs, ys, losses(m, "surface")[loss], norm=norm, ax=ax)
             done = m.arrays["surface/done"]
@@ -153,7 +170,7 @@ def _contours(group: Sequence[Measurement], log: bool) -> Figure:
             if len(marks):
                 plots.plot_way(marks, ax=ax)
             first, second = names(m)
-            ax.set(title=labels.caption(m) + _interpolated(m), xlabel=first, ylabel=second)
+            ax.set(title=title + _interpolated(m), xlabel=first, ylabel=second)
             if shared:
                 ax.label_outer()
         ticks = norm.inverse(np.linspace(0, 1, 5))
@@ -169,30 +186,39 @@ def _surfaces(group: Sequence[Measurement], log: bool) -> Figure:
     axes = figure.subplots(len(rows), len(group), squeeze=False, subplot_kw=dict(projection="3d"))
     for loss, row in zip(rows, axes, strict=True):
         norm = plots.shared_norm([losses(m, "surface")[loss] for m in group], log=log)
-        for m, ax in zip(group, row, strict=True):
+        for title, m, ax in zip(_titles(group), group, row, strict=True):
             xs, ys = m.arrays["surface/xs"], m.arrays["surface/ys"]
             plots.plot_surface(xs, ys, losses(m, "surface")[loss], norm=norm, ax=ax)
-            ax.set_title(f"{labels.caption(m)}, {loss}", y=0.95)
+            ax.set_title(f"{title}, {loss}", y=0.95)
     return figure
 
 
 def _flatness(group: Sequence[Measurement], log: bool) -> Figure | None:
     """The summary numbers of each checkpoint, a dot for every direction and the interval.
 
-    Of several seeds, a dot for the mean of each, and the interval over them.
+    Of several seeds, a dot for the mean of each, and the interval over them; which it is, is said
+    where both are in one figure.
     """
     palette = labels.colors(labels.label(m) for m in group)
+    kinds = _by_seed(group)
+    mixed = any(len(members) > 1 for members in kinds)
     found: dict[str, dict[str, np.ndarray]] = {}
     colors = {}
-    for caption, members in _alike(group).items():
+    for members in kinds:
         flat = [vars(flatness) for flatness in map(flatness_of, members) if flatness is not None]
-        if flat:
-            title = f"{caption}, {len(flat)} seeds" if len(flat) > 1 else caption
-            colors[title] = palette[labels.label(members[0])]
-            found[title] = {
-                key: flat[0][key] if len(flat) == 1 else np.array([f[key].mean() for f in flat])
-                for key in FLATNESS
-            }
+        if not flat:
+            continue
+        if len(flat) > 1:
+            values = {key: np.array([f[key].mean() for f in flat]) for key in FLATNESS}
+        else:
+            values = flat[0]
+        title = labels.caption(members[0])
+        if mixed:
+            title += f", {len(values['width'])} {'seeds' if len(flat) > 1 else 'directions'}"
+        if title in found:
+            title += f", {members[0].path.parent.name}"
+        colors[title] = palette[labels.label(members[0])]
+        found[title] = values
     if not found:
         return None
     figure = Figure(figsize=(len(FLATNESS) * max(2.5, 0.5 * len(found) + 0.6), 2.7))
@@ -263,7 +289,7 @@ FIGURES: dict[str, Callable[[Sequence[Measurement], bool], Figure | None]] = {
 }
 
 
-PANELS = ("train_and_test", "contours", "surfaces")  # one for each network
+PANELS = ("train_and_test", "contours", "surfaces")  # of `FIGURES`, with a panel for each network
 
 
 def losses(measurement: Measurement, part: str) -> dict[str, np.ndarray]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TypeAlias
 
@@ -17,7 +16,7 @@ from analysis.parameters import select_parameters
 from models.devices import full_precision
 from models.errors import InputError
 from models.memory import Halving
-from models.seeds import derive_seed
+from models.seeds import derive_seed, seed_everything, untouched_rng
 
 Batch: TypeAlias = tuple[Tensor, Tensor]
 Data: TypeAlias = "Batch | Iterable[Batch]"
@@ -191,21 +190,6 @@ def batches_on(device: torch.device, data: Data) -> list[Batch]:
 def cloned_buffers(model: nn.Module) -> dict[str, Tensor]:
     """Buffers that a forward pass may write to."""
     return {name: buffer.clone() for name, buffer in model.named_buffers()}
-
-
-@contextlib.contextmanager
-def untouched_rng(device: torch.device) -> Iterator[None]:
-    """Put the global random states of the CPU and of `device` back afterwards."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
-
-
-def seed_everything(device: torch.device, seed: int) -> None:
-    """Seed the global generators of the CPU and of `device`, and of no other device."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
 
 
 def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
