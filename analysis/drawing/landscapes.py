@@ -221,7 +221,8 @@ def _flatness(group: Sequence[Measurement], log: bool) -> Figure | None:
         found[title] = values
     if not found:
         return None
-    figure = Figure(figsize=(len(FLATNESS) * max(2.5, 0.5 * len(found) + 0.6), 2.7))
+    width = max(2.5, (0.65 if mixed else 0.5) * len(found) + 0.6)
+    figure = Figure(figsize=(len(FLATNESS) * width, 2.7))
     axes = figure.subplots(1, len(FLATNESS))
     for (key, ylabel), ax in zip(FLATNESS.items(), axes, strict=True):
         samples = {title: values[key] for title, values in found.items()}
