@@ -98,8 +98,9 @@ def by_architecture(measurements: Iterable[Measurement]) -> dict[str, list[Measu
     Checkpoints of other models than CSANs are each on its own: nobody knows that they are seeds.
     """
     alike: dict[str, list[Measurement]] = defaultdict(list)
-    for m in sorted(measurements, key=by_window):
-        alike[training(m, but="seed") + (str(m.path) if foreign(m) else "")].append(m)
+    for m in sorted(measurements, key=lambda m: (*by_window(m)[:2], m.checkpoint["seed"])):
+        weights = str(m.path) if foreign(m) else str(m.checkpoint["epoch"])
+        alike[training(m, but="seed") + weights].append(m)
     by_label: dict[str, list[list[Measurement]]] = defaultdict(list)
     for members in alike.values():
         by_label[label(members[0])].append(members)
@@ -116,7 +117,11 @@ def _options(m: Measurement) -> dict[str, Any]:
     """In which measurements of one label may differ."""
     if foreign(m):
         return {"checkpoint": f"{m.path.parent.name}/{m.path.stem}"}
-    return m.checkpoint["architecture"] | m.checkpoint["recipe"]
+    return {
+        **m.checkpoint["architecture"],
+        **m.checkpoint["recipe"],
+        "epoch": m.checkpoint["epoch"],
+    }
 
 
 def seeds(groups: Mapping[str, Sequence[Measurement]]) -> str:

@@ -15,7 +15,7 @@ from models.augment import Augmentation
 from models.checkpoint import Checkpoint
 from models.datasets import ImageDataset
 from models.errors import InputError, one_line
-from models.seeds import derive_seed
+from models.seeds import derive_seed, seeded
 
 Kind = Literal["train", "clean"]
 
@@ -158,8 +158,7 @@ def augmented(
     """
     augment = Augmentation(checkpoint.recipe, dataset)
     for i, indices in numbered:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(derive_seed(seed, 1, i))
+        with seeded(torch.device("cpu"), derive_seed(seed, 1, i)):
             batch = augment(indices)
         yield batch
 

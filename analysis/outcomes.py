@@ -17,7 +17,7 @@ from models.csan import part_of_batch
 from models.devices import full_precision
 from models.distributed import ALONE, Team
 from models.seeds import derive_seed, seed_everything, untouched_rng
-from models.training import evaluating, shares
+from models.training import evaluating, parts, shares
 
 if TYPE_CHECKING:
     from models.checkpoint import Checkpoint
@@ -37,10 +37,7 @@ def outcomes(
     In evaluation mode, on the images as they are, without label smoothing. A `team` that makes this
     call together shares the images. Raises `InputError` if the images do not fit the model.
     """
-    require_size(checkpoint, dataset)
-    model = checkpoint.model.to(device).eval()
-    first = dataset.normalise(dataset.images[:1].permute(0, 3, 1, 2))
-    require_outputs(model, first.to(device), len(dataset.classes))
+    model = _fitting(checkpoint, dataset, device).eval()
     nll = torch.zeros(len(dataset), dtype=torch.float64, device=device)
     correct = torch.zeros_like(nll)
 
@@ -76,9 +73,8 @@ def objective_outcomes(
     penalty is left out. A `team` that makes this call together shares the mini-batches. Raises
     `InputError` if the images do not fit the model.
     """
-    require_size(checkpoint, dataset)
-    device = torch.device(device)
-    recipe, model = checkpoint.recipe, checkpoint.model.to(device).train()
+    device, recipe = torch.device(device), checkpoint.recipe
+    model = _fitting(checkpoint, dataset, device).train()
     order = shuffled(len(dataset), recipe.batch_size, None, seed)
     own = list(enumerate(order))[team.shard(len(order))]
     batches = augmented(checkpoint, dataset, own, seed)
@@ -92,14 +88,21 @@ def objective_outcomes(
     )
     with untouched_rng(device):
         for (i, _), (x, y) in zip(bar, batches, strict=True):
-            own_seed = derive_seed(seed, i)
-            if not i:
-                require_outputs(model, x[:1].to(device), len(dataset.classes))
-            total += evaluating(
-                partial(_sums, model, recipe.loss, x.to(device), y.to(device), own_seed)
-            )
+            batch = x.to(device), y.to(device), derive_seed(seed, i)
+            total += evaluating(partial(_sums, model, recipe.loss, *batch))
     nll, error = (team.sum_(total) / len(dataset)).tolist()
     return nll, error
+
+
+def _fitting(
+    checkpoint: Checkpoint, dataset: ImageDataset, device: torch.device | str
+) -> nn.Module:
+    """The model, on `device`; `InputError` if the images do not fit it."""
+    require_size(checkpoint, dataset)
+    model = checkpoint.model.to(device)
+    first = dataset.normalise(dataset.images[:1].permute(0, 3, 1, 2))
+    require_outputs(model, first.to(device), len(dataset.classes))
+    return model
 
 
 def _sums(
@@ -115,8 +118,7 @@ def _sums(
     However it is cut: each part draws what is random for the whole, and takes its own share.
     """
     sums = torch.zeros(2, dtype=torch.float64, device=x.device)
-    for start in range(0, len(x), at_most):
-        part = slice(start, min(start + at_most, len(x)))
+    for part in parts(slice(0, len(x)), at_most):
         seed_everything(x.device, seed)
         with part_of_batch(model, len(x), part):
             scores = model(x[part])

@@ -35,3 +35,11 @@ def seed_everything(device: torch.device, seed: int) -> None:
     if device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Inside, the global generators draw from `seed`; outside, nothing has happened."""
+    with untouched_rng(device):
+        seed_everything(device, seed)
+        yield

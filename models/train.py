@@ -179,7 +179,7 @@ def untrained(options: Options, train_set: ImageDataset) -> Checkpoint:
     from models.checkpoint import Checkpoint
     from models.csan import CSAN
     from models.description import require_integer
-    from models.seeds import derive_seed
+    from models.seeds import derive_seed, seeded
 
     preset, dataset = choose_preset(options)
     recipe = preset.recipe
@@ -205,8 +205,7 @@ def untrained(options: Options, train_set: ImageDataset) -> Checkpoint:
     derive_seed(options.seed)  # is it usable?
     if options.images is not None:
         require_integer("images", options.images, 1, 2**40)
-    with torch.random.fork_rng([]):
-        torch.manual_seed(options.seed)
+    with seeded(torch.device("cpu"), options.seed):
         model = CSAN(**architecture)
     return Checkpoint(
         model=model,

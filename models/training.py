@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import replace
@@ -24,7 +23,7 @@ from models.devices import full_precision
 from models.distributed import ALONE, Team
 from models.errors import InputError
 from models.memory import Halving
-from models.seeds import derive_seed
+from models.seeds import derive_seed, seeded
 from models.weights import read_pickle
 
 EVALUATION_BATCH = 256
@@ -115,7 +114,7 @@ def train(
     def gradient(inputs: Tensor, targets: Tensor, drawn: list[Tensor], most: int) -> Tensor:
         optimizer.zero_grad()
         total = torch.zeros((), device=device)
-        for part in _parts(share, most):
+        for part in parts(share, most):
             _go_back_to(drawn, device)  # every part draws the random numbers of the whole batch
             with part_of_batch(model, size, part), precision:
                 outputs = run(inputs[part].to(device))
@@ -131,7 +130,7 @@ def train(
     bar = tqdm(total=recipe.epochs, initial=current.epoch, desc=out.stem, unit="epoch")
     for epoch in range(current.epoch, recipe.epochs):
         began, losses = time.perf_counter(), []
-        with _seeded(derive_seed(start.seed, epoch), device):
+        with seeded(torch.device(device), derive_seed(start.seed, epoch)):
             model.train()
             batches = torch.randperm(len(train_set)).split(recipe.batch_size)
             batches = batches[: max(len(train_set) // recipe.batch_size, 1)]  # full ones
@@ -207,10 +206,10 @@ def shares(n: int, team: Team, at_once: int) -> Iterator[slice]:
     own = team.shard(-(-n // EVALUATION_BATCH))
     start, stop = own.start * EVALUATION_BATCH, min(own.stop * EVALUATION_BATCH, n)
     if start < stop:
-        yield from _parts(slice(start, stop), at_once)
+        yield from parts(slice(start, stop), at_once)
 
 
-def _parts(whole: slice, most: int) -> Iterator[slice]:
+def parts(whole: slice, most: int) -> Iterator[slice]:
     """Cut a range into parts of at most so many; of an empty one there is one."""
     for start in range(whole.start, max(whole.stop, whole.start + 1), max(most, 1)):
         yield slice(start, min(start + most, whole.stop))
@@ -238,15 +237,6 @@ def _summed(model: nn.Module, loss: Tensor, team: Team) -> Tensor:
     for parameter, gradient in zip(parameters, sums, strict=True):
         parameter.grad = gradient.view_as(parameter)
     return total.squeeze()
-
-
-@contextlib.contextmanager
-def _seeded(seed: int, device: torch.device | str) -> Iterator[None]:
-    with torch.random.fork_rng(
-        [torch.device(device)] if torch.device(device).type == "cuda" else []
-    ):
-        torch.manual_seed(seed)
-        yield
 
 
 def _save_state(

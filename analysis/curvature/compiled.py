@@ -11,6 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from analysis.curvature.frozen import Chunk, FrozenLoss
 from analysis.curvature.operators import LinearMap
+from models.seeds import seeded
 
 Product = Callable[[Chunk, Sequence[Tensor]], Sequence[Tensor]]
 
@@ -37,7 +38,7 @@ class CompiledProduct:
         def record(x: Tensor, y: Tensor, *vectors: Tensor) -> tuple[Tensor, ...]:
             return tuple(product(replace(chunk, x=x, y=y, weight=1.0), vectors))
 
-        with objective.randomness(chunk.seed):
+        with seeded(objective.device, chunk.seed):
             x, y = (t.to(objective.device) for t in (chunk.x, chunk.y))
             whole = make_fx(record)(x, y, *(torch.zeros_like(p) for p in parameters))
         self._prepare, self._multiply = (
@@ -54,7 +55,7 @@ class CompiledProduct:
     def linear_map(self, chunk: Chunk) -> LinearMap:
         """Products of a chunk that `fits`, weighted by its share."""
         x, y = (t.to(self._objective.device) for t in (chunk.x, chunk.y))
-        with torch.no_grad(), self._objective.randomness(chunk.seed):
+        with torch.no_grad(), seeded(self._objective.device, chunk.seed):
             kept = self._prepare(x, y)
 
         def apply(vectors: Sequence[Tensor], block: bool) -> Sequence[Tensor]:

@@ -18,7 +18,7 @@ from analysis.parameters import select_parameters, unflatten
 from models.distributed import ALONE, Team
 from models.errors import InputError
 from models.memory import is_out_of_memory
-from models.seeds import derive_seed
+from models.seeds import derive_seed, seeded
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 Data = tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
@@ -151,7 +151,7 @@ class FrozenLoss:
         self, chunk: Chunk, parameters: Mapping[str, Tensor] | None = None
     ) -> Iterator[Tensor]:
         """Model outputs of a chunk, here or at other parameters; inside, randomness is frozen."""
-        with self.randomness(chunk.seed):
+        with seeded(self.device, chunk.seed):
             yield self._outputs(parameters or self.parameters, chunk.x)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -176,16 +176,6 @@ class FrozenLoss:
             return functional_call(
                 self._model, state, self._cast(x.to(self.device, non_blocking=True))
             )
-
-    @contextlib.contextmanager
-    def randomness(self, seed: int) -> Iterator[None]:
-        """Inside, random numbers come from `seed`; outside, nothing has happened."""
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            torch.random.default_generator.manual_seed(seed)
-            for device in devices:
-                torch.cuda.default_generators[device.index].manual_seed(seed)
-            yield
 
     def displaced(self, direction: Tensor, step: float) -> dict[str, Tensor]:
         """Parameters ``theta + step * direction``, as leaves of a graph; `direction` is (P,)."""
@@ -241,7 +231,7 @@ class FrozenLoss:
         with self.forward(pair) as outputs:
             together = self.loss(outputs, pair.y)
             drawn = _generator_states(self.device)
-        with self.randomness(pair.seed):
+        with seeded(self.device, pair.seed):
             undrawn = _generator_states(self.device)
         if not all(map(torch.equal, drawn, undrawn)):
             return "the forward pass draws random numbers"

@@ -16,6 +16,7 @@ from analysis.curvature.eigensolver import Eigenpairs, lanczos
 from analysis.curvature.frozen import FrozenLoss, LossFunction
 from analysis.curvature.graphs import gradient
 from models.devices import full_precision
+from models.seeds import seeded
 
 
 class HessianStack:
@@ -51,7 +52,7 @@ class HessianStack:
             name: p.detach().expand(len(xs), *p.shape).clone().requires_grad_()
             for name, p in one.parameters.items()
         }
-        with torch.enable_grad(), one.randomness(one.chunks[0].seed):
+        with torch.enable_grad(), seeded(one.device, one.chunks[0].seed):
             losses = torch.vmap(one.value, randomness="different")(
                 self._leaves, xs.to(one.device), ys.to(one.device)
             )

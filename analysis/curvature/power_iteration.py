@@ -13,6 +13,7 @@ from analysis.curvature.eigensolver import Eigenpairs
 from analysis.curvature.frozen import LossFunction
 from analysis.curvature.hessian import Hessian
 from analysis.parameters import flatten, select_parameters
+from models.seeds import seeded
 
 
 def power_iteration(
@@ -46,9 +47,7 @@ def power_iteration(
 
     device = next(model.parameters()).device
     batch = (batch[0].to(device), batch[1].to(device))
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
-        torch.manual_seed(seed)
+    with seeded(device, seed), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Using backward.. with create_graph")
         hessian = pyhessian.hessian(model, objective, data=batch, cuda=device.type == "cuda")
         products: list[Tensor] = []

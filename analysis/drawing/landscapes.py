@@ -42,9 +42,9 @@ def draw_landscapes(
     """For each dataset: ``landscape_DATASET_lines``, ``..._contours``, ``..._surfaces`` and so on.
 
     Of more than `MOST` networks, the trainings that differ in their seed alone share their panels:
-    the first seed is drawn.
-    The format "html" is a page that can be rotated, for each loss, "vtu" a file for ParaView for
-    each checkpoint; `scale` is that of colours and heights, "log" or "linear".
+    the first seed is drawn. The format "html" is a page that can be rotated, for each loss, "vtu" a
+    file for ParaView for each checkpoint; `scale` is that of colours and heights, "log" or
+    "linear".
     """
     groups: dict[str, list[Measurement]] = defaultdict(list)
     for m in measurements:
@@ -55,7 +55,8 @@ def draw_landscapes(
         group = sorted(labels.measured_alike(members), key=labels.by_window)
         kind = group[0].name.partition("/")[0]
         end = labels.suffix(group[0])
-        few = group if len(group) <= MOST else [members[0] for members in _by_seed(group)]
+        kinds = labels.by_architecture(group).values()
+        few = group if len(group) <= MOST else [seeds[0] for seeds in kinds]
         still = [extension for extension in formats if extension not in ("html", "vtu")]
         with mpl.rc_context(plots.STYLE):
             for name, draw in FIGURES.items():
@@ -81,19 +82,6 @@ def draw_landscapes(
                 unique = own if stems.count(own) == 1 else f"{m.path.parent.name}-{own}"
                 written.append(write_vtu(m, out / f"{kind}_{stem}_{unique}{end}.vtu"))
     return written
-
-
-def _by_seed(group: Sequence[Measurement]) -> list[list[Measurement]]:
-    """Networks whose trainings differ in their seed alone together, the first seed first."""
-    alike: dict[str, list[Measurement]] = defaultdict(list)
-    for m in sorted(group, key=lambda m: (*labels.by_window(m)[:2], m.checkpoint["seed"])):
-        kind = f"{labels.training(m, but='seed')}, epoch {m.checkpoint['epoch']}"
-        copies = [
-            other for other in alike[kind] if other.checkpoint["seed"] == m.checkpoint["seed"]
-        ]
-        alone = labels.foreign(m) or copies
-        alike[kind + str(m.path) if alone else kind].append(m)
-    return [members for members in alike.values() if members]
 
 
 def _titles(group: Sequence[Measurement]) -> list[str]:
@@ -199,24 +187,21 @@ def _flatness(group: Sequence[Measurement], log: bool) -> Figure | None:
     Of several seeds, a dot for the mean of each, and the interval over them; which it is, is said
     where both are in one figure.
     """
+    kinds = labels.by_architecture(group)
+    mixed = len(kinds) < len(group)
     palette = labels.colors(labels.label(m) for m in group)
-    kinds = _by_seed(group)
-    mixed = any(len(members) > 1 for members in kinds)
     found: dict[str, dict[str, np.ndarray]] = {}
     colors = {}
-    for members in kinds:
+    for kind, members in kinds.items():
         flat = [vars(flatness) for flatness in map(flatness_of, members) if flatness is not None]
         if not flat:
             continue
+        values, what = flat[0], "directions"
         if len(flat) > 1:
             values = {key: np.array([f[key].mean() for f in flat]) for key in FLATNESS}
-        else:
-            values = flat[0]
-        title = labels.caption(members[0])
-        if mixed:
-            title += f", {len(values['width'])} {'seeds' if len(flat) > 1 else 'directions'}"
-        if title in found:
-            title += f", {members[0].path.parent.name}"
+            what = "seeds"
+        n = len(values["width"])
+        title = f"{kind}, {n} {what}" if mixed else labels.caption(members[0])
         colors[title] = palette[labels.label(members[0])]
         found[title] = values
     if not found:
