@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.faults import Trial
+from tests.faults.trial import Trial
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from analysis.curvature import Hessian, eigsh, max_eigenvalue_spectrum
 from analysis.curvature.lockstep import HessianStack, eigsh_lockstep, stackable, vmappable
-from tests.test_operators import CLASSES, MODELS, ResidualNetwork, csan
+from tests.dense import CLASSES, MODELS, ResidualNetwork, csan
 
 
 def mini_batches(n=3, size=4):

@@ -1,4 +1,4 @@
-"""Curvature operators against dense matrices from plain double backward, in float64."""
+"""Operators against dense matrices by double backward, which finite differences confirm."""
 
 import copy
 import re
@@ -11,147 +11,22 @@ import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
 from analysis.curvature import GGN, Fisher, Hessian, per_layer
-from analysis.curvature.compiled import _split
-from models.csan import CSAN
 from models.errors import InputError
-
-OPERATORS = {"hessian": Hessian, "ggn": GGN, "fisher": Fisher}
-CLASSES = 3
-
-
-class ResidualNetwork(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Conv2d(1, 4, 3, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(4)
-        self.conv = nn.Conv2d(4, 4, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(4)
-        self.head = nn.Linear(4, CLASSES)
-
-    def forward(self, x):
-        x = F.relu(self.norm1(self.stem(x)))
-        x = F.relu(x + self.norm2(self.conv(x)))
-        return self.head(x.mean((2, 3)))
-
-
-def residual_network():
-    """In evaluation mode, with statistics that are not those of a fresh network."""
-    model = ResidualNetwork()
-    for norm in (model.norm1, model.norm2):
-        norm.running_mean.normal_()
-        norm.running_var.uniform_(0.5, 2)
-    return model.eval()
-
-
-def csan(border="clamp", head_window=1, blocks=1, **options):
-    return CSAN(
-        image_size=4,
-        channels=1,
-        classes=CLASSES,
-        patch_size=1,
-        dim=3,
-        depth=blocks,
-        heads=3,
-        mlp_ratio=1,
-        window=3,
-        head_window=head_window,
-        border=border,
-        **options,
-    )
-
-
-def vit():
-    return timm.create_model(
-        "vit_tiny_patch16_224",
-        img_size=4,
-        patch_size=2,
-        in_chans=1,
-        embed_dim=4,
-        depth=1,
-        num_heads=2,
-        num_classes=CLASSES,
-    )
-
-
-def conv_net():
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(16, 5), nn.ELU(), nn.Linear(5, 3)
-    )
-
-
-MODELS = {
-    **{
-        f"csan-{border}-{m}": lambda border=border, m=m: csan(border, m)
-        for border in ("clamp", "mask", "zero")
-        for m in (1, 3)
-    },
-    "csan-cls": lambda: csan(pooling="cls"),
-    "resnet": residual_network,
-    "conv": conv_net,
-    "vit": vit,  # its attention calls F.scaled_dot_product_attention
-}
-LOSSES = {"cross-entropy": F.cross_entropy, "soft": F.cross_entropy, "mse": F.mse_loss}
-
-
-def targets_for(loss, n):
-    if loss == "cross-entropy":
-        return torch.randint(0, CLASSES, (n,))
-    targets = torch.randn(n, CLASSES, dtype=torch.float64)
-    return targets.softmax(1) if loss == "soft" else targets
-
-
-def make(name, loss="cross-entropy", n=5):
-    torch.manual_seed(0)
-    return (
-        MODELS[name]().double(),
-        LOSSES[loss],
-        torch.randn(n, 1, 4, 4, dtype=torch.float64),
-        targets_for(loss, n),
-    )
-
-
-def flat(tensors):
-    return torch.cat([t.reshape(-1) for t in tensors])
-
-
-def rows(outputs, parameters):
-    """Gradients of all entries of `outputs`, as a dense matrix."""
-    found = [
-        torch.autograd.grad(
-            entry, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        for entry in outputs.reshape(-1)
-    ]
-    return torch.stack([flat(row) for row in found])
-
-
-def dense(operator, model, loss_fn, x, y, parameters=None):
-    parameters = list(model.parameters()) if parameters is None else parameters
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        outputs = model(x)
-        if operator == "hessian":
-            gradient = torch.autograd.grad(loss_fn(outputs, y), parameters, create_graph=True)
-            return rows(flat(gradient), parameters)
-        if operator == "ggn":
-            z = outputs.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(loss_fn(z, y), z, create_graph=True)
-            J = rows(outputs, parameters)
-            return J.T @ rows(slope, [z]) @ J
-        losses = torch.stack([loss_fn(outputs[i : i + 1], y[i : i + 1]) for i in range(len(x))])
-        gradients = rows(losses, parameters)
-        return gradients.T @ gradients / len(x)
-
-
-def assert_same(actual, expected, tolerance=1e-10):
-    assert (actual - expected).norm() <= tolerance * expected.norm()
-
-
-def identity(operator):
-    return torch.eye(operator.shape[0], dtype=operator.dtype)
+from tests.dense import (
+    CLASSES,
+    LOSSES,
+    MODELS,
+    OPERATORS,
+    ResidualNetwork,
+    assert_same,
+    dense,
+    flat,
+    identity,
+    make,
+)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -321,82 +196,6 @@ def test_models_of_torchvision_and_timm_work_unchanged():
         assert_same(H @ v, flat(torch.autograd.grad(gradient @ v, parameters)), 1e-5)
 
 
-def test_check_accepts_right_operators_in_both_precisions():
-    for dtype in (torch.float32, torch.float64):
-        for name in ("csan-mask-3", "resnet", "vit"):
-            model, loss_fn, x, y = make(name)
-            for operator in OPERATORS.values():
-                check = operator(model.to(dtype), loss_fn, (x.to(dtype), y)).check()
-                assert check.ok, (name, operator, check)
-                assert check.symmetry < 100 * torch.finfo(dtype).eps
-
-
-class Detached(torch.autograd.Function):
-    """A sine whose second derivative is missing."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.sin()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad * ctx.saved_tensors[0].detach().cos()
-
-
-class Scaled(torch.autograd.Function):
-    """A product with a wrong derivative."""
-
-    @staticmethod
-    def forward(ctx, a, b):
-        ctx.save_for_backward(a, b)
-        return a * b
-
-    @staticmethod
-    def backward(ctx, grad):
-        a, b = ctx.saved_tensors
-        return 1.01 * grad * b, grad * a
-
-
-class Asymmetric(Detached):
-    """A sine whose double backward is wrong by a per cent in one of its two terms."""
-
-    @staticmethod
-    def backward(ctx, grad):
-        return Scaled.apply(grad, ctx.saved_tensors[0].cos())
-
-
-def test_check_catches_a_planted_wrong_double_backward():
-    x, y = torch.randn(8, 6), torch.randint(0, CLASSES, (8,))
-
-    class Planted(nn.Module):
-        def __init__(self, sine):
-            super().__init__()
-            self.sine, self.first, self.last = sine, nn.Linear(6, 10), nn.Linear(10, CLASSES)
-
-        def forward(self, x):
-            return self.last(self.sine(self.first(x)))
-
-    for dtype in (torch.float32, torch.float64):
-        data = (x.to(dtype), y)
-        right = Hessian(Planted(torch.sin).to(dtype), F.cross_entropy, data).check()
-        assert right.ok
-        detached = Hessian(Planted(Detached.apply).to(dtype), F.cross_entropy, data).check()
-        assert not detached.ok
-        assert detached.finite_difference > 10 * detached.tolerance
-        asymmetric = Hessian(Planted(Asymmetric.apply).to(dtype), F.cross_entropy, data).check()
-        assert not asymmetric.ok
-        assert asymmetric.symmetry > 2 * asymmetric.tolerance
-
-
-def test_check_does_not_pass_what_is_not_finite():
-    model, loss_fn, x, y = make("conv")
-    x[0] = torch.nan
-    check = Hessian(model, loss_fn, (x, y)).check()
-    assert not check.ok
-    assert np.isnan(check.symmetry)
-
-
 def state(model):
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     return (
@@ -527,55 +326,3 @@ def test_bad_input_is_named():
     elementwise = Hessian(model, lambda z, y: F.cross_entropy(z, y, reduction="none"), (x, y))
     with pytest.raises(InputError, match=r"loss_fn: a result of shape \(5,\)"):
         elementwise @ torch.ones(H.shape[0], dtype=torch.float64)
-
-
-def test_compiled_products_are_the_same():
-    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 6), nn.LayerNorm(6), nn.GELU())
-    model.extend([nn.Dropout(0.5), nn.Linear(6, CLASSES)]).double()
-    x, y = torch.randn(14, 1, 4, 4).double(), torch.randint(0, CLASSES, (14,))
-    batches = [(x[:5], y[:5]), (x[5:10], y[5:10]), (x[10:], y[10:])]  # the last of another shape
-    plain = Hessian(model, F.cross_entropy, batches, weight_decay=0.1)
-    compiled = Hessian(model, F.cross_entropy, batches, weight_decay=0.1, compile=True)
-    V = torch.randn(plain.shape[0], 3, dtype=torch.float64)
-    random_state = torch.get_rng_state()
-    assert_same(compiled @ V, plain @ V, 1e-13)
-    assert_same(compiled @ V, plain @ V, 1e-13)  # what is kept was not changed
-    assert compiled._compiled.fits(compiled._objective.chunks[1])
-    other = [(x[3:8], y[3:8])]
-    assert_same(compiled.on(other, seed=4) @ V, plain.on(other, seed=4) @ V, 1e-13)
-    block = [
-        v.reshape(3, *p.shape)
-        for v, p in zip(
-            V.T.split([p.numel() for p in model.parameters()], 1), model.parameters(), strict=True
-        )
-    ]
-    linear_map = compiled._kept[0]
-    found = linear_map.apply(block, True)
-    expected = linear_map.apply([b[1] for b in block], False)
-    assert_same(flat(f[1] for f in found), flat(expected), 1e-13)
-    assert torch.equal(torch.get_rng_state(), random_state)
-
-
-def test_compiled_products_that_differ_are_refused(monkeypatch):
-    model, loss_fn, x, y = make("conv")
-
-    def wrong(program, **_):
-        return lambda *inputs: [2 * product for product in program(*inputs)]
-
-    monkeypatch.setattr(torch, "compile", wrong)
-    with pytest.raises(InputError, match="compile: products are off by "):
-        Hessian(model, loss_fn, (x, y), compile=True)
-
-
-def test_programs_are_cut_where_the_vector_comes_in():
-    def whole(c, v):
-        shared = c.exp()
-        changed = (c * 2).add_(v)  # must not change what is kept for the next product
-        return shared * changed, shared
-
-    c, v = torch.randn(2, 3)
-    first, second = _split(make_fx(whole)(c, v), constant=1)
-    kept = first(c)
-    for _ in range(2):
-        for found, expected in zip(second(v, *kept), whole(c, v), strict=True):
-            torch.testing.assert_close(found, expected)

@@ -1,0 +1,143 @@
+"""Small models of every architecture, and the dense matrices that operators have to equal."""
+
+import timm
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from analysis.curvature import GGN, Fisher, Hessian
+from models.csan import CSAN
+
+OPERATORS = {"hessian": Hessian, "ggn": GGN, "fisher": Fisher}
+CLASSES = 3
+
+
+class ResidualNetwork(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(4)
+        self.conv = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, CLASSES)
+
+    def forward(self, x):
+        x = F.relu(self.norm1(self.stem(x)))
+        x = F.relu(x + self.norm2(self.conv(x)))
+        return self.head(x.mean((2, 3)))
+
+
+def residual_network():
+    """In evaluation mode, with statistics that are not those of a fresh network."""
+    model = ResidualNetwork()
+    for norm in (model.norm1, model.norm2):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    return model.eval()
+
+
+def csan(border="clamp", head_window=1, blocks=1, **options):
+    return CSAN(
+        image_size=4,
+        channels=1,
+        classes=CLASSES,
+        patch_size=1,
+        dim=3,
+        depth=blocks,
+        heads=3,
+        mlp_ratio=1,
+        window=3,
+        head_window=head_window,
+        border=border,
+        **options,
+    )
+
+
+def vit():
+    return timm.create_model(
+        "vit_tiny_patch16_224",
+        img_size=4,
+        patch_size=2,
+        in_chans=1,
+        embed_dim=4,
+        depth=1,
+        num_heads=2,
+        num_classes=CLASSES,
+    )
+
+
+def conv_net():
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(16, 5), nn.ELU(), nn.Linear(5, 3)
+    )
+
+
+MODELS = {
+    **{
+        f"csan-{border}-{m}": lambda border=border, m=m: csan(border, m)
+        for border in ("clamp", "mask", "zero")
+        for m in (1, 3)
+    },
+    "csan-cls": lambda: csan(pooling="cls"),
+    "resnet": residual_network,
+    "conv": conv_net,
+    "vit": vit,  # its attention calls F.scaled_dot_product_attention
+}
+LOSSES = {"cross-entropy": F.cross_entropy, "soft": F.cross_entropy, "mse": F.mse_loss}
+
+
+def targets_for(loss, n):
+    if loss == "cross-entropy":
+        return torch.randint(0, CLASSES, (n,))
+    targets = torch.randn(n, CLASSES, dtype=torch.float64)
+    return targets.softmax(1) if loss == "soft" else targets
+
+
+def make(name, loss="cross-entropy", n=5):
+    torch.manual_seed(0)
+    return (
+        MODELS[name]().double(),
+        LOSSES[loss],
+        torch.randn(n, 1, 4, 4, dtype=torch.float64),
+        targets_for(loss, n),
+    )
+
+
+def flat(tensors):
+    return torch.cat([t.reshape(-1) for t in tensors])
+
+
+def rows(outputs, parameters):
+    """Gradients of all entries of `outputs`, as a dense matrix."""
+    found = [
+        torch.autograd.grad(
+            entry, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        for entry in outputs.reshape(-1)
+    ]
+    return torch.stack([flat(row) for row in found])
+
+
+def dense(operator, model, loss_fn, x, y, parameters=None):
+    parameters = list(model.parameters()) if parameters is None else parameters
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        outputs = model(x)
+        if operator == "hessian":
+            gradient = torch.autograd.grad(loss_fn(outputs, y), parameters, create_graph=True)
+            return rows(flat(gradient), parameters)
+        if operator == "ggn":
+            z = outputs.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(loss_fn(z, y), z, create_graph=True)
+            J = rows(outputs, parameters)
+            return J.T @ rows(slope, [z]) @ J
+        losses = torch.stack([loss_fn(outputs[i : i + 1], y[i : i + 1]) for i in range(len(x))])
+        gradients = rows(losses, parameters)
+        return gradients.T @ gradients / len(x)
+
+
+def assert_same(actual, expected, tolerance=1e-10):
+    assert (actual - expected).norm() <= tolerance * expected.norm()
+
+
+def identity(operator):
+    return torch.eye(operator.shape[0], dtype=operator.dtype)

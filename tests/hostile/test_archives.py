@@ -1,0 +1,139 @@
+"""Archives and pickles that lie, compress, or run code."""
+
+import os
+import pickle
+
+import pytest
+import torch
+
+from models.weights import read_pickle
+from tests.fuzz import bases
+from tests.fuzz.mutations import archive, entries_of
+from tests.hostile import MEBIBYTE
+
+
+def pickled(content):
+    """An archive around a pickle."""
+    return archive([("x/data.pkl", content), ("x/version", b"3\n")])
+
+
+def text(value):
+    return b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+
+class RunsCode:
+    def __reduce__(self):
+        return (os.system, ("touch executed",))
+
+
+STORAGE = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu")
+TENSOR = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(" + STORAGE
+HOOKS = b"\x89ccollections\nOrderedDict\n)RtR."
+
+
+def tensor(elements, offset, size, stride):
+    """A pickle of one tensor in a storage of so many elements."""
+
+    def number(n):
+        return b"\x8a\x09" + n.to_bytes(9, "little", signed=True)
+
+    def numbers(values):
+        return b"(" + b"".join(map(number, values)) + b"t"
+
+    return (
+        TENSOR + number(elements) + b"tQ" + number(offset) + numbers(size) + numbers(stride) + HOOKS
+    )
+
+
+def with_storage(content, stored=16):
+    return archive([("x/data.pkl", content), ("x/data/0", bytes(stored))])
+
+
+HUGE = 10**12
+ARCHIVES = {
+    "code": (pickled(pickle.dumps(RunsCode(), 2)), "it would run code: 'posix.system'"),
+    "a list": (pickled(b"\x80\x02cbuiltins\nlist\n)R."), "it would run code: 'builtins.list'"),
+    "bytearray": (
+        pickled(b"\x80\x02cbuiltins\nbytearray\n\x8a\x05\0\0\0\0\x10\x85R."),
+        "would run code",
+    ),
+    "tensor class": (pickled(b"\x80\x02ctorch\nFloatTensor\nK\x01\x85R."), "it would run code"),
+    "protocol": (pickled(b"\x80\x04N."), "protocol"),
+    "memo": (pickled(b"\x80\x02]r\xff\xff\xff\x7f0."), "damaged"),
+    "length": (pickled(b"\x80\x02\x96" + (2**40).to_bytes(8, "little") + b"."), "damaged"),
+    "attributes": (
+        pickled(b"\x80\x02ccollections\nOrderedDict\n)R}" + text("items") + b"NsbN."),
+        "attributes",
+    ),
+    "keys": (pickled(b"\x80\x02}G\0\0\0\0\0\0\0\0Ns."), "keys are neither text"),
+    "storage": (with_storage(tensor(HUGE, 0, [4], [1])), "elements in 16 bytes"),
+    "short storage": (with_storage(tensor(4, 0, [4], [1]), 15), "elements in 15 bytes"),
+    "size": (with_storage(tensor(4, 0, [HUGE], [1])), "more elements"),
+    "stride 0": (with_storage(tensor(4, 0, [HUGE], [0])), "more elements"),
+    "offset": (with_storage(tensor(4, 1, [4], [1])), "more elements"),
+    "stride": (with_storage(tensor(4, 0, [2], [HUGE])), "more elements"),
+    "negative size": (with_storage(tensor(4, 0, [-4], [1])), "negative"),
+    "negative offset": (with_storage(tensor(4, -1, [1], [1])), "negative"),
+    "negative stride": (with_storage(tensor(4, 3, [4], [-1])), "negative"),
+    "dimensions": (with_storage(tensor(4, 0, [1] * 200, [1] * 200)), "more elements"),
+    "two kinds": (
+        with_storage(
+            b"\x80\x02](" + STORAGE + b"K\x04tQ" + STORAGE.replace(b"Float", b"Int") + b"K\x04tQe."
+        ),
+        "two kinds",
+    ),
+    "no storage": (pickled(tensor(4, 0, [4], [1])), "not in it"),
+    "empty": (b"", "not a zip archive"),
+    "text": (b"weights" * 100, "not a zip archive"),
+    "no pickle": (archive([("x/version", b"3")]), "data.pkl of 0 bytes"),
+    "outside": (archive([("x/data.pkl", b"\x80\x02N."), ("../x", b"")]), "none of torch.save's"),
+    "script": (archive([("x/data.pkl", b"\x80\x02N."), ("x/constants.pkl", b"")]), "none of"),
+    "twice": (archive([("x/data.pkl", b"\x80\x02N.")] * 2), "there twice"),
+    "large pickle": (pickled(b"\x80\x02N." + bytes(5 * MEBIBYTE)), "data.pkl of"),
+}
+
+
+@pytest.mark.parametrize("case", ARCHIVES)
+def test_archives_are_refused(refused, case):
+    content, complaint = ARCHIVES[case]
+    assert complaint in refused(read_pickle, "bad.pt", content)
+
+
+@pytest.mark.parametrize("lie", range(60))
+def test_lying_directories_are_refused_or_harmless(refused, lie):
+    import random
+
+    whole = bases.saved(bases.checkpoint_content())
+    lying = archive(entries_of(whole), random.Random(lie))
+    if lying != archive(entries_of(whole)):
+        refused(read_pickle, "bad.pt", lying)
+
+
+def test_too_many_entries_are_refused(refused):
+    entries = [("x/data.pkl", b"\x80\x02N.")]
+    directory = archive(entries)[:-22]
+    end = b"PK\x05\x06" + bytes(8) + (2**31).to_bytes(4, "little") + bytes(6)
+    assert "list of entries" in refused(read_pickle, "bad.pt", directory + end)
+
+
+def test_a_compressed_archive_is_refused(refused):
+    import io
+    import zipfile
+
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("x/data.pkl", b"\x80\x02N." + bytes(MEBIBYTE))
+    assert "compressed" in refused(read_pickle, "bad.pt", out.getvalue())
+
+
+def test_weights_of_torch_save_are_read(tmp_path):
+    layer = torch.nn.BatchNorm2d(3).bfloat16()
+    shared = torch.arange(6.0)
+    content = {"state": layer.state_dict(), "parts": [shared[:2], shared[2:].view(2, 2).T]}
+    content |= {"parameter": layer.weight, "n": [1, 2**40, None, True, "é", (1.5,)]}
+    torch.save(content, tmp_path / "x.pt")
+    found = read_pickle(tmp_path / "x.pt")
+    torch.testing.assert_close(found["state"], layer.state_dict())
+    torch.testing.assert_close(found["parts"], content["parts"])
+    torch.testing.assert_close(found["parameter"], layer.weight)
+    assert found["n"] == content["n"]
