@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from analysis.functional import functional_call
+from analysis.functional import functional_call, with_tensors
 from analysis.parameters import select_parameters
+from analysis.threads import parallel
 from models.devices import full_precision
 from models.errors import InputError
 from models.memory import Halving
@@ -75,6 +76,7 @@ class Evaluator:
         self.device, self._dtype = first.device, first.dtype
         named = data if isinstance(data, Mapping) else {"": data}
         self._sets = [batches_on(self.device, examples) for examples in named.values()]
+        self._draws: bool | None = None  # random numbers in evaluation mode, once known
         self._at_once: Halving | None = None
         if not _depends_on_batches(model):
             self._at_once = Halving(MICRO_BATCH.get(self.device.type, 256), "landscape")
@@ -116,21 +118,45 @@ class Evaluator:
             tensors = {**weights, **cloned_buffers(self.model)}
             if self._calibration is not None:
                 _recalibrate(self.model, tensors, self._calibration)
-            return (
-                torch.cat([self._means(tensors, _cut(batches, at_most)) for batches in self._sets])
-                .cpu()
-                .numpy()
-            )
+            sets = [_cut(batches, at_most) for batches in self._sets]
+            means = with_tensors(self.model, tensors, lambda: [self._means(each) for each in sets])
+            return torch.cat(means).cpu().numpy()
 
-    def _means(self, tensors: dict[str, Tensor], batches: Sequence[Batch]) -> Tensor:
-        total = torch.zeros(len(self.metrics), dtype=torch.float64, device=self.device)
-        for i, (x, y) in enumerate(batches):
+    def _means(self, batches: Sequence[Batch]) -> Tensor:
+        """Metrics of a set of examples at the weights that the model has."""
+        sums = parallel(self._sums, list(enumerate(batches)), self._workers(batches))
+        return torch.stack(list(sums)).sum(0) / sum(len(x) for x, _ in batches)
+
+    def _sums(self, numbered: tuple[int, Batch]) -> Tensor:
+        """Metrics of one batch, times its examples."""
+        i, (x, y) = numbered
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16),
+        ):
             seed_everything(self.device, derive_seed(self._seed, i))
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
-                outputs = functional_call(self.model, tensors, x)
-                means = [torch.as_tensor(fn(outputs, y)) for fn in self.metrics.values()]
-            total += len(x) * torch.stack([mean.double().to(total) for mean in means])
-        return total / sum(len(x) for x, _ in batches)
+            outputs = self.model(x)
+            means = [torch.as_tensor(fn(outputs, y)) for fn in self.metrics.values()]
+            return len(x) * torch.stack([mean.to(x.device, torch.float64) for mean in means])
+
+    def _workers(self, batches: Sequence[Batch]) -> int:
+        """Threads among which so many batches are divided.
+
+        One if their order matters: all draw from the same generator.
+        """
+        if self.device.type != "cpu" or self._at_once is None:
+            return 1
+        workers = min(torch.get_num_threads(), len(batches))
+        if workers > 1 and self._draws is None:
+            self._draws = self._does_draw(batches[0])
+        return 1 if self._draws else workers
+
+    def _does_draw(self, batch: Batch) -> bool:
+        """Whether the model or a metric draws random numbers."""
+        self._sums((0, batch))
+        drawn = torch.get_rng_state()
+        seed_everything(self.device, derive_seed(self._seed, 0))
+        return not torch.equal(drawn, torch.get_rng_state())
 
     @full_precision()
     def value_and_gradient(self, weights: Mapping[str, Tensor]) -> tuple[float, dict[str, Tensor]]:
