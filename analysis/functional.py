@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,28 +16,11 @@ def functional_call(model: nn.Module, tensors: Mapping[str, Tensor], *args: Any)
     under two names (PyTorch 2.14: its tensors are swapped in twice and put back in the same order).
     Every tensor of the model must be given.
     """
-    return with_tensors(model, tensors, lambda: model(*args))
-
-
-def with_tensors(model: nn.Module, tensors: Mapping[str, Tensor], body: Callable[[], Any]) -> Any:
-    """``body()``, during which `model` has `tensors`, as of `functional_call`, in every thread."""
     listed = {id(t): name for name, t in (*model.named_parameters(), *model.named_buffers())}
     places = {
-        f"model.{prefix}.{key}" if prefix else f"model.{key}": tensors[listed[id(t)]]
+        f"{prefix}.{key}" if prefix else key: tensors[listed[id(t)]]
         for prefix, module in model.named_modules()  # each module once
         for key, t in (*module._parameters.items(), *module._buffers.items())
         if t is not None
     }
-    return torch.func.functional_call(_Scope(model, body), places, (), tie_weights=False)
-
-
-class _Scope(nn.Module):
-    """Something that a model is part of, and that does anything at all."""
-
-    def __init__(self, model: nn.Module, body: Callable[[], Any]) -> None:
-        super().__init__()
-        self.model = model
-        self._body = body
-
-    def forward(self) -> Any:
-        return self._body()
+    return torch.func.functional_call(model, places, args, tie_weights=False)

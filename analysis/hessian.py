@@ -167,11 +167,9 @@ def measure(checkpoint: Checkpoint, options: Options, team: Team) -> Measurement
     )
     with working("checking the Hessian"):
         check = hessian.check()
-    if check.symmetry > check.tolerance or check.finite_difference > check.tolerance:
+    if not check.ok:
         raise InputError(
-            f"{checkpoint.path}: its Hessian-vector products are wrong: asymmetric by "
-            f"{check.symmetry:.1e} and off finite differences by {check.finite_difference:.1e}, "
-            f"expected at most {check.tolerance:.1e}; try "
+            f"{checkpoint.path}: its Hessian-vector products are wrong: {check}; try "
             + ("another version of PyTorch" if options.float64 else "--float64")
         )
     spectrum = max_eigenvalue_spectrum(
@@ -216,7 +214,7 @@ def by_layer(
 ) -> dict[str, Any]:
     """Top eigenvalues of the diagonal block of each layer, all `batches` taken together.
 
-    Layers of fewer than k parameters have NaN for what they lack.
+    Layers of fewer than k parameters have NaN, and not converged, for what they lack.
     """
     import numpy as np
     from tqdm import tqdm
@@ -232,12 +230,19 @@ def by_layer(
         seed=options.seed,
         team=team,
     )
-    names, rows = [], []
+    names, eigenvalues, converged = [], [], []
     for name, block in tqdm(parts, desc="layers", unit="layer", leave=False, disable=None):
-        found = eigsh(block, min(options.k, block.shape[0]), tol=options.tol, seed=options.seed)
+        k = min(options.k, block.shape[0])
+        found = eigsh(block, k, tol=options.tol, seed=options.seed)
         names.append(name)
-        rows.append(np.pad(found.eigenvalues, (0, options.k), constant_values=np.nan)[: options.k])
-    return {"layers/names": np.array(names, dtype=bytes), "layers/eigenvalues": np.stack(rows)}
+        lacking = (0, options.k - k)
+        eigenvalues.append(np.pad(found.eigenvalues, lacking, constant_values=np.nan))
+        converged.append(np.pad(found.converged, lacking))
+    return {
+        "layers/names": np.array(names, dtype=bytes),
+        "layers/eigenvalues": np.stack(eigenvalues),
+        "layers/converged": np.stack(converged),
+    }
 
 
 def row(measurement: Measurement) -> list[str]:
@@ -286,6 +291,10 @@ def report(measurement: Measurement) -> None:
         )
         if unconverged := int((~arrays["converged"]).sum()):
             print(f"{name}: {unconverged} eigenvalues have not converged")
+        if "layers/converged" in arrays:
+            wanted = np.isfinite(arrays["layers/eigenvalues"])
+            if unconverged := int((wanted & ~arrays["layers/converged"]).sum()):
+                print(f"{name}: {unconverged} eigenvalues of layers have not converged")
     print(f"stored in {measurement.path}:/{measurement.name}")
 
 

@@ -40,6 +40,7 @@ _ARRAYS: dict[str, dict[str, str]] = {
         "converged": "bool batches k",
         **{f"density/{name}": "float n" for name in ("grid", "density", "standard_error")},
         **{"layers/names": "text layers", "layers/eigenvalues": "float layers top"},
+        "layers/converged": "bool layers top",
         **dict.fromkeys(("nep", "ape", "trace"), "float"),
         **{f"{name}_standard_error": "float" for name in ("nep", "ape", "trace")},
     },

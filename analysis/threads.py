@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
+from threading import Barrier
 from typing import TypeVar
 
 import torch
@@ -27,17 +28,32 @@ def parallel(
     if workers == 1:
         yield from map(function, pieces)
         return
-    threads = torch.get_num_threads()
+    pool = _pool(workers, torch.get_num_threads() // workers)
+    running = [pool.submit(function, piece) for piece in pieces]
     try:
-        yield from _pool(workers, threads // workers).map(function, pieces)
+        for future in running:
+            yield future.result()
     finally:
-        torch.set_num_threads(threads)  # what a worker sets is the default of threads to come
+        for future in running:
+            future.cancel()
+        wait(running)
 
 
 @cache  # memory that a thread has freed is at hand for its next piece of work only if it lives on
 def _pool(workers: int, threads: int) -> ThreadPoolExecutor:
     """Threads, of which each gives so many of PyTorch's to one operation."""
-    return ThreadPoolExecutor(workers, "piece", torch.set_num_threads, (threads,))
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(workers, "piece")
+    started = Barrier(workers)
+
+    def begin(_: int) -> None:
+        torch.get_num_threads()  # a thread takes over the number of all when it is first asked
+        torch.set_num_threads(threads)
+        started.wait()
+
+    list(pool.map(begin, range(workers)))
+    torch.set_num_threads(before)  # what a worker sets is the default of threads to come
+    return pool
 
 
 os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork

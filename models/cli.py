@@ -70,7 +70,10 @@ def run(
         except KeyboardInterrupt:
             _end_bars()
             if rank == 0:
-                print("interrupted; what has been saved is kept", file=sys.stderr)
+                print(
+                    "interrupted; what has been saved is kept, the same command goes on from there",
+                    file=sys.stderr,
+                )
             sys.exit(130)
 
 

@@ -1,5 +1,6 @@
 """Numbers of ``python -m analysis.hessian`` against the dense Hessian and against pyhessian."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,15 @@ import pytest
 import torch
 
 from analysis import hessian
+from analysis.curvature import Hessian
+from analysis.curvature.operators import Check
+from analysis.drawing import hessians
+from analysis.landscape.cuts import eigenvector_cut
 from analysis.measurements import load
 from analysis.objective import build_objective
 from models import load_checkpoint, load_dataset
+from models.distributed import ALONE
+from models.errors import InputError
 from models.recipes import PRESETS
 from models.seeds import derive_seed
 from models.train import Options, untrained
@@ -164,3 +171,60 @@ def test_names_what_it_wrote(measured, capsys):
     out = capsys.readouterr().out
     assert "is there already" in out
     assert Path(path.parent / "hessian_small.png").exists()
+
+
+@pytest.mark.parametrize("check", [Check(1.0, 0.0, 1e-8), Check(0.0, float("nan"), 1e-8)])
+def test_eigenvalues_of_wrong_products_are_not_reported(measured, monkeypatch, check):
+    path, _ = measured
+    stored = path.with_suffix(".h5").read_bytes()
+    monkeypatch.setattr(Hessian, "check", lambda self: check)
+    with pytest.raises(
+        InputError, match=r"small\.pt: .*products are wrong: asymmetric by .*1\.0e-08"
+    ):
+        hessian.main(replace(options_for(path), force=True))
+    assert path.with_suffix(".h5").read_bytes() == stored
+    with pytest.raises(InputError, match=r"directions: .*products are wrong"):
+        eigenvector_cut(objective_of(path), seed=0, span=1.0)
+
+
+def test_layers_have_the_eigenvalues_of_their_blocks(measured, capsys, monkeypatch):
+    path, _ = measured
+    objective = objective_of(path)
+    few = replace(options_for(path), layers=True)
+    found = hessian.by_layer(objective, objective.batches, few, ALONE)
+    H = Hessian(
+        objective.model,
+        objective.loss,
+        objective.batches,
+        weight_decay=objective.weight_decay,
+        seed=SEED,
+    )
+    matrix = (H @ torch.eye(H.shape[0], dtype=torch.float64)).numpy()
+    names = [name for name, _ in objective.model.named_parameters()]
+    sizes = [p.numel() for p in objective.model.parameters()]
+    owner = np.repeat([name.rpartition(".")[0] or name for name in names], sizes)
+    for name, values, converged in zip(
+        found["layers/names"], found["layers/eigenvalues"], found["layers/converged"], strict=True
+    ):
+        inside = owner == name.decode()
+        exact = np.linalg.eigvalsh(matrix[np.ix_(inside, inside)])
+        exact = exact[np.argsort(-np.abs(exact))[:K]]
+        assert converged.sum() == len(exact)
+        np.testing.assert_allclose(values[: len(exact)], exact, rtol=1e-7, atol=1e-12)
+        assert np.isnan(values[len(exact) :]).all()
+
+
+def test_eigenvalues_of_layers_that_have_not_converged_are_not_drawn(measured, capsys):
+    path, measurement = measured
+    arrays = dict(measurement.arrays)
+    arrays["layers/names"] = np.array([b"head"])
+    arrays["layers/eigenvalues"] = np.array([[3.0, 2.0, np.nan]])
+    arrays["layers/converged"] = np.array([[True, False, False]])
+    some = replace(measurement, arrays=arrays)
+    hessian.report(some)
+    assert "small: 1 eigenvalues of layers have not converged" in capsys.readouterr().out
+    drawn = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hessians.plots, "plot_layers", lambda names, e, ax: drawn.append(e))
+        hessians.draw_layers([some], path.parent)
+    np.testing.assert_array_equal(drawn, [[[3.0, np.nan, np.nan]]])

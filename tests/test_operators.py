@@ -166,6 +166,12 @@ def test_refuses_chunks_that_would_change_the_result():
     weighted = nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 5.0]))
     with pytest.raises(InputError, match="not the mean of the losses"):
         Hessian(dropout.eval(), weighted, (x, y), micro_batch=4)
+    alike = torch.cat([torch.zeros(4).long(), torch.tensor([1, 2, 2, 2])])  # the first tell nothing
+    for some in (weighted, nn.CrossEntropyLoss(ignore_index=2)):
+        with pytest.raises(InputError, match="not the mean of the losses"):
+            Hessian(dropout, some, (x, alike), micro_batch=2)
+        with pytest.raises(InputError, match="not the mean of the losses"):
+            Hessian(dropout, some, [(x, alike * 0), (x, alike)], micro_batch=4)
     for model, loss_fn in ((training, F.cross_entropy), (dropout.eval(), weighted)):
         many = (x.repeat(20, 1, 1, 1), torch.randint(0, CLASSES, (160,)))
         assert len(Hessian(model, loss_fn, many)._objective.chunks) == 1

@@ -73,16 +73,66 @@ def test_metrics_do_not_depend_on_the_number_of_threads(name, threads):
     np.testing.assert_allclose(found[0][1], expected, rtol=1e-12)
 
 
-def test_random_numbers_are_drawn_in_order_by_one_thread(threads):
-    class AlwaysDropout(nn.Linear):
-        def forward(self, x):
-            sleep(1e-3)  # time enough for another thread to seed the generator
-            return super().forward(F.dropout(x.flatten(1), 0.5, training=True))
+class AlwaysDropout(nn.Linear):
+    def forward(self, x):
+        sleep(1e-3)  # time enough for another thread to seed the generator
+        return super().forward(F.dropout(x.flatten(1), 0.5, training=True))
 
-    data = (torch.randn(70, 1, 4, 4), torch.randint(0, CLASSES, (70,)))
-    evaluator = Evaluator(AlwaysDropout(16, CLASSES).eval(), {"nll": F.cross_entropy}, data)
+
+class Remembers(nn.Linear):
+    def forward(self, x):
+        self.seen = x
+        sleep(1e-3)  # time enough for another thread to put something else there
+        return super().forward(self.seen.flatten(1))
+
+
+class Hooked(nn.Linear):
+    """What a hook has seen last decides the result."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        seen = {}
+
+        def remember(module, inputs):
+            seen["last"] = inputs[0]
+            sleep(1e-3)
+            return (seen["last"].flatten(1),)
+
+        self.register_forward_pre_hook(remember)
+
+
+class RemembersTargets:
+    """A metric with a state."""
+
+    def __call__(self, outputs, targets):
+        self.targets = targets
+        sleep(1e-3)
+        return F.cross_entropy(outputs, self.targets)
+
+
+@pytest.mark.parametrize("model", [AlwaysDropout, Remembers, Hooked])
+def test_threads_do_not_meet_in_models_and_metrics_with_a_state(model, threads):
+    data = (torch.randn(200, 1, 4, 4), torch.randint(0, CLASSES, (200,)))
+    model = model(16, CLASSES).eval()
     found = []
     for number in (1, 4):
         threads(number)
+        evaluator = Evaluator(model, {"nll": RemembersTargets()}, data)
         found += [evaluator(evaluator.weights) for _ in range(5)]
-    assert all(np.array_equal(values, found[0]) for values in found)
+    for values in found:
+        np.testing.assert_allclose(values, found[0], rtol=1e-6)
+
+
+def test_one_thread_where_a_model_cannot_be_copied_or_memory_was_short(threads):
+    class Single(nn.Linear):
+        def __deepcopy__(self, memo):
+            raise TypeError("there is but one")
+
+    data = (torch.randn(50, 16), torch.randint(0, CLASSES, (50,)))
+    threads(3)
+    single = Evaluator(Single(16, CLASSES).eval(), {"nll": F.cross_entropy}, data)
+    short = Evaluator(nn.Linear(16, CLASSES).eval(), {"nll": F.cross_entropy}, data)
+    short._at_once.size //= 2
+    many = Evaluator(nn.Linear(16, CLASSES).eval(), {"nll": F.cross_entropy}, data)
+    for evaluator, workers in ((single, 1), (short, 1), (many, 3)):
+        assert evaluator._workers(evaluator.weights, evaluator._sets[0]) == workers

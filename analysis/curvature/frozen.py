@@ -112,9 +112,8 @@ class FrozenLoss:
 
         None if there is but one, or cutting batches would change the result.
         """
-        largest = max(self.chunks, key=lambda chunk: len(chunk.x), default=None)
-        size = len(largest.x) // 2 if largest else 0
-        if largest is None or not size or self._why_whole(largest, size) is not None:
+        size = max((len(chunk.x) for chunk in self.chunks), default=0) // 2
+        if not size or self._why_whole([c for c in self.chunks if len(c.x) > size], size):
             return None
         other = copy.copy(self)
         other._micro_batch = size
@@ -137,9 +136,10 @@ class FrozenLoss:
             size = min(MICRO_BATCH.get(self.device.type, 32), -(-total // self.team.size))
         elif size < 1:
             raise InputError(f"micro_batch: {size}, expected at least 1")
-        if all(len(chunk.x) <= size for chunk in whole):
+        long = [chunk for chunk in whole if len(chunk.x) > size]
+        if not long:
             return whole
-        reason = self._why_whole(max(whole, key=lambda chunk: len(chunk.x)), size)
+        reason = self._why_whole(long, size)
         if reason is None:
             return [piece for chunk in whole for piece in _cut(chunk, size)]
         if self._micro_batch is not None:
@@ -213,21 +213,22 @@ class FrozenLoss:
         except RuntimeError:
             return False
 
-    def _why_whole(self, chunk: Chunk, size: int) -> str | None:
-        """Why `chunk` cannot be cut into pieces of `size`, or None if it can."""
+    def _why_whole(self, chunks: list[Chunk], size: int) -> str | None:
+        """Why `chunks`, all longer, cannot be cut into pieces of `size`, or None if they can."""
         for name, module in self._model.named_modules():
             if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
                 return f"{name or 'model'} normalises over the batch"
+        longest = max(chunks, key=lambda chunk: len(chunk.x))
         try:
-            return self._why_together(_first(chunk, 2 * size), size)
+            return self._why_together(_first(longest, 2 * size), size, chunks)
         except (RuntimeError, MemoryError) as error:
             if size == 1 or not is_out_of_memory(error):
                 raise
-        return self._why_whole(chunk, size // 2)
+        return self._why_whole(chunks, size // 2)
 
     @torch.no_grad()
-    def _why_together(self, pair: Chunk, size: int) -> str | None:
-        """Why the loss of a pair of `size` examples each is not the mean of theirs."""
+    def _why_together(self, pair: Chunk, size: int, chunks: list[Chunk]) -> str | None:
+        """The same, found out with the outputs of a pair of `size` examples and all targets."""
         with self.forward(pair) as outputs:
             together = self.loss(outputs, pair.y)
             drawn = _generator_states(self.device)
@@ -237,12 +238,24 @@ class FrozenLoss:
             return "the forward pass draws random numbers"
         apart = torch.zeros_like(together)
         for part in _cut(pair, size):
-            with self.forward(part) as outputs:
-                apart += self.loss(outputs, part.y) * (len(part.x) / len(pair.x))
+            with self.forward(part) as own:
+                apart += self.loss(own, part.y) * (len(part.x) / len(pair.x))
+        found = [(together, apart)]
+        if outputs.ndim and len(outputs) == len(pair.x):
+            # Targets, too, decide how much an example counts: a loss may weigh or ignore classes.
+            found += [self._two_ways(outputs, chunk, size) for chunk in chunks]
         rounding = 1e3 * torch.finfo(self.dtype).eps
-        if not torch.isclose(together, apart, rtol=rounding, atol=rounding, equal_nan=True):
+        if not all(torch.isclose(*two, rounding, rounding, equal_nan=True) for two in found):
             return "the loss of a batch is not the mean of the losses of its examples"
         return None
+
+    def _two_ways(self, outputs: Tensor, chunk: Chunk, size: int) -> tuple[Tensor, Tensor]:
+        """Loss of the targets of `chunk`, and the mean over its pieces, whatever the outputs."""
+        n = len(chunk.x)
+        outputs = outputs[torch.arange(n, device=outputs.device) % len(outputs)]
+        pieces = zip(outputs.split(size), chunk.y.split(size), strict=True)
+        apart = [self.loss(own, targets) * (len(own) / n) for own, targets in pieces]
+        return self.loss(outputs, chunk.y), torch.stack(apart).sum()
 
 
 def as_batches(data: Data) -> list[tuple[Tensor, Tensor]]:

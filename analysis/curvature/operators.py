@@ -50,6 +50,12 @@ class Check:
         """Whether both errors are finite and within the tolerance."""
         return self.symmetry <= self.tolerance and self.finite_difference <= self.tolerance
 
+    def __str__(self) -> str:
+        return (
+            f"asymmetric by {self.symmetry:.1e} and off finite differences by "
+            f"{self.finite_difference:.1e}, expected at most {self.tolerance:.1e}"
+        )
+
 
 class CurvatureOperator(ABC):
     """A symmetric (P, P) matrix, known by its products with vectors: ``A @ v``.
@@ -173,10 +179,12 @@ class CurvatureOperator(ABC):
                 for index in range(len(rows)):
                     vector = [piece[index] for piece in pieces]
                     product[index] += flatten(linear_map.apply(vector, False))
+                del linear_map  # before the next one is built
         else:
             for linear_map in self._linear_maps():
                 found = [piece.flatten(1) for piece in linear_map.apply(pieces, True)]
                 product += torch.cat(found, dim=1)
+                del linear_map
         return product
 
     def to_scipy(self) -> LinearOperator:

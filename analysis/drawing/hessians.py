@@ -135,13 +135,17 @@ def draw_hessian_training(
 def draw_layers(
     measurements: Iterable[Measurement], out: Path, formats: Sequence[str] = ("png",)
 ) -> list[Path]:
-    """For each checkpoint whose layers were measured: ``hessian_NAME_layers``."""
+    """For each checkpoint whose layers were measured: ``hessian_NAME_layers``.
+
+    What has not converged is left blank.
+    """
     written = []
     for m in measurements:
         if "layers/eigenvalues" not in m.arrays:
             continue
         names = [text.decode() for text in m.arrays["layers/names"]]
-        eigenvalues = m.arrays["layers/eigenvalues"]
+        found = m.arrays["layers/eigenvalues"]
+        eigenvalues = np.where(m.arrays.get("layers/converged", True), found, np.nan)
         with mpl.rc_context(plots.STYLE):
             figure = Figure(figsize=(5, 1.2 + 0.16 * len(names)))
             plots.plot_layers(names, eigenvalues, ax=figure.subplots())

@@ -77,8 +77,8 @@ def random_cut(
 def eigenvector_cut(objective: Objective, *, seed: int, span: float) -> Cut:
     """Eigenvectors of the largest and the smallest eigenvalue of the Hessian; unit length.
 
-    The eigenvalues and their residuals are among the extras. Raises `InputError` if the
-    eigensolver did not converge.
+    The eigenvalues and their residuals are among the extras. Raises `InputError` if the Hessian
+    fails its own check, or the eigensolver did not converge.
     """
     hessian = Hessian(
         objective.model,
@@ -87,6 +87,9 @@ def eigenvector_cut(objective: Objective, *, seed: int, span: float) -> Cut:
         weight_decay=objective.weight_decay,
         seed=seed,
     )
+    check = hessian.check()
+    if not check.ok:
+        raise InputError(f"directions: Hessian-vector products are wrong: {check}")
     found = eigsh(hessian, 2, which="BE", tol=1e-4, seed=seed)
     if not found.converged.all():
         raise InputError("directions: the eigenvectors have not converged, expected them to")

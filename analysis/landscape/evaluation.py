@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from queue import SimpleQueue
 from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from analysis.functional import functional_call, with_tensors
+from analysis.functional import functional_call
 from analysis.parameters import select_parameters
 from analysis.threads import parallel
 from models.devices import full_precision
@@ -27,6 +29,7 @@ Metric: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 # Examples in one forward pass, chosen by measurement and fixed, for the last bits depend on it:
 # more fall out of the cache of a CPU core, a GPU needs many to be busy.
 MICRO_BATCH = {"cpu": 16, "cuda": 1024}
+MOST_THREADS = 16  # at work on a pass each: as many times the memory of one
 
 
 class Evaluator:
@@ -76,7 +79,9 @@ class Evaluator:
         self.device, self._dtype = first.device, first.dtype
         named = data if isinstance(data, Mapping) else {"": data}
         self._sets = [batches_on(self.device, examples) for examples in named.values()]
-        self._draws: bool | None = None  # random numbers in evaluation mode, once known
+        self._idle: SimpleQueue[tuple[nn.Module, dict[str, Metric]]] = SimpleQueue()
+        self._idle.put((model, self.metrics))
+        self._threads: int | None = None  # that may share the work, once known
         self._at_once: Halving | None = None
         if not _depends_on_batches(model):
             self._at_once = Halving(MICRO_BATCH.get(self.device.type, 256), "landscape")
@@ -119,44 +124,62 @@ class Evaluator:
             if self._calibration is not None:
                 _recalibrate(self.model, tensors, self._calibration)
             sets = [_cut(batches, at_most) for batches in self._sets]
-            means = with_tensors(self.model, tensors, lambda: [self._means(each) for each in sets])
-            return torch.cat(means).cpu().numpy()
+            return torch.cat([self._means(tensors, each) for each in sets]).cpu().numpy()
 
-    def _means(self, batches: Sequence[Batch]) -> Tensor:
-        """Metrics of a set of examples at the weights that the model has."""
-        sums = parallel(self._sums, list(enumerate(batches)), self._workers(batches))
+    def _means(self, tensors: dict[str, Tensor], batches: Sequence[Batch]) -> Tensor:
+        sums = parallel(
+            partial(self._sums, tensors), list(enumerate(batches)), self._workers(tensors, batches)
+        )
         return torch.stack(list(sums)).sum(0) / sum(len(x) for x, _ in batches)
 
-    def _sums(self, numbered: tuple[int, Batch]) -> Tensor:
+    def _sums(self, tensors: dict[str, Tensor], numbered: tuple[int, Batch]) -> Tensor:
         """Metrics of one batch, times its examples."""
         i, (x, y) = numbered
-        with (
-            torch.inference_mode(),
-            torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16),
-        ):
-            seed_everything(self.device, derive_seed(self._seed, i))
-            outputs = self.model(x)
-            means = [torch.as_tensor(fn(outputs, y)) for fn in self.metrics.values()]
-            return len(x) * torch.stack([mean.to(x.device, torch.float64) for mean in means])
+        model, metrics = self._idle.get()
+        try:
+            with (
+                torch.inference_mode(),
+                torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16),
+            ):
+                seed_everything(self.device, derive_seed(self._seed, i))
+                outputs = functional_call(model, tensors, x)
+                means = [torch.as_tensor(fn(outputs, y)) for fn in metrics.values()]
+                return len(x) * torch.stack([mean.to(x.device, torch.float64) for mean in means])
+        finally:
+            self._idle.put((model, metrics))
 
-    def _workers(self, batches: Sequence[Batch]) -> int:
-        """Threads among which so many batches are divided.
-
-        One if their order matters: all draw from the same generator.
-        """
+    def _workers(self, tensors: dict[str, Tensor], batches: Sequence[Batch]) -> int:
+        """Threads among which so many batches are divided; one where memory was short."""
         if self.device.type != "cpu" or self._at_once is None:
             return 1
-        workers = min(torch.get_num_threads(), len(batches))
-        if workers > 1 and self._draws is None:
-            self._draws = self._does_draw(batches[0])
-        return 1 if self._draws else workers
+        at_most = min(torch.get_num_threads(), len(batches), MOST_THREADS)
+        if at_most == 1 or self._at_once.size < MICRO_BATCH["cpu"]:
+            return 1
+        if self._threads is None:
+            self._threads = self._make_ready(tensors, batches[0])
+        return min(at_most, self._threads)
 
-    def _does_draw(self, batch: Batch) -> bool:
-        """Whether the model or a metric draws random numbers."""
-        self._sums((0, batch))
+    def _make_ready(self, tensors: dict[str, Tensor], batch: Batch) -> int:
+        """A copy of model and metrics for each thread, which share the weights; how many there are.
+
+        There is but one where threads would meet: random numbers come from one generator, and a
+        hook may keep what it sees.
+        """
+        self._sums(tensors, (0, batch))
         drawn = torch.get_rng_state()
         seed_everything(self.device, derive_seed(self._seed, 0))
-        return not torch.equal(drawn, torch.get_rng_state())
+        hooks = any(m._forward_hooks or m._forward_pre_hooks for m in self.model.modules())
+        if hooks or not torch.equal(drawn, torch.get_rng_state()):
+            return 1
+        threads = min(torch.get_num_threads(), MOST_THREADS)
+        shared = (*self.model.parameters(), *self.model.buffers())
+        try:
+            for _ in range(threads - 1):
+                memo = {id(tensor): tensor for tensor in shared}
+                self._idle.put(copy.deepcopy((self.model, self.metrics), memo))
+        except (TypeError, RuntimeError):
+            return 1  # it cannot be copied
+        return threads
 
     @full_precision()
     def value_and_gradient(self, weights: Mapping[str, Tensor]) -> tuple[float, dict[str, Tensor]]:
