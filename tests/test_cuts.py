@@ -98,6 +98,21 @@ def test_the_way_to_another_checkpoint_ends_there(objective):
         cuts.towards_cut(objective, objective.model.state_dict(), seed=0, span=1.0)
 
 
+@pytest.mark.parametrize("kind", [("filter", "all"), ("none", "weights")])
+def test_the_random_direction_across_is_the_kind_that_was_asked_for(objective, kind):
+    how = dict(zip(("normalization", "include"), kind, strict=True))
+    (drawn,) = random_directions(objective.model, 1, seed=0, **how)
+    drawn = as_vector(drawn, objective.model).numpy()
+    along = cuts.gradient_cut(objective, seed=0, span=1.0, **how)
+    np.testing.assert_allclose(along.directions[1], drawn)
+    assert along.names[1].startswith("filter" if kind[0] == "filter" else "Gaussian")
+    way, across = cuts.towards_cut(
+        objective, moved(objective, 0.3), seed=0, span=1.0, **how
+    ).directions
+    drawn -= drawn @ way / (way @ way) * way
+    np.testing.assert_allclose(across / np.linalg.norm(across), drawn / np.linalg.norm(drawn))
+
+
 def l2_of(model, objective):
     return objective.weight_decay / 2 * sum(p.square().sum().item() for p in model.parameters())
 

@@ -239,21 +239,16 @@ def choose(
 
     states = [other.model.state_dict() for other in others]
     span, seed = options.span, options.seed
+    drawn: dict[str, Any] = dict(normalization=options.normalization, include=options.include)
     match options.directions:
         case "random":
-            return cuts.random_cut(
-                objective,
-                seed=seed,
-                span=span,
-                normalization=options.normalization,
-                include=options.include,
-            )
+            return cuts.random_cut(objective, seed=seed, span=span, **drawn)
         case "eigenvectors":
             return cuts.eigenvector_cut(objective, seed=seed, span=span)
         case "gradient":
-            return cuts.gradient_cut(objective, seed=seed, span=span)
+            return cuts.gradient_cut(objective, seed=seed, span=span, **drawn)
         case "towards":
-            return cuts.towards_cut(objective, states[0], seed=seed, span=span)
+            return cuts.towards_cut(objective, states[0], seed=seed, span=span, **drawn)
         case "plane":
             return cuts.plane_cut(objective, states[0], states[1], span=span)
         case "bezier":

@@ -57,6 +57,9 @@ class Cut:
         return [from_vector(row, model) for row in torch.from_numpy(self.directions)]
 
 
+KINDS = {"filter": "filter-normalised", "layer": "layer-normalised", "none": "Gaussian"}
+
+
 def random_cut(
     objective: Objective,
     *,
@@ -69,8 +72,7 @@ def random_cut(
     chosen = random_directions(
         objective.model, 2, seed=seed, normalization=normalization, include=include
     )
-    kind = {"filter": "filter-normalised", "layer": "layer-normalised", "none": "Gaussian"}
-    names = (f"{kind[normalization]} direction 1", f"{kind[normalization]} direction 2")
+    names = (f"{KINDS[normalization]} direction 1", f"{KINDS[normalization]} direction 2")
     return _symmetric(objective.model, chosen, names, span)
 
 
@@ -104,7 +106,14 @@ def eigenvector_cut(objective: Objective, *, seed: int, span: float) -> Cut:
     return _symmetric(objective.model, chosen, (names[0], names[1]), span, extras)
 
 
-def gradient_cut(objective: Objective, *, seed: int, span: float) -> Cut:
+def gradient_cut(
+    objective: Objective,
+    *,
+    seed: int,
+    span: float,
+    normalization: Normalization = "filter",
+    include: Include = "weights",
+) -> Cut:
     """The gradient of the objective, and a random direction; both as long as the latter."""
     gradient = gradient_direction(
         objective.model,
@@ -113,24 +122,34 @@ def gradient_cut(objective: Objective, *, seed: int, span: float) -> Cut:
         weight_decay=objective.weight_decay,
         seed=seed,
     )
-    (across,) = random_directions(objective.model, 1, seed=seed)
+    (across,) = random_directions(
+        objective.model, 1, seed=seed, normalization=normalization, include=include
+    )
     first, second = (as_vector(d, objective.model) for d in (gradient, across))
     length = first.norm()
     if not length > 0:
         raise InputError("directions: the gradient is zero here, expected another direction")
     chosen = [from_vector(first * (second.norm() / length), objective.model), across]
-    names = ("gradient, of that length", "filter-normalised direction")
+    names = ("gradient, of that length", f"{KINDS[normalization]} direction")
     extras = {"gradient_norm": np.array(length.item())}
     return _symmetric(objective.model, chosen, names, span, extras)
 
 
-def towards_cut(objective: Objective, other: State, *, seed: int, span: float) -> Cut:
+def towards_cut(
+    objective: Objective,
+    other: State,
+    *,
+    seed: int,
+    span: float,
+    normalization: Normalization = "filter",
+    include: Include = "weights",
+) -> Cut:
     """Towards another checkpoint (x = 1), and a random direction of the same length.
 
     The extras hold the metrics on the straight path, ``linear/nll`` and ``linear/error``.
     """
     model = objective.model
-    (drawn,) = random_directions(model, 1, seed=seed)
+    (drawn,) = random_directions(model, 1, seed=seed, normalization=normalization, include=include)
     way, across = (as_vector(d, model) for d in (towards(model, other), drawn))
     if not way.norm() > 0:
         raise InputError("towards: the same weights as the checkpoint's, expected other ones")
