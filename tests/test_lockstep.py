@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from analysis.curvature import Hessian, eigsh, max_eigenvalue_spectrum
 from analysis.curvature.lockstep import HessianStack, eigsh_lockstep, stackable, vmappable
+from models.errors import InputError
 from tests.dense import CLASSES, MODELS, ResidualNetwork, csan
 
 
@@ -97,3 +98,17 @@ def test_what_can_be_stacked():
     assert stackable(ResidualNetwork().eval(), same)
     assert not stackable(ResidualNetwork().eval(), same + other)
     assert not stackable(ResidualNetwork().train(), same)
+
+
+def test_wrong_products_of_several_mini_batches_are_refused(monkeypatch):
+    model = MODELS["conv"]().double()
+    batches = mini_batches()
+    right = HessianStack.products
+
+    def wrong(self, vectors):
+        return right(self, vectors) + vectors.roll(1, dims=1)
+
+    assert vmappable(model, F.cross_entropy, batches[0])
+    monkeypatch.setattr(HessianStack, "products", wrong)
+    with pytest.raises(InputError, match=r"together: .* at once are asymmetric by"):
+        max_eigenvalue_spectrum(model, F.cross_entropy, batches, 2, together=3)

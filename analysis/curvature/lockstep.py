@@ -15,7 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from analysis.curvature.eigensolver import Eigenpairs, lanczos
 from analysis.curvature.frozen import FrozenLoss, LossFunction
 from analysis.curvature.graphs import gradient
+from analysis.curvature.operators import asymmetry
 from models.devices import full_precision
+from models.errors import InputError
 from models.seeds import seeded
 
 
@@ -79,6 +81,21 @@ class HessianStack:
         product = torch.cat([piece.flatten(1) for piece in found], dim=1)
         return product.add_(vectors, alpha=self._weight_decay)
 
+    def require_symmetric(self) -> None:
+        """Raise `InputError` if products are numbers, but not those of symmetric matrices."""
+        shape = (2, len(next(iter(self._leaves.values()))), self.shape[0])
+        generator = torch.Generator().manual_seed(0)
+        u, v = torch.randn(shape, generator=generator, dtype=torch.float64).to(
+            self.device, self.dtype
+        )
+        found = asymmetry(u, self.products(u), v, self.products(v))
+        tolerance = torch.finfo(self.dtype).eps ** 0.5
+        if found > tolerance:
+            raise InputError(
+                f"together: Hessian-vector products of several mini-batches at once are asymmetric "
+                f"by {found:.1e}, expected at most {tolerance:.1e}; solve one at a time"
+            )
+
 
 def stackable(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> bool:
     """Whether mini-batches can be one `HessianStack`.
@@ -100,14 +117,16 @@ def vmappable(
     """Whether `torch.vmap` can do all that `model` and `loss_fn` do.
 
     It cannot draw random numbers into a tensor that is the same for all mini-batches, as
-    torchvision's stochastic depth does, nor hand out numbers to Python.
+    torchvision's stochastic depth does, nor hand out numbers to Python. Raises `InputError` if what
+    it does is wrong.
     """
     try:
-        HessianStack(model, loss_fn, [batch, batch], params=params)
+        stack = HessianStack(model, loss_fn, [batch, batch], params=params)
     except RuntimeError as error:
         if "vmap" not in str(error):
             raise
         return False
+    stack.require_symmetric()
     return True
 
 

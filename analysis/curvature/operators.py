@@ -220,8 +220,8 @@ class CurvatureOperator(ABC):
         generator = torch.Generator().manual_seed(derive_seed(self._seed, 0xC))
         pairs = torch.randn(2, 3, self.shape[0], generator=generator, dtype=torch.float64)
         u, v = pairs.to(self.device, self.dtype)
-        Au, Av = (torch.stack([self @ row for row in block]).double() for block in (u, v))
-        symmetry = _ratio(((u * Av).sum(1) - (v * Au).sum(1)).norm(), Av.norm())
+        Au, Av = (torch.stack([self @ row for row in block]) for block in (u, v))
+        symmetry = asymmetry(u, Au, v, Av)
 
         objective = self._objective.in_float64()
         precision = torch.finfo(objective.dtype).eps
@@ -307,6 +307,12 @@ def _unflatten_rows(rows: Tensor, like: dict[str, Tensor]) -> list[Tensor]:
         piece.reshape(len(rows), *tensor.shape)
         for piece, tensor in zip(pieces, like.values(), strict=True)
     ]
+
+
+def asymmetry(u: Tensor, Au: Tensor, v: Tensor, Av: Tensor) -> float:
+    """``‖(A - Aᵀ)v‖ / ‖Av‖``, estimated with the rows of random `u` and `v`, all (n, P)."""
+    Au, Av = Au.double(), Av.double()
+    return _ratio(((u * Av).sum(1) - (v * Au).sum(1)).norm(), Av.norm())
 
 
 def _ratio(part: Tensor, whole: Tensor) -> float:
