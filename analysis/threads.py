@@ -14,6 +14,8 @@ import torch
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
+MOST_THREADS = 16  # at work on a piece each: as many times the memory of one
+
 
 def parallel(
     function: Callable[[Piece], Result], pieces: Sequence[Piece], workers: int

@@ -1,6 +1,7 @@
-"""Work divided among threads, and surfaces that are computed by several."""
+"""Work divided among threads, and surfaces and spectra that are computed by several."""
 
 import os
+from functools import partial
 from threading import get_ident
 from time import sleep
 
@@ -10,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from analysis import saving
+from analysis.curvature import Hessian, eigsh, max_eigenvalue_spectrum, spectrum
 from analysis.landscape.evaluation import Evaluator
 from analysis.threads import parallel
 from tests.dense import CLASSES, MODELS
@@ -136,3 +139,83 @@ def test_one_thread_where_a_model_cannot_be_copied_or_memory_was_short(threads):
     many = Evaluator(nn.Linear(16, CLASSES).eval(), {"nll": F.cross_entropy}, data)
     for evaluator, workers in ((single, 1), (short, 1), (many, 3)):
         assert evaluator._workers(evaluator.weights, evaluator._sets[0]) == workers
+
+
+def mini_batches(n=6, dtype=torch.float32):
+    x, y = torch.randn(8 * n, 1, 4, 4, dtype=dtype), torch.randint(0, CLASSES, (8 * n,))
+    return list(zip(x.split(8), y.split(8), strict=True))
+
+
+@pytest.mark.parametrize("make", [*MODELS.values(), partial(AlwaysDropout, 16, CLASSES)])
+def test_eigenvalues_do_not_depend_on_the_number_of_threads(make, threads):
+    model = make().double().train()
+    data = mini_batches(dtype=torch.float64)
+    found = []
+    for number in (1, 2, 5):
+        threads(number)
+        found.append(max_eigenvalue_spectrum(model, F.cross_entropy, data, k=2, tol=1e-5))
+    for S in found[1:]:
+        torch.testing.assert_close(S.eigenvalues, found[0].eigenvalues, rtol=1e-9, atol=1e-12)
+        assert torch.equal(S.matvecs, found[0].matvecs)
+
+
+def test_mini_batches_are_solved_by_several_threads(threads):
+    seen = set()
+
+    def loss(outputs, targets):
+        seen.add(get_ident())
+        return F.cross_entropy(outputs, targets)
+
+    threads(3)
+    data = mini_batches(30)
+    max_eigenvalue_spectrum(nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES)), loss, data, k=2)
+    assert len(seen - {get_ident()}) == 3
+
+
+def test_threads_leave_the_precision_and_the_random_state_as_they_were(threads):
+    threads(4)
+    model, data = AlwaysDropout(16, CLASSES), mini_batches(30)
+    state = torch.get_rng_state()
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        max_eigenvalue_spectrum(model, F.cross_entropy, data, k=2)
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_spectrum_by_threads_is_resumed_to_the_last_bit(threads, monkeypatch):
+    threads(2)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8192), nn.Tanh(), nn.Linear(8192, CLASSES))
+    # Large enough that PyTorch shares operations of one mini-batch among threads, which rounds.
+    data = [(torch.randn(200, 16), torch.randint(0, CLASSES, (200,))) for _ in range(4)]
+    saved = []
+    monkeypatch.setattr(saving, "SAVE_EVERY", 0.0)
+    whole = max_eigenvalue_spectrum(
+        model,
+        F.cross_entropy,
+        data,
+        k=3,
+        save=lambda rows: saved.append({key: rows[key].copy() for key in rows}),
+    )
+    for rows in saved:
+        resumed = max_eigenvalue_spectrum(model, F.cross_entropy, data, k=3, resume=rows)
+        assert torch.equal(resumed.eigenvalues, whole.eigenvalues)
+        assert torch.equal(resumed.residuals, whole.residuals)
+
+
+def test_as_many_threads_as_memory_holds_solves(threads, monkeypatch):
+    threads(4)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES))
+    H = Hessian(model, F.cross_entropy, mini_batches(1))
+    eigsh(H, 2)
+    assert H.kept_bytes() > 0
+    one = H.kept_bytes() + 21 * H.shape[0] * H.dtype.itemsize
+    for memory, expected in ((0, 1), (one, 1), (5 * one // 2, 2), (100 * one, 4)):
+        monkeypatch.setattr(spectrum, "MEMORY", memory)
+        assert spectrum._choose_threads(H, 2, 10) == expected
+    assert spectrum._choose_threads(H, 2, 3) == 3
+    assert spectrum._choose_threads(H, 2, 0) == 1

@@ -134,7 +134,7 @@ def lanczos(
     """
     P = A.shape[0]
     _validate(A, k, which, tol)
-    ncv = min(P, max(2 * k + 1, 20)) if ncv is None else ncv
+    ncv = default_ncv(P, k) if ncv is None else ncv
     if not (k < ncv <= P or k == ncv == P):
         raise InputError(f"ncv: {ncv}, expected more than k = {k} and at most P = {P}")
     maxiter = 50 * ncv if maxiter is None else maxiter
@@ -181,6 +181,11 @@ def lanczos(
         converged=torch.from_numpy(converged[wanted]),
         matvecs=krylov.matvecs,
     )
+
+
+def default_ncv(P: int, k: int) -> int:
+    """Basis vectors for `k` eigenvalues of a (P, P) matrix."""
+    return min(P, max(2 * k + 1, 20))
 
 
 class _KrylovSpace:

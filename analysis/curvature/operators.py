@@ -132,6 +132,10 @@ class CurvatureOperator(ABC):
         other._kept, other._keep = [], None
         return other
 
+    def kept_bytes(self) -> int:
+        """Size of what the products so far have left for the next, in bytes."""
+        return sum(linear_map.size() for linear_map in self._kept)
+
     @abstractmethod
     def _linear_map(self, chunk: Chunk) -> LinearMap:
         """Everything about a chunk that products have in common, weighted by its share."""

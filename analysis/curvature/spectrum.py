@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -11,17 +11,21 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from analysis.curvature.eigensolver import Eigenpairs, eigsh
+from analysis.curvature.eigensolver import Eigenpairs, default_ncv, eigsh
 from analysis.curvature.frozen import MICRO_BATCH, Data, LossFunction, as_batches
 from analysis.curvature.hessian import Hessian
 from analysis.curvature.lockstep import HessianStack, eigsh_lockstep, stackable, vmappable
+from analysis.curvature.operators import MEMORY
 from analysis.curvature.power_iteration import power_iteration
 from analysis.saving import Saver
+from analysis.threads import MOST_THREADS, parallel
+from models.devices import full_precision
 from models.distributed import ALONE, Team
 from models.errors import InputError
 from models.seeds import derive_seed
 
 Solver = Literal["lanczos", "pyhessian"]
+Columns = dict[str, np.ndarray]  # of the `Eigenpairs` of several mini-batches, a row for each
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,9 @@ def max_eigenvalue_spectrum(
         As of `Hessian`, once for all mini-batches of the size of the first.
     together
         Mini-batches that are solved in lock-step, with one product for all of them. None chooses by
-        device: on a CPU one at a time, on a GPU as many as it takes to keep it busy.
+        device: on a GPU as many as it takes to keep it busy, on a CPU one. There each thread that
+        PyTorch has solves mini-batches of its own, as far as 2 GiB hold what that takes, unless
+        `compile` or a `team` has a use for the threads.
     team
         Processes among which the mini-batches are dealt out; all get the whole result.
     resume
@@ -113,14 +119,16 @@ def max_eigenvalue_spectrum(
     saver = Saver(save if team.rank == 0 else None, rows)
     bar = tqdm(total=len(drawn), desc="max eigenvalues", unit="batch", leave=False, disable=None)
 
-    def fill(indices: Sequence[int], found: Mapping[str, np.ndarray]) -> None:
+    def fill(indices: Sequence[int], found: Columns) -> None:
         for key, values in found.items():
             rows[key][indices] = values
         rows["done"][indices] = True
         bar.update(int(rows["done"].sum()) - bar.n)
         saver.now_and_then()
 
-    with bar, saver:
+    # Threads that set and reset the precision each for itself would leave it as one of them saw it.
+    with bar, saver, full_precision():
+        workers = 1
         if solver == "pyhessian":
             together = 1
 
@@ -135,6 +143,8 @@ def max_eigenvalue_spectrum(
             H = Hessian(model, loss_fn, drawn[0], compile=compile, seed=seeds[0], **common)
             first = eigsh(H, k, tol=tol, seed=seeds[0])
             fill([0], _table([first]))
+            if together == 1 and not compile and team.size == 1:
+                workers = _choose_threads(H, k, len(drawn) - 1)
 
             def solve(group: Sequence[int]) -> list[Eigenpairs]:
                 members = [drawn[i] for i in group]
@@ -150,15 +160,24 @@ def max_eigenvalue_spectrum(
 
         missing = np.flatnonzero(~rows["done"]).tolist()
         groups = [missing[i : i + together] for i in range(0, len(missing), together)]
-        for i, found in team.share(len(groups), lambda i: _table(solve(groups[i]))):
-            fill(groups[i], found)
+
+        def work(i: int) -> Columns:
+            return _table(solve(groups[i]))
+
+        found: Iterable[tuple[int, Columns]] = (
+            team.share(len(groups), work)
+            if workers == 1
+            else enumerate(parallel(work, range(len(groups)), workers))
+        )
+        for i, columns in found:
+            fill(groups[i], columns)
     return _summary({key: torch.from_numpy(rows[key]) for key in _COLUMNS}, together)
 
 
 _COLUMNS = ("eigenvalues", "residuals", "errors", "converged", "matvecs")  # of `Eigenpairs`
 
 
-def _blank(n: int, k: int) -> dict[str, np.ndarray]:
+def _blank(n: int, k: int) -> Columns:
     """A row for each mini-batch, to be filled."""
     numbers = {key: np.full((n, k), np.nan) for key in _COLUMNS[:3]}
     return numbers | {
@@ -168,7 +187,7 @@ def _blank(n: int, k: int) -> dict[str, np.ndarray]:
     }
 
 
-def _table(pairs: Sequence[Eigenpairs]) -> dict[str, np.ndarray]:
+def _table(pairs: Sequence[Eigenpairs]) -> Columns:
     """Rows of several mini-batches, small enough to travel."""
     return {key: np.stack([np.asarray(getattr(pair, key)) for pair in pairs]) for key in _COLUMNS}
 
@@ -197,6 +216,19 @@ def _choose_together(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]])
     if device == "cpu":
         return 1  # intermediate results of more would leave the cache
     return max(MICRO_BATCH.get(device, 32) // len(batches[0][0]), 1)
+
+
+def _choose_threads(H: Hessian, k: int, solves: int) -> int:
+    """Threads for so many solves like that of `H`, done already, which tells what memory one takes.
+
+    All solves count, done or not: rounding depends on how many threads share an operation.
+    """
+    if H.device.type != "cpu":
+        return 1
+    P, _ = H.shape
+    basis = (default_ncv(P, k) + 1) * P * H.dtype.itemsize
+    fitting = MEMORY // (basis + H.kept_bytes())
+    return max(min(torch.get_num_threads(), MOST_THREADS, fitting, solves), 1)
 
 
 def start(known: Tensor, seed: int) -> Tensor | None:

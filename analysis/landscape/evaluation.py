@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from analysis.functional import functional_call
 from analysis.parameters import select_parameters
-from analysis.threads import parallel
+from analysis.threads import MOST_THREADS, parallel
 from models.devices import full_precision
 from models.errors import InputError
 from models.memory import Halving
@@ -29,7 +29,6 @@ Metric: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 # Examples in one forward pass, chosen by measurement and fixed, for the last bits depend on it:
 # more fall out of the cache of a CPU core, a GPU needs many to be busy.
 MICRO_BATCH = {"cpu": 16, "cuda": 1024}
-MOST_THREADS = 16  # at work on a pass each: as many times the memory of one
 
 
 class Evaluator:
