@@ -28,7 +28,7 @@ _SETTINGS = (  # that decide the result
     *("density_batches", "probes", "steps", "layers", "float64"),
 )
 _SPECTRUM = (  # what is stored of a `MaxEigenvalueSpectrum`
-    *("eigenvalues", "residuals", "converged", "matvecs", "together"),
+    *("eigenvalues", "residuals", "errors", "converged", "matvecs", "together"),
     *("nep", "nep_standard_error", "ape", "ape_standard_error"),
 )
 
@@ -200,6 +200,7 @@ def measure(checkpoint: Checkpoint, options: Options, team: Team) -> Measurement
         "density/grid": grid,
         "density/density": density.density(grid),
         "density/standard_error": density.standard_error(grid),
+        "density/bandwidth": density.bandwidth,
         "trace": whole.estimate,
         "trace_standard_error": whole.standard_error,
         "check/symmetry": check.symmetry,
@@ -288,9 +289,13 @@ def report(measurement: Measurement) -> None:
         )
         together = int(arrays.get("together", 1))
         how = "one by one" if together == 1 else f"{together} at a time"
+        worth = ""
+        if "errors" in arrays:
+            relative = arrays["errors"] / np.abs(arrays["eigenvalues"])
+            worth = f", eigenvalues at most {relative.max():.1e} off by their error bounds"
         print(
             f"{name}: {len(arrays['eigenvalues'])} mini-batches solved {how}, "
-            f"{arrays['matvecs'].mean():.1f} products each"
+            f"{arrays['matvecs'].mean():.1f} products each{worth}"
         )
         if unconverged := int((~arrays["converged"]).sum()):
             print(f"{name}: {unconverged} eigenvalues have not converged")

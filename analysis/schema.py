@@ -36,9 +36,10 @@ _ARRAYS: dict[str, dict[str, str]] = {
         **{"clean_error": "float", "mean_corruption_error": "float"},
     },
     "hessian": {
-        **{"eigenvalues": "float batches k", "residuals": "float batches k"},
+        **dict.fromkeys(("eigenvalues", "residuals", "errors"), "float batches k"),
         "converged": "bool batches k",
         **{f"density/{name}": "float n" for name in ("grid", "density", "standard_error")},
+        "density/bandwidth": "float",
         **{"layers/names": "text layers", "layers/eigenvalues": "float layers top"},
         "layers/converged": "bool layers top",
         **dict.fromkeys(("nep", "ape", "trace"), "float"),

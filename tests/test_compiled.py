@@ -6,19 +6,20 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
-from analysis.curvature import Hessian
+from analysis.curvature import Fisher, Hessian
 from analysis.curvature.compiled import _split
 from models.errors import InputError
-from tests.dense import CLASSES, assert_same, flat, make
+from tests.dense import CLASSES, OPERATORS, assert_same, flat, make
 
 
-def test_compiled_products_are_the_same():
+@pytest.mark.parametrize("operator", OPERATORS.values())
+def test_compiled_products_are_the_same(operator):
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 6), nn.LayerNorm(6), nn.GELU())
     model.extend([nn.Dropout(0.5), nn.Linear(6, CLASSES)]).double()
     x, y = torch.randn(14, 1, 4, 4).double(), torch.randint(0, CLASSES, (14,))
     batches = [(x[:5], y[:5]), (x[5:10], y[5:10]), (x[10:], y[10:])]  # the last of another shape
-    plain = Hessian(model, F.cross_entropy, batches, weight_decay=0.1)
-    compiled = Hessian(model, F.cross_entropy, batches, weight_decay=0.1, compile=True)
+    plain = operator(model, F.cross_entropy, batches, weight_decay=0.1)
+    compiled = operator(model, F.cross_entropy, batches, weight_decay=0.1, compile=True)
     V = torch.randn(plain.shape[0], 3, dtype=torch.float64)
     random_state = torch.get_rng_state()
     assert_same(compiled @ V, plain @ V, 1e-13)
@@ -48,6 +49,12 @@ def test_compiled_products_that_differ_are_refused(monkeypatch):
     monkeypatch.setattr(torch, "compile", wrong)
     with pytest.raises(InputError, match="compile: products are off by "):
         Hessian(model, loss_fn, (x, y), compile=True)
+
+
+def test_what_is_drawn_for_one_batch_is_not_recorded_for_all():
+    model, loss_fn, x, y = make("conv")
+    with pytest.raises(InputError, match="mc_samples: 2, expected None where"):
+        Fisher(model, loss_fn, (x, y), mc_samples=2, compile=True)
 
 
 def test_programs_are_cut_where_the_vector_comes_in():

@@ -90,6 +90,34 @@ def test_every_method_uses_the_products_it_is_allowed():
         counted = []
         trace(Counting(), matvecs=30, method=method)
         assert sum(counted) == 30
+    for method in ("hutchinson", "xdiag"):
+        counted = []
+        diagonal(Counting(), matvecs=30, method=method)
+        assert sum(counted) == 30
+
+
+def test_errors_of_xdiag_are_small_and_those_that_it_states():
+    estimates = [diagonal(A, matvecs=50, method="xdiag", seed=seed) for seed in range(SEEDS)]
+    errors = torch.stack([e.estimate for e in estimates]) - A.diagonal()
+    stated = torch.stack([e.standard_error**2 for e in estimates]).mean(0).sqrt()
+    rms = errors.square().mean(0).sqrt()
+    hutchinson = ((A**2).sum(1) - A.diagonal() ** 2).div(50).sqrt()
+    assert (rms < hutchinson).all()
+    assert 4 * rms.mean() < hutchinson.mean()
+    torch.testing.assert_close(rms, stated, rtol=0.3, atol=0)
+    assert (errors.mean(0).abs() < 4 * rms / SEEDS**0.5).all()  # no bias
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_diagonal_is_exact_where_the_range_is_found_and_with_all_products(dtype):
+    low_rank = symmetric(np.r_[np.zeros(57), 3.0, 2.0, -1.0]).to(dtype)
+    rounding = 100 * torch.finfo(dtype).eps
+    for matrix, matvecs in ((low_rank, 30), (A.to(dtype), len(A)), (A.to(dtype), 3 * len(A))):
+        found = diagonal(matrix, matvecs=matvecs, method="xdiag")
+        torch.testing.assert_close(
+            found.estimate, matrix.diagonal().double(), rtol=0, atol=50 * rounding
+        )
+        assert found.standard_error.max() < 50 * rounding
 
 
 def test_diagonal_and_its_standard_error():
@@ -112,7 +140,8 @@ def test_not_a_number_stays_one():
     for method in METHODS:
         assert np.isnan(trace(bad, matvecs=12, method=method).estimate)
     assert np.isnan(frobenius_norm(bad).estimate)
-    assert diagonal(bad).estimate.isnan().any()
+    for method in ("hutchinson", "xdiag"):
+        assert diagonal(bad, method=method, matvecs=12).estimate.isnan().any()
 
 
 def test_bad_options_are_named():
@@ -121,6 +150,10 @@ def test_bad_options_are_named():
     for method, least in (("hutchinson", 2), ("hutch++", 6), ("xtrace", 4)):
         with pytest.raises(InputError, match=f"matvecs: {least - 1}, expected at least {least}"):
             trace(A, matvecs=least - 1, method=method)
+    with pytest.raises(InputError, match="method: 'xtrace', expected one of hutchinson, xdiag"):
+        diagonal(A, method="xtrace")
+    with pytest.raises(InputError, match="matvecs: 3, expected at least 4"):
+        diagonal(A, matvecs=3, method="xdiag")
     with pytest.raises(InputError, match="matvecs: 1, expected"):
         frobenius_norm(A, matvecs=1)
     assert trace(A, matvecs=30, seed=3) == trace(A, matvecs=30, seed=3)

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from analysis.curvature.frozen import Chunk, FrozenLoss
-from analysis.curvature.operators import LinearMap
+from analysis.curvature.graphs import LinearMap
 from models.seeds import seeded
 
 Product = Callable[[Chunk, Sequence[Tensor]], Sequence[Tensor]]

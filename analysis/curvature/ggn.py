@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from analysis.curvature.frozen import Chunk, FrozenLoss
-from analysis.curvature.graphs import gradient, graph_bytes
-from analysis.curvature.operators import CurvatureOperator, LinearMap
+from analysis.curvature.graphs import LinearMap, gradient, graph_bytes
+from analysis.curvature.operators import CurvatureOperator
 from analysis.parameters import flatten
 from models.errors import InputError
 
@@ -107,12 +107,15 @@ class Fisher(_OuterProduct):
         frozen by `seed`; the outputs are then taken for logits over the last dimension. The exact
         expectation is `GGN`.
     **options
-        As of `CurvatureOperator`.
+        As of `CurvatureOperator`; `compile` with the targets of the data only, as what has been
+        drawn for one batch would be recorded for all.
     """
 
     def __init__(self, *args: Any, mc_samples: int | None = None, **options: Any) -> None:
         if mc_samples is not None and mc_samples < 1:
             raise InputError(f"mc_samples: {mc_samples}, expected None or at least 1")
+        if mc_samples is not None and options.get("compile"):
+            raise InputError(f"mc_samples: {mc_samples}, expected None where products are compiled")
         self._mc_samples = mc_samples
         super().__init__(*args, **options)
 

@@ -1,14 +1,23 @@
-"""Autograd graphs: how much memory one keeps, and gradients through it where it may be absent."""
+"""Autograd graphs as linear maps: how much memory one keeps, and gradients through it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from models.errors import InputError
+
+
+@dataclass(frozen=True)
+class LinearMap:
+    """What one chunk of data contributes to an operator, as a map of parameter-shaped tensors."""
+
+    apply: Callable[[Sequence[Tensor], bool], Sequence[Tensor]]  # (tensors, is a block of vectors)
+    size: Callable[[], int]  # bytes that it keeps alive
 
 
 def graph_bytes(roots: Iterable[Tensor]) -> int:

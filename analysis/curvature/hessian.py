@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from analysis.curvature.compiled import CompiledProduct
-from analysis.curvature.frozen import Chunk, Data, FrozenLoss, LossFunction
-from analysis.curvature.graphs import gradient, graph_bytes
-from analysis.curvature.operators import CurvatureOperator, LinearMap
+from analysis.curvature.frozen import Chunk, FrozenLoss
+from analysis.curvature.graphs import LinearMap, gradient, graph_bytes
+from analysis.curvature.operators import CurvatureOperator
 from analysis.parameters import flatten
-from models.errors import InputError
 
 
 class Hessian(CurvatureOperator):
@@ -23,13 +20,7 @@ class Hessian(CurvatureOperator):
     backward pass through it (Pearlmutter 1994), by reverse mode twice, which is the one way that
     PyTorch gets right for every layer.
 
-    Parameters
-    ----------
-    compile
-        Record one product, and compile what depends on the vector: a minute or so for the shape of
-        the first chunk of data (others go without), repaid after some thousand products.
-    **options
-        As of `CurvatureOperator`.
+    See `CurvatureOperator` for the parameters.
 
     Examples
     --------
@@ -42,25 +33,11 @@ class Hessian(CurvatureOperator):
             [0.0000, 4.5000]])
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        loss_fn: LossFunction,
-        data: Data,
-        *,
-        compile: bool = False,
-        **options: Any,
-    ) -> None:
-        super().__init__(model, loss_fn, data, **options)
-        self._compiled = self._compile(self._objective.chunks[0]) if compile else None
-
     def gradient(self) -> Tensor:
         """Gradient (P,) of the objective that this is the Hessian of, weight decay included."""
         return self._gradient(self._objective, self._parameters)
 
     def _linear_map(self, chunk: Chunk) -> LinearMap:
-        if self._compiled is not None and self._compiled.fits(chunk):
-            return self._compiled.linear_map(chunk)
         parameters = list(self._parameters.values())
         gradients = self._chunk_gradient(chunk)
 
@@ -80,22 +57,6 @@ class Hessian(CurvatureOperator):
                 allow_unused=True,
                 materialize_grads=True,
             )
-
-    def _compile(self, chunk: Chunk) -> CompiledProduct:
-        parameters = list(self._parameters.values())
-
-        def product(chunk: Chunk, vectors: Sequence[Tensor]) -> Sequence[Tensor]:
-            return gradient(self._chunk_gradient(chunk), parameters, vectors)
-
-        compiled = CompiledProduct(self._objective, product, chunk)
-        generator = torch.Generator().manual_seed(self._seed)
-        vectors = [torch.randn(p.shape, generator=generator).to(p) for p in parameters]
-        found = flatten(compiled.linear_map(chunk).apply(vectors, False))
-        exact = flatten(product(chunk, vectors))
-        error = float((found - exact).norm() / exact.norm())
-        if not error <= torch.finfo(self.dtype).eps ** 0.5:
-            raise InputError(f"compile: products are off by {error:.1e}, use the operator without")
-        return compiled
 
     def _difference(self, objective: FrozenLoss, direction: Tensor, step: float) -> Tensor:
         ahead = self._gradient(objective, objective.displaced(direction, step))

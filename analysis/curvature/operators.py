@@ -6,7 +6,7 @@ import copy
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from analysis.curvature.compiled import CompiledProduct
 from analysis.curvature.frozen import Chunk, Data, FrozenLoss, LossFunction
+from analysis.curvature.graphs import LinearMap
 from analysis.parameters import flatten
 from models.devices import full_precision
 from models.distributed import ALONE, Team
@@ -27,14 +29,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 MEMORY = 2 * 1024**3  # default budget for what is kept between products, in bytes
-
-
-@dataclass(frozen=True)
-class LinearMap:
-    """What one chunk of data contributes to an operator, as a map of parameter-shaped tensors."""
-
-    apply: Callable[[Sequence[Tensor], bool], Sequence[Tensor]]  # (tensors, is a block of vectors)
-    size: Callable[[], int]  # bytes that it keeps alive
 
 
 @dataclass(frozen=True)
@@ -87,6 +81,11 @@ class CurvatureOperator(ABC):
     memory
         Budget in bytes for what is kept between products. Where it is more than there is, batches
         are halved, and the budget, too.
+    compile
+        Record one product, and compile what depends on the vector: a minute or so for the shape of
+        the first chunk of data (others go without), repaid after some thousand products. What is
+        recorded is double backward: of PyTorch's ways to a second derivative some are wrong, and
+        compiling does not mend them.
     team
         Processes that share the data, each with the same arguments. They make all products together
         and all get the whole result, for one sum over the processes.
@@ -108,6 +107,7 @@ class CurvatureOperator(ABC):
         seed: int = 0,
         micro_batch: int | None = None,
         memory: int = MEMORY,
+        compile: bool = False,
         team: Team = ALONE,
     ) -> None:
         self._objective = FrozenLoss(
@@ -124,6 +124,9 @@ class CurvatureOperator(ABC):
         self.shape = (size, size)
         self.dtype = self._objective.dtype
         self.device = self._objective.device
+        self._compiled: CompiledProduct | None = None
+        if compile and self._objective.chunks:
+            self._compiled = self._compile(self._objective.chunks[0])
 
     def on(self, data: Data, *, seed: int = 0) -> Self:
         """The same operator of other data, which shares what has been compiled."""
@@ -245,13 +248,31 @@ class CurvatureOperator(ABC):
     def _linear_maps(self) -> Iterator[LinearMap]:
         yield from self._kept
         for chunk in self._objective.chunks[len(self._kept) :]:
-            linear_map = self._linear_map(chunk)
+            if self._compiled is not None and self._compiled.fits(chunk):
+                linear_map = self._compiled.linear_map(chunk)
+            else:
+                linear_map = self._linear_map(chunk)
             if self._keep is None:
                 self._keep = self._count_kept(linear_map, chunk)
             if len(self._kept) < self._keep:
                 self._kept.append(linear_map)
             yield linear_map
             del linear_map  # before the next one is built
+
+    def _compile(self, chunk: Chunk) -> CompiledProduct:
+        def product(chunk: Chunk, vectors: Sequence[Tensor]) -> Sequence[Tensor]:
+            return self._linear_map(chunk).apply(vectors, False)
+
+        compiled = CompiledProduct(self._objective, product, chunk)
+        generator = torch.Generator().manual_seed(self._seed)
+        parameters = self._parameters.values()
+        vectors = [torch.randn(p.shape, generator=generator).to(p) for p in parameters]
+        found = flatten(compiled.linear_map(chunk).apply(vectors, False))
+        exact = flatten(product(chunk, vectors))
+        error = float((found - exact).norm() / exact.norm())
+        if not error <= torch.finfo(self.dtype).eps ** 0.5:
+            raise InputError(f"compile: products are off by {error:.1e}, use the operator without")
+        return compiled
 
     def _count_kept(self, linear_map: LinearMap, chunk: Chunk) -> int:
         if len(self._objective.chunks) == 1:

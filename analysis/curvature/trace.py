@@ -13,6 +13,7 @@ from analysis.curvature.eigensolver import SymmetricOperator
 from models.errors import InputError
 
 Method = Literal["hutchinson", "hutch++", "xtrace"]
+DiagonalMethod = Literal["hutchinson", "xdiag"]
 Value = TypeVar("Value", float, Tensor)
 
 
@@ -56,10 +57,8 @@ def trace(
         If the method is unknown, or too few products are allowed for a standard error: 2 for
         "hutchinson", 6 for "hutch++", 4 for "xtrace".
     """
-    if method not in get_args(Method):
-        raise InputError(f"method: {method!r}, expected one of {', '.join(get_args(Method))}")
-    least = {"hutchinson": 2, "hutch++": 6, "xtrace": 4}[method]
-    _require(matvecs, least)
+    _require_method(method, get_args(Method))
+    _require(matvecs, {"hutchinson": 2, "hutch++": 6, "xtrace": 4}[method])
     if matvecs >= A.shape[0]:
         identity = torch.eye(A.shape[0], dtype=A.dtype, device=A.device)
         return Estimate(float((A @ identity).diagonal().double().sum()), 0.0)
@@ -71,13 +70,41 @@ def trace(
     return _mean(dot_columns(z, A @ z))
 
 
-def diagonal(A: SymmetricOperator, *, matvecs: int = 100, seed: int = 0) -> Estimate[Tensor]:
-    """Diagonal of a symmetric operator, (P,) float64: the mean of z * Az over random signs z.
+def diagonal(
+    A: SymmetricOperator,
+    *,
+    matvecs: int = 100,
+    method: DiagonalMethod = "hutchinson",
+    seed: int = 0,
+) -> Estimate[Tensor]:
+    """Diagonal of a symmetric operator, (P,) float64.
 
-    Bekas, Kokiopoulou and Saad (2007). The standard error of entry i is sqrt(the sum of squares of
-    the rest of row i / matvecs). Raises `InputError` if `matvecs` is less than 2.
+    Parameters
+    ----------
+    A
+        Any object with ``shape``, ``dtype``, ``device`` and ``A @ V`` for (P, k) tensors.
+    matvecs
+        Products with `A`.
+    method
+        "hutchinson" (Bekas, Kokiopoulou and Saad 2007): the mean of z * Az over random signs z, in
+        the memory of a few vectors; the standard error of entry i is sqrt(the sum of squares of the
+        rest of row i / matvecs). "xdiag" (Epperly, Tropp and Webber 2024, section 2.3): every
+        vector is left out in turn of the range of `A` and used on the rest; better where few
+        eigenvalues are large, with a few times (P, matvecs) numbers of memory. Its P or more
+        products give the exact diagonal.
+    seed
+        Of the random vectors.
+
+    Raises
+    ------
+    InputError
+        If the method is unknown, or too few products are allowed for a standard error: 2 for
+        "hutchinson", 4 for "xdiag".
     """
-    _require(matvecs, 2)
+    _require_method(method, get_args(DiagonalMethod))
+    _require(matvecs, {"hutchinson": 2, "xdiag": 4}[method])
+    if method == "xdiag":
+        return _xdiag(A, matvecs, seed)
     generator = torch.Generator().manual_seed(seed)
     mean, squares = (torch.zeros(A.shape[0], dtype=torch.float64, device=A.device) for _ in "ab")
     for i in range(1, matvecs + 1):  # one at a time: any number of vectors in the memory of one
@@ -116,22 +143,45 @@ def _xtrace(A: SymmetricOperator, k: int, seed: int) -> Estimate[float]:
     omega = torch.randn(size, k, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     omega = (omega * math.sqrt(size) / omega.norm(dim=0)).to(A.device, A.dtype)  # on a sphere
     Y = A @ omega
-    Q, R = torch.linalg.qr(Y)
+    Q, R, S = _leave_one_out(Y)
     H = (Q.T @ (A @ Q)).double()
-    W, R = (Q.T @ omega).double(), R.double()
-    # Where Y has fewer dimensions than columns, any direction will do for those that it lacks.
-    pivots = R.diagonal()
-    least = torch.finfo(A.dtype).eps * pivots.abs().max()
-    pivots.masked_fill_(pivots.abs() <= least, float(least) or 1.0)
-    # Q Qᵀ - q qᵀ, with q = Q s_i, projects on the range of Y without its column i.
-    S = torch.linalg.solve_triangular(R, torch.eye(k, dtype=R.dtype, device=R.device), upper=True).T
-    S = S / S.norm(dim=0)
+    W = (Q.T @ omega).double()
     inside = H.trace() - dot_columns(S, H @ S)
     P = W - S * dot_columns(S, W)  # Qᵀ times the part of ω_i within that range
     outside = dot_columns(omega, Y) - 2 * dot_columns(P, R) + dot_columns(P, H @ P)
     # Of a vector on a sphere it is known how long the part outside should be.
     outside = outside * (size - k + 1) / (size - dot_columns(P, P))
     return _mean(inside + outside)
+
+
+def _xdiag(A: SymmetricOperator, matvecs: int, seed: int) -> Estimate[Tensor]:
+    if matvecs >= A.shape[0]:
+        exact = (A @ torch.eye(A.shape[0], dtype=A.dtype, device=A.device)).diagonal().double()
+        return Estimate(exact, torch.zeros_like(exact))
+    omega = _signs(A, matvecs // 2, seed)
+    Q, R, S = _leave_one_out(A @ omega)
+    AQ = A @ Q
+    q = Q @ S.to(Q.dtype)  # q_i: what the range has of A ω_i alone
+    # diag(P A) + ω_i * (I - P) A ω_i with P = Q Qᵀ - q_i q_iᵀ, where (I - Q Qᵀ) A ω_i = 0.
+    changes = q * (omega * dot_columns(S, R).to(q.dtype) - AQ @ S.to(Q.dtype))
+    spread = changes.double().std(1) / math.sqrt(changes.shape[1])
+    return Estimate((Q * AQ).double().sum(1) + changes.double().mean(1), spread)
+
+
+def _leave_one_out(Y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``Y = QR``, and `S`: ``Q Qᵀ - q qᵀ`` with ``q = Q S_i`` projects on `Y` without column i.
+
+    `Q` is (P, k) in the dtype of `Y`; `R` and `S` are (k, k) float64.
+    """
+    Q, R = torch.linalg.qr(Y)
+    R = R.double()
+    # Where Y has fewer dimensions than columns, any direction will do for those that it lacks.
+    pivots = R.diagonal()
+    least = torch.finfo(Y.dtype).eps * pivots.abs().max()
+    pivots.masked_fill_(pivots.abs() <= least, float(least) or 1.0)
+    identity = torch.eye(len(R), dtype=R.dtype, device=R.device)
+    S = torch.linalg.solve_triangular(R, identity, upper=True).T
+    return Q, R, S / S.norm(dim=0)
 
 
 def _signs(A: SymmetricOperator, n: int, seed: int) -> Tensor:
@@ -147,6 +197,11 @@ def _draw_signs(A: SymmetricOperator, n: int, generator: torch.Generator) -> Ten
 def _mean(samples: Tensor) -> Estimate[float]:
     error = samples.std() / math.sqrt(len(samples))
     return Estimate(float(samples.mean()), float(error))
+
+
+def _require_method(method: str, known: tuple[str, ...]) -> None:
+    if method not in known:
+        raise InputError(f"method: {method!r}, expected one of {', '.join(known)}")
 
 
 def _require(matvecs: int, least: int) -> None:

@@ -35,6 +35,8 @@ def draw_hessians(
                 color=color,
                 ax=density,
             )
+            if "density/bandwidth" in m.arrays:
+                density.set_title(f"smoothed by {m.arrays['density/bandwidth']:.2g}")
             batches, k = eigenvalues.shape
             figure.suptitle(
                 f"{labels.title(m)}; max eigenvalues: top {k} of each of {batches} mini-batches of "
