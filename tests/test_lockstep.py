@@ -100,15 +100,22 @@ def test_what_can_be_stacked():
     assert not stackable(ResidualNetwork().train(), same)
 
 
-def test_wrong_products_of_several_mini_batches_are_refused(monkeypatch):
+@pytest.mark.parametrize(
+    ("mistake", "said"),
+    [
+        (lambda product, v: product + v.roll(1, dims=1), "asymmetric by"),
+        (lambda product, v: product + v, "off those of one"),
+    ],
+)
+def test_wrong_products_of_several_mini_batches_are_refused(mistake, said, monkeypatch):
     model = MODELS["conv"]().double()
     batches = mini_batches()
     right = HessianStack.products
 
     def wrong(self, vectors):
-        return right(self, vectors) + vectors.roll(1, dims=1)
+        return mistake(right(self, vectors), vectors)
 
     assert vmappable(model, F.cross_entropy, batches[0])
     monkeypatch.setattr(HessianStack, "products", wrong)
-    with pytest.raises(InputError, match=r"together: .* at once are asymmetric by"):
+    with pytest.raises(InputError, match=f"together: .* at once are .*{said}"):
         max_eigenvalue_spectrum(model, F.cross_entropy, batches, 2, together=3)

@@ -116,6 +116,29 @@ def test_batchnorm_normalises_over_the_mini_batch_in_training_only(here, unrende
         assert at_the_weights == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_statistics_are_recalibrated_and_bfloat16_is_used_where_asked(
+    here, unrendered, call_module
+):
+    arguments = [*own("batchnorm"), *SMALL[landscape].split(), "--objective", "clean"]
+    losses = []
+    for extra, batchnorm, precision in (
+        ((), "kept", "float32"),
+        (("--recalibrate",), "recalibrated", "float32"),
+        (("--bf16",), "kept", "bfloat16"),
+    ):
+        for again in (False, True):
+            code, out, err = call_module(landscape, *arguments, *extra)
+            assert code == 0, err
+            assert ("is there already" in out) == again
+        with h5py.File("batchnorm.h5") as file:
+            group = file["landscape/clean"]
+            for part in ("line", "test_line", "surface"):
+                found = json.loads(group[f"{part}/attributes"][()].tobytes())
+                assert (found["batchnorm"], found["precision"]) == (batchnorm, precision)
+            losses.append(group["line/nll"][2])
+    assert len(set(losses)) == 3
+
+
 def test_a_hessian_that_fails_its_check_is_refused(here, call_module, monkeypatch):
     monkeypatch.setattr(Hessian, "check", lambda self: Check(1e-7, 1e-3, 3e-4))
     for extra, advice in (((), "--float64"), (("--float64",), "another version of PyTorch")):

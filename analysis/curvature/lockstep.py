@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from analysis.curvature.eigensolver import Eigenpairs, lanczos
 from analysis.curvature.frozen import FrozenLoss, LossFunction
 from analysis.curvature.graphs import gradient
+from analysis.curvature.hessian import Hessian
 from analysis.curvature.operators import asymmetry
 from models.devices import full_precision
 from models.errors import InputError
@@ -118,7 +119,8 @@ def vmappable(
 
     It cannot draw random numbers into a tensor that is the same for all mini-batches, as
     torchvision's stochastic depth does, nor hand out numbers to Python. Raises `InputError` if what
-    it does is wrong.
+    it does is wrong: products are asymmetric, or not those of the `Hessian`, which can be told
+    where nothing is random.
     """
     try:
         stack = HessianStack(model, loss_fn, [batch, batch], params=params)
@@ -127,7 +129,25 @@ def vmappable(
             raise
         return False
     stack.require_symmetric()
+    _require_equal(stack, Hessian(model, loss_fn, batch, params=params))
     return True
+
+
+def _require_equal(stack: HessianStack, H: Hessian) -> None:
+    """Raise `InputError` if a stack of twice the mini-batch of `H` has other products."""
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(H.shape[0], generator=generator, dtype=torch.float64).to(H.device, H.dtype)
+    one, two = stack.products(v.expand(2, -1))
+    tolerance = torch.finfo(H.dtype).eps ** 0.5
+    if (one - two).norm() > tolerance * one.norm():
+        return  # each has drawn random numbers of its own
+    exact = H @ v
+    error = float((one - exact).norm() / exact.norm())
+    if error > tolerance:
+        raise InputError(
+            f"together: Hessian-vector products of several mini-batches at once are {error:.1e} "
+            f"off those of one, expected at most {tolerance:.1e}; solve one at a time"
+        )
 
 
 def eigsh_lockstep(

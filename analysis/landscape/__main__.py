@@ -85,6 +85,14 @@ class Options(MeasurementOptions):
             "NLL + L2 takes, and interpolate the others",
         ),
     ] = None
+    recalibrate: Annotated[
+        bool,
+        arg(
+            help="compute the running statistics of every BatchNorm anew at each point, on the "
+            "mini-batches; without, they stay those of the checkpoint"
+        ),
+    ] = False
+    bf16: Annotated[bool, arg(help="compute in bfloat16 what is safe to")] = False
     span: Annotated[
         float,
         arg(help="largest step; for random directions 1 is as long as the weights"),
@@ -163,6 +171,8 @@ def measure(
 
     settings = {key: getattr(options, key) for key in _SETTINGS}
     settings["towards"] = [other.sha256 for other in others]
+    # Among the settings only where asked for: measurements from before these options are as good.
+    settings |= {key: True for key in ("recalibrate", "bf16") if getattr(options, key)}
     kind = "" if options.directions == "random" else f"_{options.directions}"
     group = options.group(f"landscape{kind}")
     unfinished = f"unfinished/{group}"
@@ -222,6 +232,8 @@ def measure(
             *arguments,
             weight_decay=what.weight_decay or None,
             seed=options.seed,
+            recalibrate=objective.batches if options.recalibrate else None,
+            bf16=options.bf16,
             team=team,
             resume=unpack(part, earlier),
             save=partial(save, part),
