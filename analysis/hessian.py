@@ -180,6 +180,7 @@ def measure(checkpoint: Checkpoint, options: Options, team: Team) -> Measurement
         k=options.k,
         tol=options.tol,
         compile=options.compile,
+        memory=int(options.memory * 2**30),
         team=team,
         resume=begun.arrays if begun else None,
         save=partial(store, unfinished, **common),
@@ -291,8 +292,9 @@ def report(measurement: Measurement) -> None:
         how = "one by one" if together == 1 else f"{together} at a time"
         worth = ""
         if "errors" in arrays:
-            relative = arrays["errors"] / np.abs(arrays["eigenvalues"])
-            worth = f", eigenvalues at most {relative.max():.1e} off by their error bounds"
+            size = np.abs(arrays["eigenvalues"])
+            relative = np.divide(arrays["errors"], size, where=size > 0, out=np.zeros_like(size))
+            worth = f", eigenvalues off by an estimated {relative.max():.1e} at most"
         print(
             f"{name}: {len(arrays['eigenvalues'])} mini-batches solved {how}, "
             f"{arrays['matvecs'].mean():.1f} products each{worth}"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+import threading
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from functools import cache
-from threading import Barrier
 from typing import TypeVar
 
 import torch
@@ -17,28 +17,52 @@ Result = TypeVar("Result")
 MOST_THREADS = 16  # at work on a piece each: as many times the memory of one
 
 
+class Cancelled(BaseException):
+    """Raised in a thread whose result nobody waits for any more."""
+
+
 def parallel(
     function: Callable[[Piece], Result], pieces: Sequence[Piece], workers: int
-) -> Iterator[Result]:
-    """``map(function, pieces)`` by `workers` threads, among which PyTorch's own are divided.
+) -> Generator[tuple[int, Result], None, None]:
+    """Yield ``(i, function(pieces[i]))`` as soon as it is there, by `workers` threads.
 
-    PyTorch's threads (`torch.get_num_threads`) share one operation and wait for each other at its
-    end. Where operations are short, as those of a small network, it takes less time to give each
-    thread a piece of the work to itself. Results come in the order of the pieces. Modes that belong
-    to a thread, such as `torch.inference_mode` and autocast, are for `function` to enter.
+    PyTorch's threads (`torch.get_num_threads`), which are divided among the workers, share one
+    operation and wait for each other at its end. Where operations are short, as those of a small
+    network, it takes less time to give each thread a piece of the work to itself. Modes that belong
+    to a thread, such as `torch.inference_mode` and autocast, are for `function` to enter. A caller
+    that may leave before the end closes the iterator: then what is running ends at its next
+    `give_way`, and nothing else begins.
     """
     if workers == 1:
-        yield from map(function, pieces)
+        yield from enumerate(map(function, pieces))
         return
-    pool = _pool(workers, torch.get_num_threads() // workers)
-    running = [pool.submit(function, piece) for piece in pieces]
+    stop = threading.Event()
+
+    def run(piece: Piece) -> Result:
+        _current.stop = stop
+        give_way()
+        return function(piece)
+
+    running: dict[Future[Result], int] = {}
     try:
-        for future in running:
-            yield future.result()
+        pool = _pool(workers, torch.get_num_threads() // workers)
+        for i, piece in enumerate(pieces):
+            running[pool.submit(run, piece)] = i
+        for future in as_completed(running):
+            yield running[future], future.result()
     finally:
-        for future in running:
-            future.cancel()
+        stop.set()
         wait(running)
+
+
+def give_way() -> None:
+    """Raise `Cancelled` in a thread of `parallel` whose caller has left."""
+    stop = getattr(_current, "stop", None)
+    if stop is not None and stop.is_set():
+        raise Cancelled
+
+
+_current = threading.local()
 
 
 @cache  # memory that a thread has freed is at hand for its next piece of work only if it lives on
@@ -46,7 +70,7 @@ def _pool(workers: int, threads: int) -> ThreadPoolExecutor:
     """Threads, of which each gives so many of PyTorch's to one operation."""
     before = torch.get_num_threads()
     pool = ThreadPoolExecutor(workers, "piece")
-    started = Barrier(workers)
+    started = threading.Barrier(workers)
 
     def begin(_: int) -> None:
         torch.get_num_threads()  # a thread takes over the number of all when it is first asked

@@ -1,7 +1,6 @@
 """Independent random streams from one stored seed, and PyTorch's global generators."""
 
 import contextlib
-import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,8 +8,6 @@ import torch
 
 from models.description import MAX_SEED
 from models.errors import InputError, shown
-
-_turn = threading.RLock()
 
 
 def derive_seed(seed: int, *path: int) -> int:
@@ -42,10 +39,7 @@ def seed_everything(device: torch.device, seed: int) -> None:
 
 @contextlib.contextmanager
 def seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Inside, the global generators draw from `seed`; outside, nothing has happened.
-
-    Threads, which have these generators in common, take turns.
-    """
-    with _turn, untouched_rng(device):
+    """Inside, the global generators draw from `seed`; outside, nothing has happened."""
+    with untouched_rng(device):
         seed_everything(device, seed)
         yield

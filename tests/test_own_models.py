@@ -137,6 +137,9 @@ def test_statistics_are_recalibrated_and_bfloat16_is_used_where_asked(
                 assert (found["batchnorm"], found["precision"]) == (batchnorm, precision)
             losses.append(group["line/nll"][2])
     assert len(set(losses)) == 3
+    code, _, err = call_module(landscape, *own("vit"), *SMALL[landscape].split(), "--recalibrate")
+    assert code == 2
+    assert "vit.pt has no BatchNorm with running statistics under --objective train" in err
 
 
 def test_a_hessian_that_fails_its_check_is_refused(here, call_module, monkeypatch):

@@ -1,6 +1,7 @@
 """Work divided among threads, and surfaces and spectra that are computed by several."""
 
 import os
+from contextlib import closing
 from functools import partial
 from threading import get_ident
 from time import sleep
@@ -10,11 +11,13 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from analysis import saving
-from analysis.curvature import Hessian, eigsh, max_eigenvalue_spectrum, spectrum
+from analysis.curvature import Hessian, eigsh, max_eigenvalue_spectrum
+from analysis.curvature.spectrum import _choose_threads
 from analysis.landscape.evaluation import Evaluator
-from analysis.threads import parallel
+from analysis.threads import give_way, parallel
 from tests.dense import CLASSES, MODELS
 
 
@@ -33,12 +36,12 @@ def test_threads_are_divided_and_given_back(threads):
         torch.ones(100_000).exp()  # PyTorch sets up a thread when it is first busy
         return piece, torch.get_num_threads(), get_ident()
 
-    found = list(parallel(share, range(40), 3))
+    found = [result for _, result in sorted(parallel(share, range(40), 3))]
     assert [piece for piece, _, _ in found] == list(range(40))
     assert {own for _, own, _ in found} == {2}
     assert get_ident() not in {ident for _, _, ident in found}
     assert torch.get_num_threads() == 6
-    assert list(parallel(share, [0], 1)) == [(0, 6, get_ident())]
+    assert list(parallel(share, [0], 1)) == [(0, (0, 6, get_ident()))]
 
 
 def test_an_exception_is_passed_on(threads):
@@ -46,7 +49,26 @@ def test_an_exception_is_passed_on(threads):
     with pytest.raises(ZeroDivisionError):
         list(parallel(lambda piece: 1 / piece, [1, 0, 1], 2))
     assert torch.get_num_threads() == 2
-    assert list(parallel(abs, [-1, 2], 2)) == [1, 2]
+    assert dict(parallel(abs, [-1, 2], 2)) == {0: 1, 1: 2}
+
+
+def test_results_come_as_they_are_ready_and_work_ends_when_the_caller_leaves(threads):
+    threads(2)
+    begun = []
+
+    def work(piece):
+        begun.append(piece)
+        sleep(1e-3)
+        while piece == 0:
+            give_way()
+        return piece
+
+    with closing(parallel(work, range(1000), 2)) as results:
+        assert next(results) == (1, 1)
+    number = len(begun)
+    assert number < 1000
+    sleep(0.05)
+    assert len(begun) == number
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -56,7 +78,7 @@ def test_a_forked_process_has_threads_of_its_own(threads):
     list(parallel(abs, [-1, 2], 2))
     child = os.fork()
     if child == 0:
-        os._exit(int(list(parallel(abs, [-1, 2], 2)) != [1, 2]))
+        os._exit(int(dict(parallel(abs, [-1, 2], 2)) != {0: 1, 1: 2}))
     assert os.waitpid(child, 0)[1] == 0
 
 
@@ -169,7 +191,7 @@ def test_mini_batches_are_solved_by_several_threads(threads):
     threads(3)
     data = mini_batches(30)
     max_eigenvalue_spectrum(nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES)), loss, data, k=2)
-    assert len(seen - {get_ident()}) == 3
+    assert len(seen - {get_ident()}) > 1
 
 
 def test_threads_leave_the_precision_and_the_random_state_as_they_were(threads):
@@ -207,15 +229,58 @@ def test_a_spectrum_by_threads_is_resumed_to_the_last_bit(threads, monkeypatch):
         assert torch.equal(resumed.residuals, whole.residuals)
 
 
-def test_as_many_threads_as_memory_holds_solves(threads, monkeypatch):
+def test_as_many_threads_as_memory_holds_solves(threads):
     threads(4)
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES))
     H = Hessian(model, F.cross_entropy, mini_batches(1))
     eigsh(H, 2)
     assert H.kept_bytes() > 0
-    one = H.kept_bytes() + 21 * H.shape[0] * H.dtype.itemsize
+    one = 2 * H.kept_bytes() + 21 * H.shape[0] * H.dtype.itemsize
     for memory, expected in ((0, 1), (one, 1), (5 * one // 2, 2), (100 * one, 4)):
-        monkeypatch.setattr(spectrum, "MEMORY", memory)
-        assert spectrum._choose_threads(H, 2, 10) == expected
-    assert spectrum._choose_threads(H, 2, 3) == 3
-    assert spectrum._choose_threads(H, 2, 0) == 1
+        assert _choose_threads(H, 2, 10, memory) == expected
+    assert _choose_threads(H, 2, 3, 100 * one) == 3
+    assert _choose_threads(H, 2, 0, 100 * one) == 1
+    with torch.autocast("cpu", torch.bfloat16):
+        assert _choose_threads(H, 2, 10, 100 * one) == 1
+    assert _choose_threads(H.on(mini_batches(1)), 2, 10, 100 * one) == 1  # it keeps nothing yet
+
+
+class Checkpointed(nn.Sequential):
+    """Its forward pass runs again for every product."""
+
+    def forward(self, x):
+        return checkpoint(super().forward, x, use_reentrant=False)
+
+
+def test_one_thread_where_a_product_runs_the_model(threads):
+    threads(4)
+    for kind, expected in ((Checkpointed, 1), (nn.Sequential, 4)):
+        changed = kind(nn.Linear(16, 8), nn.Tanh(), nn.Dropout(0.5))
+        model = nn.Sequential(nn.Flatten(), changed, nn.Linear(8, CLASSES))
+        H = Hessian(model, F.cross_entropy, mini_batches(1))
+        eigsh(H, 2)
+        assert _choose_threads(H, 2, 10, 2**30) == expected
+    changed.register_full_backward_hook(lambda *_: None)
+    assert _choose_threads(H, 2, 10, 2**30) == 1
+
+
+def test_no_thread_goes_on_when_saving_fails(threads, monkeypatch):
+    threads(2)
+    monkeypatch.setattr(saving, "SAVE_EVERY", 0.0)
+    begun = []
+
+    def loss(outputs, targets):
+        begun.append(1)
+        return F.cross_entropy(outputs, targets)
+
+    def save(rows):
+        if rows["done"].sum() == 3:
+            raise OSError("disk full")
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES))
+    with pytest.raises(OSError, match="disk full"):
+        max_eigenvalue_spectrum(model, loss, mini_batches(200), k=2, save=save)
+    number = len(begun)
+    assert number < 200
+    sleep(0.05)
+    assert len(begun) == number

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -26,6 +27,11 @@ Data = tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
 # Examples that pass through the model at once unless told otherwise. On a CPU more do not make the
 # matrix products any faster but leave the cache; a GPU needs more to be busy.
 MICRO_BATCH = {"cpu": 32, "cuda": 256}
+
+
+# Threads take turns with what they have in common: a model, which has one set of tensors at a time,
+# PyTorch's generators, and its choice of kernels.
+_turn = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -151,7 +157,7 @@ class FrozenLoss:
         self, chunk: Chunk, parameters: Mapping[str, Tensor] | None = None
     ) -> Iterator[Tensor]:
         """Model outputs of a chunk, here or at other parameters; inside, randomness is frozen."""
-        with seeded(self.device, chunk.seed):
+        with _turn, seeded(self.device, chunk.seed):
             yield self._outputs(parameters or self.parameters, chunk.x)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -176,6 +182,10 @@ class FrozenLoss:
             return functional_call(
                 self._model, state, self._cast(x.to(self.device, non_blocking=True))
             )
+
+    def modules(self) -> Iterator[nn.Module]:
+        """Those of the model."""
+        return self._model.modules()
 
     def displaced(self, direction: Tensor, step: float) -> dict[str, Tensor]:
         """Parameters ``theta + step * direction``, as leaves of a graph; `direction` is (P,)."""
@@ -229,13 +239,10 @@ class FrozenLoss:
     @torch.no_grad()
     def _why_together(self, pair: Chunk, size: int, chunks: list[Chunk]) -> str | None:
         """The same, found out with the outputs of a pair of `size` examples and all targets."""
+        if self.draws(pair):
+            return "the forward pass draws random numbers"
         with self.forward(pair) as outputs:
             together = self.loss(outputs, pair.y)
-            drawn = _generator_states(self.device)
-        with seeded(self.device, pair.seed):
-            undrawn = _generator_states(self.device)
-        if not all(map(torch.equal, drawn, undrawn)):
-            return "the forward pass draws random numbers"
         apart = torch.zeros_like(together)
         for part in _cut(pair, size):
             with self.forward(part) as own:
@@ -248,6 +255,16 @@ class FrozenLoss:
         if not all(torch.isclose(*two, rounding, rounding, equal_nan=True) for two in found):
             return "the loss of a batch is not the mean of the losses of its examples"
         return None
+
+    @torch.no_grad()
+    def draws(self, chunk: Chunk) -> bool:
+        """Whether the forward pass of a chunk, or its loss, draws random numbers."""
+        with self.forward(chunk) as outputs:
+            self.loss(outputs, chunk.y)
+            drawn = _generator_states(self.device)
+        with _turn, seeded(self.device, chunk.seed):
+            undrawn = _generator_states(self.device)
+        return not all(map(torch.equal, drawn, undrawn))
 
     def _two_ways(self, outputs: Tensor, chunk: Chunk, size: int) -> tuple[Tensor, Tensor]:
         """Loss of the targets of `chunk`, and the mean over its pieces, whatever the outputs."""

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from analysis.curvature.compiled import CompiledProduct
 from analysis.curvature.frozen import Chunk, Data, FrozenLoss, LossFunction
 from analysis.curvature.graphs import LinearMap
 from analysis.parameters import flatten
+from analysis.threads import give_way
 from models.devices import full_precision
 from models.distributed import ALONE, Team
 from models.errors import InputError
@@ -135,9 +137,29 @@ class CurvatureOperator(ABC):
         other._kept, other._keep = [], None
         return other
 
-    def kept_bytes(self) -> int:
-        """Size of what the products so far have left for the next, in bytes."""
+    def kept_bytes(self) -> int | None:
+        """Size of what products have in common, None unless all of it is kept by now."""
+        if len(self._kept) < len(self._objective.chunks):
+            return None
         return sum(linear_map.size() for linear_map in self._kept)
+
+    def draws(self) -> bool:
+        """Whether the forward pass draws random numbers, which are frozen here."""
+        return any(map(self._objective.draws, self._objective.chunks[:1]))
+
+    def runs_model(self) -> bool:
+        """Whether the next product calls the model, or code that has been hung on it.
+
+        It does where a linear map is not kept or, as checkpointing does, computed once more.
+        """
+        called = []
+        modules = self._objective.modules()
+        hook = register_module_forward_pre_hook(lambda *_: called.append(True))
+        try:
+            self @ torch.zeros(self.shape[0], dtype=self.dtype, device=self.device)
+        finally:
+            hook.remove()
+        return bool(called) or any(m._backward_hooks or m._backward_pre_hooks for m in modules)
 
     @abstractmethod
     def _linear_map(self, chunk: Chunk) -> LinearMap:
@@ -164,6 +186,7 @@ class CurvatureOperator(ABC):
 
     @full_precision()
     def _product(self, rows: Tensor) -> Tensor:
+        give_way()
         while True:
             try:
                 product = self._product_of_own_data(rows)

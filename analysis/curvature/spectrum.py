@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -60,6 +61,7 @@ def max_eigenvalue_spectrum(
     seed: int = 0,
     solver: Solver = "lanczos",
     compile: bool = False,
+    memory: int = MEMORY,
     together: int | None = None,
     team: Team = ALONE,
     resume: Mapping[str, np.ndarray] | None = None,
@@ -88,10 +90,12 @@ def max_eigenvalue_spectrum(
         protocol of the paper, which works in evaluation mode whatever the mode of the model.
     compile
         As of `Hessian`, once for all mini-batches of the size of the first.
+    memory
+        As of `Hessian`, for all mini-batches that are being solved.
     together
         Mini-batches that are solved in lock-step, with one product for all of them. None chooses by
         device: on a GPU as many as it takes to keep it busy, on a CPU one. There each thread that
-        PyTorch has solves mini-batches of its own, as far as 2 GiB hold what that takes, unless
+        PyTorch has solves mini-batches of its own, as far as `memory` holds what that takes, unless
         `compile` or a `team` has a use for the threads.
     team
         Processes among which the mini-batches are dealt out; all get the whole result.
@@ -126,8 +130,7 @@ def max_eigenvalue_spectrum(
         bar.update(int(rows["done"].sum()) - bar.n)
         saver.now_and_then()
 
-    # Threads that set and reset the precision each for itself would leave it as one of them saw it.
-    with bar, saver, full_precision():
+    with bar, saver:
         workers = 1
         if solver == "pyhessian":
             together = 1
@@ -140,11 +143,13 @@ def max_eigenvalue_spectrum(
         else:
             if together > 1 and not vmappable(model, loss_fn, drawn[0], params=params):
                 together = 1
-            H = Hessian(model, loss_fn, drawn[0], compile=compile, seed=seeds[0], **common)
+            H = Hessian(
+                model, loss_fn, drawn[0], compile=compile, memory=memory, seed=seeds[0], **common
+            )
             first = eigsh(H, k, tol=tol, seed=seeds[0])
             fill([0], _table([first]))
             if together == 1 and not compile and team.size == 1:
-                workers = _choose_threads(H, k, len(drawn) - 1)
+                workers = _choose_threads(H, k, len(drawn) - 1, memory)
 
             def solve(group: Sequence[int]) -> list[Eigenpairs]:
                 members = [drawn[i] for i in group]
@@ -164,13 +169,15 @@ def max_eigenvalue_spectrum(
         def work(i: int) -> Columns:
             return _table(solve(groups[i]))
 
-        found: Iterable[tuple[int, Columns]] = (
-            team.share(len(groups), work)
-            if workers == 1
-            else enumerate(parallel(work, range(len(groups)), workers))
-        )
-        for i, columns in found:
-            fill(groups[i], columns)
+        if workers == 1:
+            for i, columns in team.share(len(groups), work):
+                fill(groups[i], columns)
+        else:
+            # The precision is set here, for threads that each set and reset it would leave it as
+            # one of them saw it.
+            with full_precision(), closing(parallel(work, range(len(groups)), workers)) as found:
+                for i, columns in found:
+                    fill(groups[i], columns)
     return _summary({key: torch.from_numpy(rows[key]) for key in _COLUMNS}, together)
 
 
@@ -218,16 +225,20 @@ def _choose_together(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]])
     return max(MICRO_BATCH.get(device, 32) // len(batches[0][0]), 1)
 
 
-def _choose_threads(H: Hessian, k: int, solves: int) -> int:
+def _choose_threads(H: Hessian, k: int, solves: int, memory: int) -> int:
     """Threads for so many solves like that of `H`, done already, which tells what memory one takes.
 
-    All solves count, done or not: rounding depends on how many threads share an operation.
+    All solves count, done or not: rounding depends on how many threads share an operation. There is
+    but one where threads would meet in the model, or know nothing of a mode of this one.
     """
-    if H.device.type != "cpu":
+    kept = H.kept_bytes()
+    if H.device.type != "cpu" or kept is None:
+        return 1
+    if torch.is_autocast_enabled("cpu") or H.runs_model():
         return 1
     P, _ = H.shape
     basis = (default_ncv(P, k) + 1) * P * H.dtype.itemsize
-    fitting = MEMORY // (basis + H.kept_bytes())
+    fitting = memory // (basis + 2 * kept)  # a backward pass takes about as much as it is given
     return max(min(torch.get_num_threads(), MOST_THREADS, fitting, solves), 1)
 
 

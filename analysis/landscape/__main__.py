@@ -165,6 +165,7 @@ def measure(
 ) -> Measurement:
     """Lines and surface of a checkpoint, stored, or as they were stored before."""
     from analysis.landscape import line, random_directions, surface
+    from analysis.landscape.evaluation import batch_norms
     from analysis.landscape.storage import pack, pack_cut, unpack, unpack_cut
     from analysis.measurements import store, stored
     from models.seeds import derive_seed
@@ -195,6 +196,12 @@ def measure(
         if earlier:
             print(f"{earlier.path}:/{group} was interrupted; going on from there")
     objective = options.build(checkpoint, options.batches)
+    calibration = objective.batches if options.recalibrate else None
+    if options.recalibrate and all(norm.training for norm in batch_norms(objective.model)):
+        raise InputError(
+            f"recalibrate: {checkpoint.path} has no BatchNorm with running statistics under "
+            f"--objective {options.objective}, expected one"
+        )
     test = clean.build(replace(checkpoint, model=copy.deepcopy(checkpoint.model)), options.batches)
     common["data"] = {options.split: objective.fingerprint, "test": test.fingerprint}
     cut = unpack_cut(earlier) or team.first(lambda: choose(checkpoint, others, objective, options))
@@ -232,7 +239,7 @@ def measure(
             *arguments,
             weight_decay=what.weight_decay or None,
             seed=options.seed,
-            recalibrate=objective.batches if options.recalibrate else None,
+            recalibrate=calibration,
             bf16=options.bf16,
             team=team,
             resume=unpack(part, earlier),
@@ -251,6 +258,7 @@ def choose(
 
     states = [other.model.state_dict() for other in others]
     span, seed = options.span, options.seed
+    calibration = objective.batches if options.recalibrate else None
     drawn: dict[str, Any] = dict(normalization=options.normalization, include=options.include)
     match options.directions:
         case "random":
@@ -260,11 +268,15 @@ def choose(
         case "gradient":
             return cuts.gradient_cut(objective, seed=seed, span=span, **drawn)
         case "towards":
-            return cuts.towards_cut(objective, states[0], seed=seed, span=span, **drawn)
+            return cuts.towards_cut(
+                objective, states[0], seed=seed, span=span, recalibrate=calibration, **drawn
+            )
         case "plane":
             return cuts.plane_cut(objective, states[0], states[1], span=span)
         case "bezier":
-            return cuts.bezier_cut(objective, states[0], seed=seed, span=span)
+            return cuts.bezier_cut(
+                objective, states[0], seed=seed, span=span, recalibrate=calibration
+            )
     return cuts.pca_cut(objective, snapshots_of(checkpoint, options), span=span)
 
 

@@ -26,6 +26,7 @@ from analysis.landscape.directions import (
     random_directions,
     towards,
 )
+from analysis.landscape.evaluation import Batch
 from analysis.landscape.trajectories import polar, trajectory
 from analysis.objective import Objective
 from models.errors import InputError
@@ -143,10 +144,12 @@ def towards_cut(
     span: float,
     normalization: Normalization = "filter",
     include: Include = "weights",
+    recalibrate: Sequence[Batch] | None = None,
 ) -> Cut:
     """Towards another checkpoint (x = 1), and a random direction of the same length.
 
-    The extras hold the metrics on the straight path, ``linear/nll`` and ``linear/error``.
+    The extras hold the metrics on the straight path, ``linear/nll`` and ``linear/error``;
+    `recalibrate` is that of `linear_path`.
     """
     model = objective.model
     (drawn,) = random_directions(model, 1, seed=seed, normalization=normalization, include=include)
@@ -163,7 +166,7 @@ def towards_cut(
         names,
         np.array([[0.0, 0.0], [1.0, 0.0]]),
         span,
-        _linear(objective, other, seed),
+        _linear(objective, other, seed, recalibrate),
     )
 
 
@@ -174,12 +177,19 @@ def plane_cut(objective: Objective, second: State, third: State, *, span: float)
     return _around(objective.model, found.directions, names, found.points, span)
 
 
-def bezier_cut(objective: Objective, other: State, *, seed: int, span: float) -> Cut:
+def bezier_cut(
+    objective: Objective,
+    other: State,
+    *,
+    seed: int,
+    span: float,
+    recalibrate: Sequence[Batch] | None = None,
+) -> Cut:
     """The plane of a fitted Bezier curve of low loss to another checkpoint.
 
     The loss is that of the objective without its penalty, which would draw the curve to the origin.
     The extras hold the metrics on the straight path and on the curve, ``linear/nll``,
-    ``bezier/nll`` and so on, at ``ts``.
+    ``bezier/nll`` and so on, at ``ts``; `recalibrate` is that of `bezier_path`.
     """
     curve = fit_bezier(
         objective.model,
@@ -190,12 +200,19 @@ def bezier_cut(objective: Objective, other: State, *, seed: int, span: float) ->
     )
     ts = np.linspace(0, 1, PATH_POINTS)
     path = bezier_path(
-        objective.model, other, curve.bend, objective.metrics, objective.batches, ts, seed=seed
+        objective.model,
+        other,
+        curve.bend,
+        objective.metrics,
+        objective.batches,
+        ts,
+        seed=seed,
+        recalibrate=recalibrate,
     )
     found = plane(objective.model, other, {**objective.model.state_dict(), **curve.bend})
     _, end, bend = found.points
     marks = 2 * np.outer(ts * (1 - ts), bend) + np.outer(ts**2, end)
-    extras = _linear(objective, other, seed)
+    extras = _linear(objective, other, seed, recalibrate)
     extras |= {f"bezier/{name}": values for name, values in path.metrics.items()}
     extras["fit/losses"] = curve.losses
     return _around(objective.model, found.directions, ("distance",) * 2, marks, span, extras)
@@ -220,9 +237,19 @@ def pca_cut(objective: Objective, snapshots: Sequence[State], *, span: float) ->
     )
 
 
-def _linear(objective: Objective, other: State, seed: int) -> dict[str, np.ndarray]:
+def _linear(
+    objective: Objective, other: State, seed: int, recalibrate: Sequence[Batch] | None
+) -> dict[str, np.ndarray]:
     ts = np.linspace(0, 1, PATH_POINTS)
-    path = linear_path(objective.model, other, objective.metrics, objective.batches, ts, seed=seed)
+    path = linear_path(
+        objective.model,
+        other,
+        objective.metrics,
+        objective.batches,
+        ts,
+        seed=seed,
+        recalibrate=recalibrate,
+    )
     return {"ts": ts} | {f"linear/{name}": values for name, values in path.metrics.items()}
 
 

@@ -126,10 +126,16 @@ class Evaluator:
             return torch.cat([self._means(tensors, each) for each in sets]).cpu().numpy()
 
     def _means(self, tensors: dict[str, Tensor], batches: Sequence[Batch]) -> Tensor:
-        sums = parallel(
-            partial(self._sums, tensors), list(enumerate(batches)), self._workers(tensors, batches)
+        sums = dict(
+            parallel(
+                partial(self._sums, tensors),
+                list(enumerate(batches)),
+                self._workers(tensors, batches),
+            )
         )
-        return torch.stack(list(sums)).sum(0) / sum(len(x) for x, _ in batches)
+        # In one order, which the last bits depend on.
+        total = torch.stack([sums[i] for i in range(len(batches))]).sum(0)
+        return total / sum(len(x) for x, _ in batches)
 
     def _sums(self, tensors: dict[str, Tensor], numbered: tuple[int, Batch]) -> Tensor:
         """Metrics of one batch, times its examples."""
