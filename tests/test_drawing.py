@@ -348,6 +348,12 @@ def test_max_eigenvalue_density_integrates_to_the_share_of_its_half(ax):
         assert ax.get_legend_handles_labels()[1] == [f"({share:.1%})"]
 
 
+def test_a_single_eigenvalue_is_named_on_its_axis(ax):
+    plots.plot_max_eigenvalues(np.array([[-9.7384, 3.0]]), "negative", ax=ax)
+    ax.figure.canvas.draw()
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["$-9.7$"]
+
+
 def test_not_a_number_is_a_hole(ax):
     plots.plot_line(np.arange(3.0), np.array([1.0, np.inf, 2.0]), ylabel="NLL", ax=ax)
     np.testing.assert_array_equal(ax.lines[0].get_ydata(), [1.0, np.nan, 2.0])

@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import SymLogNorm
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter
 from scipy.stats import gaussian_kde
 
 
@@ -53,8 +53,9 @@ def plot_max_eigenvalues(
         ax.xaxis.set_minor_formatter(NullFormatter())
         sign = "-" if half == "negative" else ""
         ax.xaxis.set_major_formatter(lambda value, _: f"${sign}{value:g}$")
-    if not ax.dataLim.width > 0:  # as yet there are none
-        ax.set_xticks([])
+    if not ax.dataLim.width > 0:  # as yet there is one, or none
+        only = [float(f"{x:.2g}") for x in (ax.dataLim.x0,) if np.isfinite(x)]
+        ax.xaxis.set_major_locator(FixedLocator(only))
     if half == "negative":
         ax.xaxis.set_inverted(True)
     ax.set(xlabel=f"{half} Hessian max eigenvalues", ylabel="density per decade")
