@@ -154,17 +154,15 @@ def measure(checkpoint: Checkpoint, options: Options, team: Team) -> Measurement
     common["data"] = {options.split: objective.fingerprint}
     if options.float64:
         objective = objective.double()
-    decay: dict[str, Any] = dict(weight_decay=objective.weight_decay, seed=options.seed)
-    together = objective.batches[: options.density_batches]
-    hessian = Hessian(
-        objective.model,
-        objective.loss,
-        together,
+    how: dict[str, Any] = dict(
+        weight_decay=objective.weight_decay,
+        seed=options.seed,
         memory=int(options.memory * 2**30),
         compile=options.compile,
         team=team,
-        **decay,
     )
+    together = objective.batches[: options.density_batches]
+    hessian = Hessian(objective.model, objective.loss, together, **how)
     with working("checking the Hessian"):
         check = hessian.check()
     wrong = InputError(
@@ -179,12 +177,9 @@ def measure(checkpoint: Checkpoint, options: Options, team: Team) -> Measurement
         objective.batches,
         k=options.k,
         tol=options.tol,
-        compile=options.compile,
-        memory=int(options.memory * 2**30),
-        team=team,
         resume=begun.arrays if begun else None,
         save=partial(store, unfinished, **common),
-        **decay,
+        **how,
     )
     if not check.ok and spectrum.eigenvalues.isfinite().all():
         raise wrong  # there is no number for the products, yet there are eigenvalues

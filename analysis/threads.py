@@ -15,6 +15,7 @@ Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
 MOST_THREADS = 16  # at work on a piece each: as many times the memory of one
+_current = threading.local()  # its `stop` is set when nobody waits for the thread any more
 
 
 class Cancelled(BaseException):
@@ -60,9 +61,6 @@ def give_way() -> None:
     stop = getattr(_current, "stop", None)
     if stop is not None and stop.is_set():
         raise Cancelled
-
-
-_current = threading.local()
 
 
 @cache  # memory that a thread has freed is at hand for its next piece of work only if it lives on

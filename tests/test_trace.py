@@ -104,7 +104,7 @@ def test_errors_of_xdiag_are_small_and_those_that_it_states():
     hutchinson = ((A**2).sum(1) - A.diagonal() ** 2).div(50).sqrt()
     assert (rms < hutchinson).all()
     assert 4 * rms.mean() < hutchinson.mean()
-    torch.testing.assert_close(rms, stated, rtol=0.3, atol=0)
+    torch.testing.assert_close(rms, stated, rtol=0.2, atol=0)
     assert (errors.mean(0).abs() < 4 * rms / SEEDS**0.5).all()  # no bias
 
 
@@ -112,12 +112,14 @@ def test_errors_of_xdiag_are_small_and_those_that_it_states():
 def test_the_diagonal_is_exact_where_the_range_is_found_and_with_all_products(dtype):
     low_rank = symmetric(np.r_[np.zeros(57), 3.0, 2.0, -1.0]).to(dtype)
     rounding = 100 * torch.finfo(dtype).eps
-    for matrix, matvecs in ((low_rank, 30), (A.to(dtype), len(A)), (A.to(dtype), 3 * len(A))):
-        found = diagonal(matrix, matvecs=matvecs, method="xdiag")
-        torch.testing.assert_close(
-            found.estimate, matrix.diagonal().double(), rtol=0, atol=50 * rounding
-        )
-        assert found.standard_error.max() < 50 * rounding
+    found = diagonal(low_rank, matvecs=30, method="xdiag")
+    exact = low_rank.diagonal().double()
+    torch.testing.assert_close(found.estimate, exact, rtol=0, atol=rounding)
+    assert found.standard_error.max() < rounding
+    for matvecs in (len(A), 3 * len(A)):
+        found = diagonal(A.to(dtype), matvecs=matvecs, method="xdiag")
+        assert torch.equal(found.estimate, A.to(dtype).diagonal().double())
+        assert not found.standard_error.any()
 
 
 def test_diagonal_and_its_standard_error():

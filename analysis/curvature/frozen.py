@@ -85,7 +85,7 @@ class FrozenLoss:
         team: Team = ALONE,
     ) -> None:
         self.team = team
-        self._model = model
+        self.model = model
         self._loss_fn = loss_fn
         selected = select_parameters(model, params)
         self.parameters = {
@@ -175,17 +175,13 @@ class FrozenLoss:
     def _outputs(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
         # Batch normalisation in training mode writes to its buffers, and a graph that is kept must
         # not see those of the next chunk: every pass has its own.
-        buffers = {name: self._cast(buffer.clone()) for name, buffer in self._model.named_buffers()}
+        buffers = {name: self._cast(buffer.clone()) for name, buffer in self.model.named_buffers()}
         state = {**self._constants, **parameters, **buffers}
         # Only the math kernel of scaled_dot_product_attention has a second derivative.
         with sdpa_kernel(SDPBackend.MATH):
             return functional_call(
-                self._model, state, self._cast(x.to(self.device, non_blocking=True))
+                self.model, state, self._cast(x.to(self.device, non_blocking=True))
             )
-
-    def modules(self) -> Iterator[nn.Module]:
-        """Those of the model."""
-        return self._model.modules()
 
     def displaced(self, direction: Tensor, step: float) -> dict[str, Tensor]:
         """Parameters ``theta + step * direction``, as leaves of a graph; `direction` is (P,)."""
@@ -225,7 +221,7 @@ class FrozenLoss:
 
     def _why_whole(self, chunks: list[Chunk], size: int) -> str | None:
         """Why `chunks`, all longer, cannot be cut into pieces of `size`, or None if they can."""
-        for name, module in self._model.named_modules():
+        for name, module in self.model.named_modules():
             if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
                 return f"{name or 'model'} normalises over the batch"
         longest = max(chunks, key=lambda chunk: len(chunk.x))
@@ -239,10 +235,10 @@ class FrozenLoss:
     @torch.no_grad()
     def _why_together(self, pair: Chunk, size: int, chunks: list[Chunk]) -> str | None:
         """The same, found out with the outputs of a pair of `size` examples and all targets."""
-        if self.draws(pair):
-            return "the forward pass draws random numbers"
         with self.forward(pair) as outputs:
             together = self.loss(outputs, pair.y)
+            if self._drawn(pair):
+                return "the forward pass draws random numbers"
         apart = torch.zeros_like(together)
         for part in _cut(pair, size):
             with self.forward(part) as own:
@@ -261,8 +257,12 @@ class FrozenLoss:
         """Whether the forward pass of a chunk, or its loss, draws random numbers."""
         with self.forward(chunk) as outputs:
             self.loss(outputs, chunk.y)
-            drawn = _generator_states(self.device)
-        with _turn, seeded(self.device, chunk.seed):
+            return self._drawn(chunk)
+
+    def _drawn(self, chunk: Chunk) -> bool:
+        """The same of what has happened so far, asked inside of `forward`."""
+        drawn = _generator_states(self.device)
+        with seeded(self.device, chunk.seed):
             undrawn = _generator_states(self.device)
         return not all(map(torch.equal, drawn, undrawn))
 

@@ -153,12 +153,12 @@ class CurvatureOperator(ABC):
         It does where a linear map is not kept or, as checkpointing does, computed once more.
         """
         called = []
-        modules = self._objective.modules()
         hook = register_module_forward_pre_hook(lambda *_: called.append(True))
         try:
             self @ torch.zeros(self.shape[0], dtype=self.dtype, device=self.device)
         finally:
             hook.remove()
+        modules = self._objective.model.modules()
         return bool(called) or any(m._backward_hooks or m._backward_pre_hooks for m in modules)
 
     @abstractmethod

@@ -60,8 +60,7 @@ def trace(
     _require_method(method, get_args(Method))
     _require(matvecs, {"hutchinson": 2, "hutch++": 6, "xtrace": 4}[method])
     if matvecs >= A.shape[0]:
-        identity = torch.eye(A.shape[0], dtype=A.dtype, device=A.device)
-        return Estimate(float((A @ identity).diagonal().double().sum()), 0.0)
+        return Estimate(float(_exact_diagonal(A).sum()), 0.0)
     if method == "hutch++":
         return _hutch_plus_plus(A, matvecs // 3, seed)
     if method == "xtrace":
@@ -81,19 +80,14 @@ def diagonal(
 
     Parameters
     ----------
-    A
-        Any object with ``shape``, ``dtype``, ``device`` and ``A @ V`` for (P, k) tensors.
-    matvecs
-        Products with `A`.
+    A, matvecs, seed
+        As of `trace`; "hutchinson" is never exact.
     method
         "hutchinson" (Bekas, Kokiopoulou and Saad 2007): the mean of z * Az over random signs z, in
         the memory of a few vectors; the standard error of entry i is sqrt(the sum of squares of the
         rest of row i / matvecs). "xdiag" (Epperly, Tropp and Webber 2024, section 2.3): every
         vector is left out in turn of the range of `A` and used on the rest; better where few
-        eigenvalues are large, with a few times (P, matvecs) numbers of memory. Its P or more
-        products give the exact diagonal.
-    seed
-        Of the random vectors.
+        eigenvalues are large, with a few times (P, matvecs) numbers of memory.
 
     Raises
     ------
@@ -156,7 +150,7 @@ def _xtrace(A: SymmetricOperator, k: int, seed: int) -> Estimate[float]:
 
 def _xdiag(A: SymmetricOperator, matvecs: int, seed: int) -> Estimate[Tensor]:
     if matvecs >= A.shape[0]:
-        exact = (A @ torch.eye(A.shape[0], dtype=A.dtype, device=A.device)).diagonal().double()
+        exact = _exact_diagonal(A)
         return Estimate(exact, torch.zeros_like(exact))
     omega = _signs(A, matvecs // 2, seed)
     Q, R, S = _leave_one_out(A @ omega)
@@ -182,6 +176,10 @@ def _leave_one_out(Y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     identity = torch.eye(len(R), dtype=R.dtype, device=R.device)
     S = torch.linalg.solve_triangular(R, identity, upper=True).T
     return Q, R, S / S.norm(dim=0)
+
+
+def _exact_diagonal(A: SymmetricOperator) -> Tensor:
+    return (A @ torch.eye(A.shape[0], dtype=A.dtype, device=A.device)).diagonal().double()
 
 
 def _signs(A: SymmetricOperator, n: int, seed: int) -> Tensor:

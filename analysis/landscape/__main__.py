@@ -19,6 +19,7 @@ from models.errors import InputError
 if TYPE_CHECKING:
     from analysis.landscape import Slice
     from analysis.landscape.cuts import Cut
+    from analysis.landscape.evaluation import Data
     from analysis.measurements import Measurement
     from analysis.objective import Objective
     from models.checkpoint import Checkpoint
@@ -197,14 +198,16 @@ def measure(
             print(f"{earlier.path}:/{group} was interrupted; going on from there")
     objective = options.build(checkpoint, options.batches)
     calibration = objective.batches if options.recalibrate else None
-    if options.recalibrate and all(norm.training for norm in batch_norms(objective.model)):
+    if calibration and all(norm.training for norm in batch_norms(objective.model)):
         raise InputError(
             f"recalibrate: {checkpoint.path} has no BatchNorm with running statistics under "
             f"--objective {options.objective}, expected one"
         )
     test = clean.build(replace(checkpoint, model=copy.deepcopy(checkpoint.model)), options.batches)
     common["data"] = {options.split: objective.fingerprint, "test": test.fingerprint}
-    cut = unpack_cut(earlier) or team.first(lambda: choose(checkpoint, others, objective, options))
+    cut = unpack_cut(earlier) or team.first(
+        lambda: choose(checkpoint, others, objective, options, calibration)
+    )
     first, second = cut.tensors(objective.model)
     steps = cut.along(0, options.line_points)
     parts: dict[str, tuple[Objective, Callable[..., Slice], tuple[Any, ...]]] = {
@@ -251,14 +254,17 @@ def measure(
 
 
 def choose(
-    checkpoint: Checkpoint, others: list[Checkpoint], objective: Objective, options: Options
+    checkpoint: Checkpoint,
+    others: list[Checkpoint],
+    objective: Objective,
+    options: Options,
+    calibration: Data | None,
 ) -> Cut:
-    """The directions that `options` name."""
+    """The directions that `options` name; paths on the way are recalibrated on `calibration`."""
     from analysis.landscape import cuts
 
     states = [other.model.state_dict() for other in others]
     span, seed = options.span, options.seed
-    calibration = objective.batches if options.recalibrate else None
     drawn: dict[str, Any] = dict(normalization=options.normalization, include=options.include)
     match options.directions:
         case "random":

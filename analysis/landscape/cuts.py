@@ -26,7 +26,7 @@ from analysis.landscape.directions import (
     random_directions,
     towards,
 )
-from analysis.landscape.evaluation import Batch
+from analysis.landscape.evaluation import Data
 from analysis.landscape.trajectories import polar, trajectory
 from analysis.objective import Objective
 from models.errors import InputError
@@ -144,7 +144,7 @@ def towards_cut(
     span: float,
     normalization: Normalization = "filter",
     include: Include = "weights",
-    recalibrate: Sequence[Batch] | None = None,
+    recalibrate: Data | None = None,
 ) -> Cut:
     """Towards another checkpoint (x = 1), and a random direction of the same length.
 
@@ -183,7 +183,7 @@ def bezier_cut(
     *,
     seed: int,
     span: float,
-    recalibrate: Sequence[Batch] | None = None,
+    recalibrate: Data | None = None,
 ) -> Cut:
     """The plane of a fitted Bezier curve of low loss to another checkpoint.
 
@@ -238,7 +238,7 @@ def pca_cut(objective: Objective, snapshots: Sequence[State], *, span: float) ->
 
 
 def _linear(
-    objective: Objective, other: State, seed: int, recalibrate: Sequence[Batch] | None
+    objective: Objective, other: State, seed: int, recalibrate: Data | None
 ) -> dict[str, np.ndarray]:
     ts = np.linspace(0, 1, PATH_POINTS)
     path = linear_path(
