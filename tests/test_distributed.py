@@ -101,7 +101,8 @@ def test_a_slow_process_does_not_hold_up_the_others(found):
     assert sorted(i for i, _ in found[0]["uneven"]) == list(range(10))
     by = [rank for _, (_, rank) in found[0]["uneven"]]
     assert by.count(0) == 1
-    assert by[-1] == 0
+    # Each of the two others may be about to hand in one more thing that it has done.
+    assert by.index(0) >= 10 - 1 - 2
 
 
 def test_shares_in_a_row_and_with_less_to_do_than_processes(found):
