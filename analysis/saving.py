@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+import numpy as np
 
 SAVE_EVERY = 10.0  # seconds
 
@@ -38,12 +40,63 @@ class Saver(Generic[State]):
         traceback: TracebackType | None,
     ) -> None:
         """Save what there is if something ends the work early."""
-        if kind is not None and self._save is not None and self._unsaved:
-            self._save(self._state)
+        if kind is not None and self._unsaved:
+            self.now()
 
     def now_and_then(self) -> None:
         """Save what has been added to the state, if it is time."""
         self._unsaved = True
-        if self._save is not None and time.monotonic() - self._saved >= SAVE_EVERY:
+        if time.monotonic() - self._saved >= SAVE_EVERY:
+            self.now()
+
+    def now(self) -> None:
+        """Save the state."""
+        if self._save is not None:
             self._save(self._state)
             self._saved, self._unsaved = time.monotonic(), False
+
+
+class Progress:
+    """What the steps of a longer piece of work have done so far: arrays by the names "STEP/NAME".
+
+    Parameters
+    ----------
+    arrays : mapping of str to array, optional
+        What `save` received when the same work was interrupted.
+    save : callable, optional
+        Called with the arrays of all steps begun; they are filled further afterwards.
+    """
+
+    def __init__(
+        self,
+        arrays: Mapping[str, np.ndarray] | None = None,
+        save: Callable[[dict[str, np.ndarray]], object] | None = None,
+    ) -> None:
+        self._arrays = dict(arrays or {})
+        self._save = save
+
+    def of(self, step: str) -> dict[str, Any]:
+        """The arguments `resume` and `save` of a step."""
+        keep = self._save
+        if keep is None:
+            return {"resume": above(step, self._arrays)}
+
+        def save(arrays: Mapping[str, np.ndarray]) -> None:
+            self._arrays |= below(step, arrays)
+            keep(self._arrays)
+
+        return {"resume": above(step, self._arrays), "save": save}
+
+
+FRESH = Progress()  # that is not saved
+
+
+def below(folder: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays by the names "FOLDER/NAME"."""
+    return {f"{folder}/{key}": array for key, array in arrays.items()}
+
+
+def above(folder: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Inverse of `below`: those of `arrays` that are in the folder."""
+    start = f"{folder}/"
+    return {k.removeprefix(start): array for k, array in arrays.items() if k.startswith(start)}

@@ -17,6 +17,8 @@ import torch
 
 from analysis import saving
 from analysis.curvature import spectrum
+from analysis.curvature.operators import CurvatureOperator
+from analysis.landscape.evaluation import Evaluator
 from models import load_checkpoint, load_dataset
 from models.train import Options, untrained
 
@@ -257,8 +259,6 @@ def test_landscape_goes_on_where_it_was_interrupted(here, call, monkeypatch):
         whole = file["landscape/train/surface/nll"][()]
     Path("checkpoints/csan3.h5").unlink()
 
-    from analysis.landscape.evaluation import Evaluator
-
     evaluate, calls = Evaluator.__call__, []
 
     def interrupted(self, weights):
@@ -278,6 +278,55 @@ def test_landscape_goes_on_where_it_was_interrupted(here, call, monkeypatch):
     assert len(calls) == 4 * 5 + 9 + 1
     with h5py.File("checkpoints/csan3.h5") as file:
         np.testing.assert_array_equal(file["landscape/train/surface/nll"], whole)
+
+
+@pytest.mark.parametrize(
+    ("directions", "kind", "name", "repeated"),
+    [
+        ("eigenvectors", CurvatureOperator, "__matmul__", 1 + 7),  # and the self-check
+        ("bezier --towards checkpoints/other.pt", Evaluator, "value_and_gradient", 1),
+        ("towards --towards checkpoints/other.pt", Evaluator, "__call__", 1),
+    ],
+)
+def test_landscape_goes_on_while_directions_are_found(
+    here, call, monkeypatch, directions, kind, name, repeated
+):
+    monkeypatch.setattr(saving, "SAVE_EVERY", 0.0)
+    other = load_checkpoint(Path("checkpoints/csan3.pt"))
+    with torch.no_grad():
+        for parameter in other.model.parameters():
+            parameter.mul_(1.1)
+    other.save(Path("checkpoints/other.pt"))
+    arguments = ["--ckpt", "checkpoints/csan3.pt", *SMALL["analysis.landscape"]]
+    arguments += f"--directions {directions}".split()
+    original, calls = getattr(kind, name), []
+
+    def counted(*arguments):
+        calls.append(1)
+        if len(calls) in interruptions:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(kind, name, counted)
+    interruptions = ()
+    assert call("analysis.landscape", *arguments)[0] == 0
+    needed = len(calls)
+    whole = contents("checkpoints/csan3.h5")
+    Path("checkpoints/csan3.h5").unlink()
+    calls.clear()
+    interruptions = (8, 16)
+    for code in (130, 130, 0):
+        assert call("analysis.landscape", *arguments)[0] == code
+    assert len(calls) == needed + len(interruptions) * repeated
+    assert contents("checkpoints/csan3.h5") == whole
+
+
+def contents(path):
+    """The bytes of all arrays."""
+    found = {}
+    with h5py.File(path) as file:
+        file.visititems(lambda key, item: found.update({key: item}))
+        return {k: v[()].tobytes() for k, v in found.items() if isinstance(v, h5py.Dataset)}
 
 
 def test_hessian_goes_on_where_it_was_interrupted(here, call, monkeypatch):

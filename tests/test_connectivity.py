@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from analysis import saving
 from analysis.landscape import Path, bezier_path, fit_bezier, linear_path
 from models.errors import InputError
 
@@ -95,6 +96,32 @@ def test_the_fit_takes_ragged_batches_dropout_and_the_penalty() -> None:
     assert fit.losses.tolist() == again.losses.tolist()
     assert all(torch.equal(fit.bend[name], again.bend[name]) for name in fit.bend)
     assert decayed.bend["0.weight"].norm() < fit.bend["0.weight"].norm()
+
+
+def test_fits_and_paths_go_on_where_they_were_interrupted(monkeypatch) -> None:
+    monkeypatch.setattr(saving, "SAVE_EVERY", 0.0)
+    model, other = Point(-1, 0.1), Point(1, 0.1).state_dict()
+    states: list[dict[str, np.ndarray]] = []
+
+    def save(state: dict[str, np.ndarray]) -> None:
+        states.append(copy.deepcopy(state))
+
+    fit = fit_bezier(model, other, ring, ONE, steps=9, save=save)
+    for state in states:
+        again = fit_bezier(model, other, ring, ONE, steps=9, resume=state)
+        assert torch.equal(again.bend["at"], fit.bend["at"])
+        assert again.losses.tolist() == fit.losses.tolist()
+    assert len(states) == 9 + 1
+    states.clear()
+    path = bezier_path(model, other, fit.bend, {"ring": ring}, ONE, TS, save=save)
+    assert [int(state["done"].sum()) for state in states] == [*range(1, 12), 11]
+
+    def never(outputs: Tensor, targets: Tensor) -> Tensor:
+        raise AssertionError
+
+    for resume, metric in ((states[3], ring), (states[-1], never)):
+        again = bezier_path(model, other, fit.bend, {"ring": metric}, ONE, TS, resume=resume)
+        assert again.metrics["ring"].tolist() == path.metrics["ring"].tolist()
 
 
 def test_bad_input_is_named() -> None:

@@ -1,11 +1,14 @@
 """eigsh against numpy on spectra that are hard for a Krylov method."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from analysis import saving
 from analysis.curvature import eigsh
 from models.errors import InputError
 
@@ -135,6 +138,21 @@ def test_start_vector_is_not_changed():
     v0 = torch.ones(120, dtype=torch.float64)
     eigsh(symmetric(SPECTRA["random"]), 2, v0=v0)
     assert torch.equal(v0, torch.ones_like(v0))
+
+
+@pytest.mark.parametrize(("name", "tol"), [("random", 1e-3), ("repeated", 1e-9)])
+def test_goes_on_after_every_product_as_if_nothing_had_happened(name, tol, monkeypatch):
+    """Through restarts and through searches for further copies of an eigenvalue."""
+    monkeypatch.setattr(saving, "SAVE_EVERY", 0.0)
+    A, states = symmetric(SPECTRA[name]), []
+    how = dict(k=5, which="BE", tol=tol, ncv=12, v0=torch.ones(len(A), dtype=A.dtype), seed=3)
+    whole = eigsh(A, **how, save=lambda state: states.append(copy.deepcopy(state)))
+    assert len(states) == whole.matvecs - 1 > 20
+    for state in states:
+        again = eigsh(A, **how, resume=state)
+        assert again.matvecs == whole.matvecs
+        assert torch.equal(again.eigenvalues, whole.eigenvalues)
+        assert torch.equal(again.eigenvectors, whole.eigenvectors)
 
 
 def test_same_seed_same_numbers():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from analysis.curvature.krylov import norm_of, orthogonalise
+from analysis.saving import Saver
 from models.distributed import ALONE, Team
 from models.errors import InputError
 
@@ -62,6 +63,8 @@ def eigsh(
     ncv: int | None = None,
     v0: Tensor | None = None,
     seed: int = 0,
+    resume: Mapping[str, np.ndarray] | None = None,
+    save: Callable[[dict[str, np.ndarray]], object] | None = None,
 ) -> Eigenpairs:
     """Extreme eigenvalues of a symmetric operator, after `scipy.sparse.linalg.eigsh`.
 
@@ -96,6 +99,12 @@ def eigsh(
         Where to start: a vector (P,), or approximate eigenvectors (P, m). Default: random.
     seed
         Of the random vectors.
+    resume
+        What `save` received from the same call before it was interrupted: it goes on from there,
+        to the same result. With a team, of the same process of it.
+    save
+        Called with arrays to store, the basis among them, after about every ten seconds. They
+        change afterwards.
 
     Returns
     -------
@@ -108,7 +117,18 @@ def eigsh(
     InputError
         `k`, `which`, `ncv` or `v0` out of range, or an `A` that is not symmetric.
     """
-    solve = lanczos(A, k, which=which, tol=tol, maxiter=maxiter, ncv=ncv, v0=v0, seed=seed)
+    solve = lanczos(
+        A,
+        k,
+        which=which,
+        tol=tol,
+        maxiter=maxiter,
+        ncv=ncv,
+        v0=v0,
+        seed=seed,
+        resume=resume,
+        save=save,
+    )
     vector = next(solve)
     while True:
         try:
@@ -127,6 +147,8 @@ def lanczos(
     ncv: int | None = None,
     v0: Tensor | None = None,
     seed: int = 0,
+    resume: Mapping[str, np.ndarray] | None = None,
+    save: Callable[[dict[str, np.ndarray]], object] | None = None,
 ) -> Generator[Tensor, Tensor, Eigenpairs]:
     """The algorithm of `eigsh`, which yields vectors (P,) and is sent their products with `A`.
 
@@ -140,7 +162,12 @@ def lanczos(
     maxiter = 50 * ncv if maxiter is None else maxiter
 
     krylov = _KrylovSpace(A, ncv, v0, seed)
+    if resume:
+        krylov.restore(resume)
+    saver = Saver(None if save is None else lambda space: save(space.state()), krylov)
     while True:
+        if krylov.matvecs:
+            saver.now_and_then()  # here, for until its product is there the next vector is no part
         product = yield krylov.extend()
         if not krylov.expand(product):
             return _nothing(A, k, krylov.matvecs)
@@ -255,6 +282,32 @@ class _KrylovSpace:
         self._coupling[-1] = 0.0 if self.exhausted else beta
         self._next = w
         return True
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What `restore` takes, between an `expand` and the next `extend`."""
+        counters = [self.matvecs, self.rounding, self.exhausted]
+        return {
+            "basis": self._rows[: self.size].cpu().numpy(),
+            "next": self._next.cpu().numpy(),
+            "T": self._T[: self.size, : self.size],
+            "coupling": self._coupling,
+            "dropped": self._dropped,
+            "newest": self._newest,
+            "counters": np.array(counters, dtype=np.float64),
+            "generator": self._generator.get_state().numpy(),
+        }
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Be as the space was whose `state` this is."""
+        self.size = len(state["basis"])
+        matvecs, self.rounding, exhausted = state["counters"].tolist()
+        self.matvecs, self.exhausted, self._start = int(matvecs), bool(exhausted), None
+        self._rows[: self.size] = torch.from_numpy(state["basis"])
+        self._next = torch.from_numpy(state["next"]).to(self._rows)
+        self._T[: self.size, : self.size] = state["T"]
+        self._coupling, self._dropped = state["coupling"], state["dropped"]
+        self._newest = state["newest"].copy()
+        self._generator.set_state(torch.from_numpy(state["generator"]))
 
     def ritz(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Ascending Ritz values, their vectors in the basis (as columns), and residual norms."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from analysis.landscape.evaluation import Data
     from analysis.measurements import Measurement
     from analysis.objective import Objective
+    from analysis.saving import Progress
     from models.checkpoint import Checkpoint
     from models.distributed import Team
 
@@ -169,6 +170,7 @@ def measure(
     from analysis.landscape.evaluation import batch_norms
     from analysis.landscape.storage import pack, pack_cut, unpack, unpack_cut
     from analysis.measurements import store, stored
+    from analysis.saving import Progress, above, below
     from models.seeds import derive_seed
 
     settings = {key: getattr(options, key) for key in _SETTINGS}
@@ -205,9 +207,18 @@ def measure(
         )
     test = clean.build(replace(checkpoint, model=copy.deepcopy(checkpoint.model)), options.batches)
     common["data"] = {options.split: objective.fingerprint, "test": test.fingerprint}
-    cut = unpack_cut(earlier) or team.first(
-        lambda: choose(checkpoint, others, objective, options, calibration)
-    )
+    arrays = dict(earlier.arrays) if earlier else {}
+    cut = unpack_cut(arrays)
+    if cut is None:
+        progress = Progress(
+            above("cutting", arrays),
+            lambda so_far: store(unfinished, below("cutting", so_far), **common),
+        )
+        cut = team.first(
+            lambda: choose(checkpoint, others, objective, options, calibration, progress)
+        )
+        arrays = pack_cut(cut)
+        team.first(partial(store, unfinished, arrays, **common))
     first, second = cut.tensors(objective.model)
     steps = cut.along(0, options.line_points)
     parts: dict[str, tuple[Objective, Callable[..., Slice], tuple[Any, ...]]] = {
@@ -227,10 +238,6 @@ def measure(
     evaluate = partial(surface, adaptive=options.adaptive)
     parts["surface"] = (objective, evaluate, ([first, second], *grid))
 
-    arrays = dict(earlier.arrays) if earlier else pack_cut(cut)
-    if not earlier:  # directions may have taken a while
-        team.first(partial(store, unfinished, arrays, **common))
-
     def save(part: str, so_far: Slice) -> None:
         store(unfinished, arrays | pack(part, so_far), **common)
 
@@ -245,7 +252,7 @@ def measure(
             recalibrate=calibration,
             bf16=options.bf16,
             team=team,
-            resume=unpack(part, earlier),
+            resume=unpack(part, arrays),
             save=partial(save, part),
         )
         arrays |= pack(part, measured)
@@ -259,6 +266,7 @@ def choose(
     objective: Objective,
     options: Options,
     calibration: Data | None,
+    progress: Progress,
 ) -> Cut:
     """The directions that `options` name; paths on the way are recalibrated on `calibration`."""
     from analysis.landscape import cuts
@@ -266,23 +274,20 @@ def choose(
     states = [other.model.state_dict() for other in others]
     span, seed = options.span, options.seed
     drawn: dict[str, Any] = dict(normalization=options.normalization, include=options.include)
+    along: dict[str, Any] = dict(seed=seed, span=span, recalibrate=calibration, progress=progress)
     match options.directions:
         case "random":
             return cuts.random_cut(objective, seed=seed, span=span, **drawn)
         case "eigenvectors":
-            return cuts.eigenvector_cut(objective, seed=seed, span=span)
+            return cuts.eigenvector_cut(objective, seed=seed, span=span, progress=progress)
         case "gradient":
             return cuts.gradient_cut(objective, seed=seed, span=span, **drawn)
         case "towards":
-            return cuts.towards_cut(
-                objective, states[0], seed=seed, span=span, recalibrate=calibration, **drawn
-            )
+            return cuts.towards_cut(objective, states[0], **along, **drawn)
         case "plane":
             return cuts.plane_cut(objective, states[0], states[1], span=span)
         case "bezier":
-            return cuts.bezier_cut(
-                objective, states[0], seed=seed, span=span, recalibrate=calibration
-            )
+            return cuts.bezier_cut(objective, states[0], **along)
     return cuts.pca_cut(objective, snapshots_of(checkpoint, options), span=span)
 
 

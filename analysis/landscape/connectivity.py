@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
-from tqdm import trange
+from tqdm import tqdm
 
 from analysis.landscape.directions import Direction, towards
 from analysis.landscape.evaluation import Data, Evaluator, Metric, Sets, batches_on, displaced
 from analysis.landscape.summary import barrier
+from analysis.parameters import flatten, unflatten
+from analysis.saving import Saver
 from models.errors import InputError
 from models.seeds import derive_seed
+
+State = dict[str, np.ndarray]  # of something unfinished, to be stored
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,8 @@ def linear_path(
     *,
     recalibrate: Data | None = None,
     seed: int = 0,
+    resume: Mapping[str, np.ndarray] | None = None,
+    save: Callable[[State], object] | None = None,
 ) -> Path:
     """Metrics at the weights (1-t) model + t other, for each t.
 
@@ -61,6 +68,11 @@ def linear_path(
         As for `surface`.
     ts : (n,) array_like
         From 0 to 1, increasing.
+    resume : mapping of str to array, optional
+        What `save` received from the same call before: it goes on from there, to the last bit.
+    save : callable, optional
+        Called with arrays to store, which are filled further afterwards, after about every ten
+        seconds, when interrupted, and in the end.
 
     Raises
     ------
@@ -69,7 +81,7 @@ def linear_path(
     """
     ts = _interval(ts)
     evaluator = Evaluator(model, metrics, data, seed=seed, recalibrate=recalibrate)
-    return _follow(evaluator, [towards(model, other)], ts, ts[:, None])
+    return _follow(evaluator, [towards(model, other)], ts, ts[:, None], resume, save)
 
 
 def bezier_path(
@@ -82,12 +94,15 @@ def bezier_path(
     *,
     recalibrate: Data | None = None,
     seed: int = 0,
+    resume: Mapping[str, np.ndarray] | None = None,
+    save: Callable[[State], object] | None = None,
 ) -> Path:
     """Metrics on the curve whose control point is `bend`; otherwise as `linear_path`."""
     ts = _interval(ts)
     evaluator = Evaluator(model, metrics, data, seed=seed, recalibrate=recalibrate)
     directions = [towards(model, other), towards(model, {**evaluator.weights, **bend})]
-    return _follow(evaluator, directions, ts, np.stack([ts**2, 2 * ts * (1 - ts)], axis=1))
+    steps = np.stack([ts**2, 2 * ts * (1 - ts)], axis=1)
+    return _follow(evaluator, directions, ts, steps, resume, save)
 
 
 def fit_bezier(
@@ -100,6 +115,8 @@ def fit_bezier(
     steps: int = 200,
     learning_rate: float = 1e-2,
     seed: int = 0,
+    resume: Mapping[str, np.ndarray] | None = None,
+    save: Callable[[State], object] | None = None,
 ) -> Bezier:
     """Quadratic Bezier curve of low loss from `model` to the state dict `other`.
 
@@ -118,6 +135,8 @@ def fit_bezier(
         Of Adam, with a cosine schedule to 0.
     seed : int
         Of the random t, the order of the batches and what the model draws in training mode.
+    resume, save
+        As of `linear_path`.
 
     Raises
     ------
@@ -133,33 +152,64 @@ def fit_bezier(
         for i, batch in enumerate(batches)
     ]
     weights = evaluators[0].weights
-    bend = {name: weight + chord[name] / 2 for name, weight in weights.items()}
-    optimiser = torch.optim.Adam(bend.values(), lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    control = flatten(weight + chord[name] / 2 for name, weight in weights.items())
+    bend = unflatten(control, weights)  # views, which move with it
+    state = {
+        "control": control,
+        "exp_avg": torch.zeros_like(control),
+        "exp_avg_sq": torch.zeros_like(control),
+        "losses": torch.full((steps,), torch.nan, dtype=torch.float64),
+        "step": torch.zeros(()),
+    }
+    for name, array in (resume or {}).items():
+        state[name].copy_(torch.as_tensor(array))
+    optimiser = torch.optim.Adam([control], lr=learning_rate)
+    optimiser.state[control] = {name: state[name] for name in ("step", "exp_avg", "exp_avg_sq")}
     generator = torch.Generator().manual_seed(seed)
     ts = torch.rand(steps, generator=generator).tolist()
     epochs = -(-steps // len(batches))
     order = torch.cat([torch.randperm(len(batches), generator=generator) for _ in range(epochs)])
-    losses = np.empty(steps)
-    for step in trange(steps, unit="step", disable=None, leave=False):
+    saver = Saver(None if save is None else lambda now: save(_arrays(now)), state)
+    todo = range(int(state["step"]), steps)
+    for step in tqdm(todo, unit="step", disable=None, leave=False):
         t, evaluator = ts[step], evaluators[order[step]]
         pull = {name: bend[name] - weight for name, weight in weights.items()}
         point = displaced(weights, [chord, pull], [t**2, 2 * t * (1 - t)])
-        losses[step], gradient = evaluator.value_and_gradient(point)
-        for name, control in bend.items():
-            control.grad = 2 * t * (1 - t) * (gradient[name] + weight_decay * point[name])
+        loss, gradient = evaluator.value_and_gradient(point)
+        slope = flatten(gradient[name] + weight_decay * point[name] for name in weights)
+        control.grad = 2 * t * (1 - t) * slope
+        optimiser.param_groups[0]["lr"] = learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
+        state["losses"][step] = loss
         optimiser.step()
-        schedule.step()
-    return Bezier({name: control.detach() for name, control in bend.items()}, losses)
+        saver.now_and_then()  # here only, between two steps
+    saver.now()
+    return Bezier(bend, state["losses"].numpy())
+
+
+def _arrays(tensors: Mapping[str, Tensor]) -> State:
+    return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
 
 
 def _follow(
-    evaluator: Evaluator, directions: list[Direction], ts: np.ndarray, steps: np.ndarray
+    evaluator: Evaluator,
+    directions: list[Direction],
+    ts: np.ndarray,
+    steps: np.ndarray,
+    resume: Mapping[str, np.ndarray] | None,
+    save: Callable[[State], object] | None,
 ) -> Path:
-    values = np.stack(
-        [evaluator(displaced(evaluator.weights, directions, point)) for point in steps.tolist()]
-    )
-    return Path(ts, dict(zip(evaluator.names, values.T, strict=True)))
+    state = {"values": np.empty((len(ts), len(evaluator.names))), "done": np.zeros(len(ts), bool)}
+    state |= {name: array.copy() for name, array in (resume or {}).items()}
+    todo = np.flatnonzero(~state["done"])
+    saver = Saver(save, state)
+    with saver, tqdm(todo.tolist(), unit="point", disable=None, leave=False) as bar:
+        for i in bar:
+            point = displaced(evaluator.weights, directions, steps[i].tolist())
+            state["values"][i] = evaluator(point)
+            state["done"][i] = True
+            saver.now_and_then()
+    saver.now()
+    return Path(ts, dict(zip(evaluator.names, state["values"].T, strict=True)))
 
 
 def _interval(ts: ArrayLike) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Ways to cut a landscape: along which directions, how far, and what there is to see on the way.
 
 Each function takes an `Objective` and returns a `Cut`: what `line` and `surface` need to know.
+Those that may take long keep their `progress`, so that they can be interrupted.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from analysis.landscape.directions import (
 from analysis.landscape.evaluation import Data
 from analysis.landscape.trajectories import polar, trajectory
 from analysis.objective import Objective
+from analysis.saving import FRESH, Progress
 from models.errors import InputError
 
 MARGIN = 0.3  # around what is marked, as a share of its extent
@@ -77,7 +79,9 @@ def random_cut(
     return _symmetric(objective.model, chosen, names, span)
 
 
-def eigenvector_cut(objective: Objective, *, seed: int, span: float) -> Cut:
+def eigenvector_cut(
+    objective: Objective, *, seed: int, span: float, progress: Progress = FRESH
+) -> Cut:
     """Eigenvectors of the largest and the smallest eigenvalue of the Hessian; unit length.
 
     The eigenvalues and their residuals are among the extras. Raises `InputError` if the Hessian
@@ -93,7 +97,7 @@ def eigenvector_cut(objective: Objective, *, seed: int, span: float) -> Cut:
     check = hessian.check()
     if not check.ok:
         raise InputError(f"directions: Hessian-vector products are wrong: {check}")
-    found = eigsh(hessian, 2, which="BE", tol=1e-4, seed=seed)
+    found = eigsh(hessian, 2, which="BE", tol=1e-4, seed=seed, **progress.of("eigenvectors"))
     if not found.converged.all():
         raise InputError("directions: the eigenvectors have not converged, expected them to")
     order = found.eigenvalues.argsort(descending=True)
@@ -145,6 +149,7 @@ def towards_cut(
     normalization: Normalization = "filter",
     include: Include = "weights",
     recalibrate: Data | None = None,
+    progress: Progress = FRESH,
 ) -> Cut:
     """Towards another checkpoint (x = 1), and a random direction of the same length.
 
@@ -166,7 +171,7 @@ def towards_cut(
         names,
         np.array([[0.0, 0.0], [1.0, 0.0]]),
         span,
-        _linear(objective, other, seed, recalibrate),
+        _linear(objective, other, seed, recalibrate, progress),
     )
 
 
@@ -184,6 +189,7 @@ def bezier_cut(
     seed: int,
     span: float,
     recalibrate: Data | None = None,
+    progress: Progress = FRESH,
 ) -> Cut:
     """The plane of a fitted Bezier curve of low loss to another checkpoint.
 
@@ -197,6 +203,7 @@ def bezier_cut(
         objective.loss,
         objective.batches,
         seed=seed,
+        **progress.of("fit"),
     )
     ts = np.linspace(0, 1, PATH_POINTS)
     path = bezier_path(
@@ -208,11 +215,12 @@ def bezier_cut(
         ts,
         seed=seed,
         recalibrate=recalibrate,
+        **progress.of("bezier"),
     )
     found = plane(objective.model, other, {**objective.model.state_dict(), **curve.bend})
     _, end, bend = found.points
     marks = 2 * np.outer(ts * (1 - ts), bend) + np.outer(ts**2, end)
-    extras = _linear(objective, other, seed, recalibrate)
+    extras = _linear(objective, other, seed, recalibrate, progress)
     extras |= {f"bezier/{name}": values for name, values in path.metrics.items()}
     extras["fit/losses"] = curve.losses
     return _around(objective.model, found.directions, ("distance",) * 2, marks, span, extras)
@@ -238,7 +246,7 @@ def pca_cut(objective: Objective, snapshots: Sequence[State], *, span: float) ->
 
 
 def _linear(
-    objective: Objective, other: State, seed: int, recalibrate: Data | None
+    objective: Objective, other: State, seed: int, recalibrate: Data | None, progress: Progress
 ) -> dict[str, np.ndarray]:
     ts = np.linspace(0, 1, PATH_POINTS)
     path = linear_path(
@@ -249,6 +257,7 @@ def _linear(
         ts,
         seed=seed,
         recalibrate=recalibrate,
+        **progress.of("linear"),
     )
     return {"ts": ts} | {f"linear/{name}": values for name, values in path.metrics.items()}
 
