@@ -49,6 +49,7 @@ _ARRAYS: dict[str, dict[str, str]] = {
         **{"cut/extras/ts": "float ts"},
         **{f"cut/extras/{p}/{m}": "float ts" for p in ("linear", "bezier") for m in _METRICS},
         **{f"cut/extras/polar/{name}": "float snapshots" for name in ("angles", "distances")},
+        "cut/extras/polar/turns": "float turns",
     },
 }
 

@@ -1,19 +1,25 @@
 """Figures from measurements alone: which are drawn, with what on them, and without PyTorch."""
 
 import base64
+import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import h5py
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import meshio
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from scipy.integrate import trapezoid
+from selenium import webdriver
+from selenium.webdriver import ActionChains
+from selenium.webdriver.support.ui import WebDriverWait
 
 from analysis import labels, plots
 from analysis.drawing import landscapes
@@ -105,6 +111,7 @@ def landscape(grid, kind):
     if kind == "_pca":
         arrays["cut/extras/polar/distances"] = np.array([2.0, 1.0, 0.0])
         arrays["cut/extras/polar/angles"] = np.array([0.0, 0.5, np.nan])
+        arrays["cut/extras/polar/turns"] = np.array([0.3])
     if kind == "_bezier":
         paths = {f"{p}/{m}": 1 - (grid - 1) * grid for p in ("linear", "bezier") for m in METRICS}
         arrays |= {f"cut/extras/{key}": array for key, array in (paths | {"ts": grid}).items()}
@@ -227,6 +234,51 @@ def test_surfaces_as_self_contained_pages(folder, tmp_path):
     expected = np.log10(1 + grid**2 + grid[:, None] ** 2)
     expected[0, 0] = np.nan
     np.testing.assert_allclose(np.array(heights, dtype=float), expected, rtol=1e-6)
+
+
+@pytest.fixture
+def browser():
+    """A real one without a window, and without a network."""
+    programs = [shutil.which("chromium") or shutil.which("chrome"), shutil.which("chromedriver")]
+    if not all(programs):
+        pytest.skip("needs chromium and chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = programs[0]
+    for flag in ("headless", "no-sandbox", "disable-background-networking", "window-size=900,800"):
+        options.add_argument(f"--{flag}")
+    options.add_argument("--enable-unsafe-swiftshader")  # WebGL without a graphics card
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(programs[1]))
+    yield driver
+    driver.quit()
+
+
+def test_surfaces_in_a_browser(folder, tmp_path, browser):
+    """The page draws a surface, switches to another, and shows the value under the pointer."""
+    draw_all(folder, tmp_path, ["html"])
+    browser.get((tmp_path / "landscape_digits.html").as_uri())
+    wait = WebDriverWait(browser, 60)
+
+    def shown(_=None):
+        traces = "document.getElementById('landscape').data"
+        return browser.execute_script(f"return {traces}.map(trace => trace.visible)")
+
+    wait.until(lambda _: shown() == [True, False, False, False])
+    buttons = browser.find_elements("css selector", ".updatemenu-button")
+    assert "csan8" in buttons[1].text
+    buttons[1].click()
+    wait.until(lambda _: shown() == [False, True, False, False])
+    scene = browser.find_element("css selector", "#landscape canvas")
+    pointer = ActionChains(browser).move_to_element(scene).pause(1).move_by_offset(2, 2)
+    pointer.perform()
+    text = wait.until(lambda _: browser.find_element("css selector", "#landscape .hovertext").text)
+    found = re.search(r" (-?\d\.\d+)\D.* (-?\d\.\d+)NLL \+ L2 (\S+)$", text)
+    assert found is not None, text
+    x, y, height = map(float, found.groups())
+    assert height == pytest.approx(2 * (1 + x**2 + y**2), rel=1e-3)
+    picture = plt.imread(io.BytesIO(scene.screenshot_as_png))
+    assert len(np.unique(picture.reshape(-1, picture.shape[-1]), axis=0)) > 100
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
 def test_surfaces_for_paraview(folder, tmp_path):

@@ -12,6 +12,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from matplotlib.typing import LineStyleType
 
 from analysis import labels, plots
@@ -216,22 +217,34 @@ def _flatness(group: Sequence[Measurement], log: bool) -> Figure | None:
 
 
 def _polar(group: Sequence[Measurement], log: bool) -> Figure | None:
-    """The way of each training as seen from its end (Park and Kim 2022, Figure 1b)."""
+    """Turns of each training, and its way as seen from its end (Park and Kim 2022, Figure 1b)."""
     views = [m for m in group if "cut/extras/polar/distances" in m.arrays]
     if not views:
         return None
-    figure = Figure(figsize=(4, 3.4))
-    ax = figure.subplots(subplot_kw=dict(projection="polar"))
+    figure = Figure(figsize=(7, 3.4))
+    from_end = figure.add_subplot(1, 2, 1, projection="polar")
+    turning = figure.add_subplot(1, 2, 2)
     palette = labels.colors(labels.label(m) for m in views)
     for m in views:
-        plots.plot_polar(
-            m.arrays["cut/extras/polar/angles"],
-            m.arrays["cut/extras/polar/distances"],
-            label=labels.caption(m),
-            color=palette[labels.label(m)],
-            ax=ax,
+        color = palette[labels.label(m)]
+        angles, distances, turns = (
+            m.arrays[f"cut/extras/polar/{name}"] for name in ("angles", "distances", "turns")
         )
-    figure.legend(loc="outside lower center", title="radius: distance to the end of training")
+        plots.plot_polar(angles, distances, label=labels.caption(m), color=color, ax=from_end)
+        plots.plot_line(
+            np.arange(1, len(turns) + 1),
+            np.degrees(turns),
+            xlabel="snapshot, the first is 0",
+            ylabel="angle between updates (°)",
+            color=color,
+            ax=turning,
+        )
+    turning.set_ylim(0, 180)
+    turning.xaxis.set_major_locator(MaxNLocator(integer=True))
+    turning.set_yticks(range(0, 181, 45))
+    handles, captions = from_end.get_legend_handles_labels()
+    title = "left: seen from the end of training, radius: distance to it"
+    figure.legend(handles, captions, loc="outside lower center", ncols=3, title=title)
     return figure
 
 
