@@ -9,6 +9,8 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from models.errors import InputError
+
 SAVE_EVERY = 10.0  # seconds
 
 State = TypeVar("State")
@@ -89,6 +91,26 @@ class Progress:
 
 
 FRESH = Progress()  # that is not saved
+
+
+def filled(
+    blank: Mapping[str, np.ndarray], saved: Mapping[str, np.ndarray] | None
+) -> dict[str, np.ndarray]:
+    """Copies of the arrays that were saved, or of those `blank` if none were.
+
+    Raises `InputError` unless they have the names, shapes and kinds of those.
+    """
+    saved = saved or blank
+    for name, expected in blank.items():
+        found = saved.get(name)
+        if found is None:
+            raise InputError(f"resume: no {name} found, expected it; begin anew with --force")
+        if (found.shape, found.dtype.kind) != (expected.shape, expected.dtype.kind):
+            raise InputError(
+                f"resume: {found.dtype} {found.shape} found for {name}, expected "
+                f"{expected.dtype} {expected.shape}; begin anew with --force"
+            )
+    return {name: np.array(saved[name]) for name in blank}
 
 
 def below(folder: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

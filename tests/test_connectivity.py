@@ -129,6 +129,11 @@ def test_bad_input_is_named() -> None:
     for ts in ([0], [0, 0.5], [0.1, 1], [0, 0.6, 0.5, 1], [[0, 1]]):
         with pytest.raises(InputError, match="ts: "):
             linear_path(model, other, {"ring": ring}, ONE, ts)
+    with pytest.raises(InputError, match="resume: no control found"):
+        fit_bezier(model, other, ring, ONE, resume={"losses": TS})
+    with pytest.raises(InputError, match=r"resume: float64 \(11,\) found for values, expected"):
+        resume = {"values": TS, "done": TS < 2}
+        linear_path(model, other, {"ring": ring}, ONE, TS, resume=resume)
     with pytest.raises(InputError, match="steps: 0"):
         fit_bezier(model, other, ring, ONE, steps=0)
     with pytest.raises(InputError, match="for at, expected shape"):

@@ -214,3 +214,5 @@ def test_bad_input_is_named():
         eigsh(A, 1, v0=torch.ones(4))
     with pytest.raises(InputError, match="v0: it sums to zero"):
         eigsh(A, 1, v0=torch.zeros(3))
+    with pytest.raises(InputError, match="resume: no basis found, expected it"):
+        eigsh(A, 1, resume={"coupling": np.zeros(2)})

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from analysis.curvature.krylov import norm_of, orthogonalise
-from analysis.saving import Saver
+from analysis.saving import Saver, filled
 from models.distributed import ALONE, Team
 from models.errors import InputError
 
@@ -299,14 +299,26 @@ class _KrylovSpace:
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Be as the space was whose `state` this is."""
-        self.size = len(state["basis"])
+        self.size = min(len(state.get("coupling", ())), len(self._T))
+        numbers, (_, entries) = np.zeros(self.size), self._rows.shape
+        blank = {
+            "basis": np.zeros((self.size, entries)),
+            "next": np.zeros(entries),
+            "T": np.zeros((self.size, self.size)),
+            "coupling": numbers,
+            "dropped": numbers,
+            "newest": numbers.astype(bool),
+            "counters": np.zeros(3),
+            "generator": self._generator.get_state().numpy(),
+        }
+        state = filled(blank, state)
         matvecs, self.rounding, exhausted = state["counters"].tolist()
         self.matvecs, self.exhausted, self._start = int(matvecs), bool(exhausted), None
         self._rows[: self.size] = torch.from_numpy(state["basis"])
         self._next = torch.from_numpy(state["next"]).to(self._rows)
         self._T[: self.size, : self.size] = state["T"]
         self._coupling, self._dropped = state["coupling"], state["dropped"]
-        self._newest = state["newest"].copy()
+        self._newest = state["newest"]
         self._generator.set_state(torch.from_numpy(state["generator"]))
 
     def ritz(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

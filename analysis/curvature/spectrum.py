@@ -18,7 +18,7 @@ from analysis.curvature.hessian import Hessian
 from analysis.curvature.lockstep import HessianStack, eigsh_lockstep, stackable, vmappable
 from analysis.curvature.operators import MEMORY
 from analysis.curvature.power_iteration import power_iteration
-from analysis.saving import Saver
+from analysis.saving import Saver, filled
 from analysis.threads import MOST_THREADS, parallel
 from models.devices import full_precision
 from models.distributed import ALONE, Team
@@ -119,7 +119,7 @@ def max_eigenvalue_spectrum(
     if together < 1:
         raise InputError(f"together: {together}, expected at least 1")
 
-    rows = _blank(len(drawn), k) | {key: a.copy() for key, a in (resume or {}).items()}
+    rows = filled(_blank(len(drawn), k), resume)
     saver = Saver(save if team.rank == 0 else None, rows)
     bar = tqdm(total=len(drawn), desc="max eigenvalues", unit="batch", leave=False, disable=None)
 

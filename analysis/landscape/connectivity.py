@@ -16,7 +16,7 @@ from analysis.landscape.directions import Direction, towards
 from analysis.landscape.evaluation import Data, Evaluator, Metric, Sets, batches_on, displaced
 from analysis.landscape.summary import barrier
 from analysis.parameters import flatten, unflatten
-from analysis.saving import Saver
+from analysis.saving import Saver, filled
 from models.errors import InputError
 from models.seeds import derive_seed
 
@@ -161,8 +161,8 @@ def fit_bezier(
         "losses": torch.full((steps,), torch.nan, dtype=torch.float64),
         "step": torch.zeros(()),
     }
-    for name, array in (resume or {}).items():
-        state[name].copy_(torch.as_tensor(array))
+    for name, array in filled(_arrays(state), resume).items():
+        state[name].copy_(torch.from_numpy(array))
     optimiser = torch.optim.Adam([control], lr=learning_rate)
     optimiser.state[control] = {name: state[name] for name in ("step", "exp_avg", "exp_avg_sq")}
     generator = torch.Generator().manual_seed(seed)
@@ -198,8 +198,8 @@ def _follow(
     resume: Mapping[str, np.ndarray] | None,
     save: Callable[[State], object] | None,
 ) -> Path:
-    state = {"values": np.empty((len(ts), len(evaluator.names))), "done": np.zeros(len(ts), bool)}
-    state |= {name: array.copy() for name, array in (resume or {}).items()}
+    blank = {"values": np.empty((len(ts), len(evaluator.names))), "done": np.zeros(len(ts), bool)}
+    state = filled(blank, resume)
     todo = np.flatnonzero(~state["done"])
     saver = Saver(save, state)
     with saver, tqdm(todo.tolist(), unit="point", disable=None, leave=False) as bar:
