@@ -11,13 +11,15 @@ import numpy as np
 
 from models.errors import InputError
 
-SAVE_EVERY = 10.0  # seconds
+SAVE_EVERY = 10.0  # seconds; 0: whenever something has been done
 
 State = TypeVar("State")
 
 
 class Saver(Generic[State]):
     """Saves a state that is being filled: every `SAVE_EVERY` seconds, and when interrupted.
+
+    Where saving takes long, it is done less often, so that it takes a quarter of the time at most.
 
     Parameters
     ----------
@@ -30,6 +32,7 @@ class Saver(Generic[State]):
     def __init__(self, save: Callable[[State], object] | None, state: State) -> None:
         self._save, self._state = save, state
         self._saved = time.monotonic()
+        self._takes = 0.0  # seconds, of which a large state must not take all
         self._unsaved = False
 
     def __enter__(self) -> None:
@@ -42,20 +45,23 @@ class Saver(Generic[State]):
         traceback: TracebackType | None,
     ) -> None:
         """Save what there is if something ends the work early."""
-        if kind is not None and self._unsaved:
+        if kind is not None:
             self.now()
 
     def now_and_then(self) -> None:
         """Save what has been added to the state, if it is time."""
         self._unsaved = True
-        if time.monotonic() - self._saved >= SAVE_EVERY:
+        interval = SAVE_EVERY and max(SAVE_EVERY, 3 * self._takes)
+        if time.monotonic() - self._saved >= interval:
             self.now()
 
     def now(self) -> None:
-        """Save the state."""
-        if self._save is not None:
+        """Save what has been added to the state, if anything has."""
+        if self._save is not None and self._unsaved:
+            begun = time.monotonic()
             self._save(self._state)
             self._saved, self._unsaved = time.monotonic(), False
+            self._takes = self._saved - begun
 
 
 class Progress:

@@ -18,6 +18,7 @@ import pytest
 from matplotlib.figure import Figure
 from scipy.integrate import trapezoid
 from selenium import webdriver
+from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver import ActionChains
 from selenium.webdriver.support.ui import WebDriverWait
 
@@ -257,7 +258,8 @@ def test_surfaces_in_a_browser(folder, tmp_path, browser):
     """The page draws a surface, switches to another, and shows the value under the pointer."""
     draw_all(folder, tmp_path, ["html"])
     browser.get((tmp_path / "landscape_digits.html").as_uri())
-    wait = WebDriverWait(browser, 60)
+    unready = [NoSuchElementException, StaleElementReferenceException]
+    wait = WebDriverWait(browser, 60, ignored_exceptions=unready)
 
     def shown(_=None):
         traces = "document.getElementById('landscape').data"
@@ -272,6 +274,7 @@ def test_surfaces_in_a_browser(folder, tmp_path, browser):
     pointer = ActionChains(browser).move_to_element(scene).pause(1).move_by_offset(2, 2)
     pointer.perform()
     text = wait.until(lambda _: browser.find_element("css selector", "#landscape .hovertext").text)
+    text = text.replace("−", "-")
     found = re.search(r" (-?\d\.\d+)\D.* (-?\d\.\d+)NLL \+ L2 (\S+)$", text)
     assert found is not None, text
     x, y, height = map(float, found.groups())

@@ -1,6 +1,5 @@
 import copy
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -9,8 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from analysis import saving
-from analysis.landscape import Slice, evaluation, line, random_directions, surface
-from analysis.landscape.evaluation import Metric
+from analysis.landscape import Slice, line, random_directions, surface
 from models.errors import InputError
 
 XS, YS = [-1.0, -0.3, 0.0, 0.7], [-0.5, 0.0, 2.0]
@@ -293,51 +291,6 @@ def test_a_killed_and_resumed_surface_is_bit_for_bit_the_uninterrupted_one(point
     for name in whole:
         assert resumed[name].tobytes() == whole[name].tobytes()
     assert resumed.attributes == whole.attributes
-
-
-@pytest.mark.usefixtures("saving_at_once")
-@pytest.mark.parametrize("training", [False, True])
-def test_points_in_lockstep_are_those_of_one_by_one(
-    training: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As on a GPU; killed and resumed, too."""
-    model = Classifier(batch_norm=not training, dropout=0.3).double().train(training)
-    (x, y), directions = images(), random_directions(model, seed=0)
-    arguments = (model, METRICS, (x.double(), y), directions, XS, YS)
-    alone = surface(*arguments)
-    monkeypatch.setitem(evaluation.LOCKSTEP, "cpu", 5 * (70 if training else 16))
-    before = snapshot(model)
-    together = surface(*arguments)
-    assert_same(before, snapshot(model))
-    assert together.attributes == {**alone.attributes, "together": 5}
-    for name in METRICS:
-        np.testing.assert_allclose(together[name], alone[name], rtol=1e-12)
-    kept: list[Slice] = []
-    with pytest.raises(Killed):
-        surface(*arguments, save=killed_after(5, kept))
-    resumed = surface(*arguments, resume=kept[-1])
-    assert resumed["nll"].tobytes() == together["nll"].tobytes()
-
-
-def test_one_by_one_where_lockstep_is_impossible_or_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(evaluation.LOCKSTEP, "cpu", 1000)
-    data = images()
-
-    def together(model: nn.Module, metric: Metric = F.cross_entropy, **options: Any) -> int:
-        return evaluation.Evaluator(model, {"loss": metric}, data, **options).choose_together()
-
-    model = Classifier(batch_norm=True)
-    assert together(model.eval()) == 1000 // 16
-    assert together(model.eval(), recalibrate=data) == 1
-    assert together(model.train()) == 1  # running statistics would be those of all points
-    plain = Classifier().train()
-    assert together(plain) == 1000 // len(data[0])
-    assert together(plain, lambda outputs, y: torch.tensor(outputs.mean().item())) == 1
-    lockstep = evaluation.Evaluator.lockstep
-    monkeypatch.setattr(
-        evaluation.Evaluator, "lockstep", lambda self, points: 1.01 * lockstep(self, points)
-    )
-    assert together(plain) == 1
 
 
 @pytest.mark.usefixtures("saving_at_once")

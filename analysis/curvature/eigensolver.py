@@ -101,7 +101,7 @@ def eigsh(
         Of the random vectors.
     resume
         What `save` received from the same call before it was interrupted: it goes on from there,
-        to the same result. With a team, of the same process of it.
+        to the same result. Not for a team, whose processes would not stop at the same product.
     save
         Called with arrays to store, the basis among them, after about every ten seconds. They
         change afterwards.
@@ -115,7 +115,8 @@ def eigsh(
     Raises
     ------
     InputError
-        `k`, `which`, `ncv` or `v0` out of range, or an `A` that is not symmetric.
+        `k`, `which`, `ncv` or `v0` out of range, `resume` of another call, or an `A` that is not
+        symmetric.
     """
     solve = lanczos(
         A,
@@ -161,6 +162,8 @@ def lanczos(
         raise InputError(f"ncv: {ncv}, expected more than k = {k} and at most P = {P}")
     maxiter = 50 * ncv if maxiter is None else maxiter
 
+    if (resume or save) and getattr(A, "team", ALONE).size > 1:
+        raise InputError("save: not possible where processes share the operator")
     krylov = _KrylovSpace(A, ncv, v0, seed)
     if resume:
         krylov.restore(resume)

@@ -231,14 +231,9 @@ def _polar(group: Sequence[Measurement], log: bool) -> Figure | None:
             m.arrays[f"cut/extras/polar/{name}"] for name in ("angles", "distances", "turns")
         )
         plots.plot_polar(angles, distances, label=labels.caption(m), color=color, ax=from_end)
-        plots.plot_line(
-            np.arange(1, len(turns) + 1),
-            np.degrees(turns),
-            xlabel="snapshot, the first is 0",
-            ylabel="angle between updates (°)",
-            color=color,
-            ax=turning,
-        )
+        snapshots = np.arange(1, len(turns) + 1)
+        turning.plot(snapshots, np.degrees(turns), "o-", color=color, markersize=3)
+    turning.set(xlabel="snapshot, the first is 0", ylabel="angle between updates (°)")
     turning.set_ylim(0, 180)
     turning.xaxis.set_major_locator(MaxNLocator(integer=True))
     turning.set_yticks(range(0, 181, 45))

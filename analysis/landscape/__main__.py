@@ -210,12 +210,14 @@ def measure(
     arrays = dict(earlier.arrays) if earlier else {}
     cut = unpack_cut(arrays)
     if cut is None:
-        progress = Progress(
-            above("cutting", arrays),
-            lambda so_far: store(unfinished, below("cutting", so_far), **common),
-        )
         cut = team.first(
-            lambda: choose(checkpoint, others, objective, options, calibration, progress)
+            lambda: choose(
+                *(checkpoint, others, objective, options, calibration),
+                Progress(
+                    above("cutting", arrays),
+                    lambda so_far: store(unfinished, below("cutting", so_far), **common),
+                ),
+            )
         )
         arrays = pack_cut(cut)
         team.first(partial(store, unfinished, arrays, **common))

@@ -20,7 +20,7 @@ from analysis.saving import Saver, filled
 from models.errors import InputError
 from models.seeds import derive_seed
 
-State = dict[str, np.ndarray]  # of something unfinished, to be stored
+Arrays = dict[str, np.ndarray]  # of something unfinished, to be stored
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def linear_path(
     recalibrate: Data | None = None,
     seed: int = 0,
     resume: Mapping[str, np.ndarray] | None = None,
-    save: Callable[[State], object] | None = None,
+    save: Callable[[Arrays], object] | None = None,
 ) -> Path:
     """Metrics at the weights (1-t) model + t other, for each t.
 
@@ -95,7 +95,7 @@ def bezier_path(
     recalibrate: Data | None = None,
     seed: int = 0,
     resume: Mapping[str, np.ndarray] | None = None,
-    save: Callable[[State], object] | None = None,
+    save: Callable[[Arrays], object] | None = None,
 ) -> Path:
     """Metrics on the curve whose control point is `bend`; otherwise as `linear_path`."""
     ts = _interval(ts)
@@ -116,7 +116,7 @@ def fit_bezier(
     learning_rate: float = 1e-2,
     seed: int = 0,
     resume: Mapping[str, np.ndarray] | None = None,
-    save: Callable[[State], object] | None = None,
+    save: Callable[[Arrays], object] | None = None,
 ) -> Bezier:
     """Quadratic Bezier curve of low loss from `model` to the state dict `other`.
 
@@ -136,7 +136,7 @@ def fit_bezier(
     seed : int
         Of the random t, the order of the batches and what the model draws in training mode.
     resume, save
-        As of `linear_path`.
+        As of `linear_path`, only that what is done of a step is not saved when interrupted.
 
     Raises
     ------
@@ -186,7 +186,7 @@ def fit_bezier(
     return Bezier(bend, state["losses"].numpy())
 
 
-def _arrays(tensors: Mapping[str, Tensor]) -> State:
+def _arrays(tensors: Mapping[str, Tensor]) -> Arrays:
     return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
 
 
@@ -196,9 +196,12 @@ def _follow(
     ts: np.ndarray,
     steps: np.ndarray,
     resume: Mapping[str, np.ndarray] | None,
-    save: Callable[[State], object] | None,
+    save: Callable[[Arrays], object] | None,
 ) -> Path:
-    blank = {"values": np.empty((len(ts), len(evaluator.names))), "done": np.zeros(len(ts), bool)}
+    blank = {
+        "values": np.full((len(ts), len(evaluator.names)), np.nan),
+        "done": np.zeros(len(ts), bool),
+    }
     state = filled(blank, resume)
     todo = np.flatnonzero(~state["done"])
     saver = Saver(save, state)

@@ -29,8 +29,6 @@ Metric: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 # Examples in one forward pass, chosen by measurement and fixed, for the last bits depend on it:
 # more fall out of the cache of a CPU core, a GPU needs many to be busy.
 MICRO_BATCH = {"cpu": 16, "cuda": 1024}
-# Of several points in lock-step, where that is faster: with fewer a GPU waits for its next kernel.
-LOCKSTEP = {"cuda": MICRO_BATCH["cuda"]}
 
 
 class Evaluator:
@@ -114,85 +112,44 @@ class Evaluator:
         Where memory does not suffice, the batches are halved in evaluation mode: in training mode
         they are what is measured.
         """
-        return self._as_memory_allows(partial(self._values, weights))
-
-    def lockstep(self, points: Sequence[Mapping[str, Tensor]]) -> np.ndarray:
-        """Metrics at several points, (points, metrics), of which each pass computes all."""
-        names = self.weights
-        stacked = {name: torch.stack([weights[name] for weights in points]) for name in names}
-        return self._as_memory_allows(partial(self._values, stacked, stacked=True))
-
-    def choose_together(self) -> int:
-        """Points to evaluate in lock-step: on a GPU as many as it takes to keep it busy.
-
-        One on a CPU, where intermediate results of more would leave the cache, and wherever
-        lock-step does not give what one point alone gives.
-        """
-        longest = max(len(x) for batches in self._sets for x, _ in batches)
-        together = LOCKSTEP.get(self.device.type, 0) // longest
-        if together < 2 or self._calibration is not None or not self._agrees(together):
-            return 1
-        return together
-
-    def _agrees(self, together: int) -> bool:
-        two = [self.weights, {name: weight / 2 for name, weight in self.weights.items()}]
-        alone = np.stack([self(weights) for weights in two])
-        try:
-            found = self.lockstep((two * together)[:together])[:2]
-        except RuntimeError:  # what vmap cannot do, such as an update of running statistics
-            return False
-        rounding = 100 * torch.finfo(torch.bfloat16 if self._bf16 else self._dtype).eps
-        return bool(np.allclose(found, alone, rounding, rounding, equal_nan=True))
-
-    def _as_memory_allows(self, values: Callable[..., np.ndarray]) -> np.ndarray:
-        return values() if self._at_once is None else self._at_once(values)
+        if self._at_once is None:
+            return self._values(weights)
+        return self._at_once(partial(self._values, weights))
 
     @full_precision()
-    def _values(
-        self, weights: Mapping[str, Tensor], at_most: int | None = None, *, stacked: bool = False
-    ) -> np.ndarray:
+    def _values(self, weights: Mapping[str, Tensor], at_most: int | None = None) -> np.ndarray:
         with untouched_rng(self.device), torch.inference_mode():
             tensors = {**weights, **cloned_buffers(self.model)}
             if self._calibration is not None:
                 _recalibrate(self.model, tensors, self._calibration)
             sets = [_cut(batches, at_most) for batches in self._sets]
-            means = [self._means(tensors, each, stacked) for each in sets]
-            return torch.cat(means, dim=-1).cpu().numpy()
+            return torch.cat([self._means(tensors, each) for each in sets]).cpu().numpy()
 
-    def _means(self, tensors: dict[str, Tensor], batches: Sequence[Batch], stacked: bool) -> Tensor:
+    def _means(self, tensors: dict[str, Tensor], batches: Sequence[Batch]) -> Tensor:
         sums = dict(
             parallel(
-                partial(self._sums, tensors, stacked=stacked),
+                partial(self._sums, tensors),
                 list(enumerate(batches)),
-                1 if stacked else self._workers(tensors, batches),
+                self._workers(tensors, batches),
             )
         )
         # In one order, which the last bits depend on.
         total = torch.stack([sums[i] for i in range(len(batches))]).sum(0)
         return total / sum(len(x) for x, _ in batches)
 
-    def _sums(
-        self, tensors: dict[str, Tensor], numbered: tuple[int, Batch], stacked: bool = False
-    ) -> Tensor:
-        """Metrics of one batch, times its examples; (points, metrics) of `stacked` weights."""
+    def _sums(self, tensors: dict[str, Tensor], numbered: tuple[int, Batch]) -> Tensor:
+        """Metrics of one batch, times its examples."""
         i, (x, y) = numbered
         model, metrics = self._idle.get()
-
-        def means(tensors: dict[str, Tensor]) -> Tensor:
-            outputs = functional_call(model, tensors, x)
-            found = [torch.as_tensor(fn(outputs, y)) for fn in metrics.values()]
-            return torch.stack([mean.to(x.device, torch.float64) for mean in found])
-
         try:
             with (
                 torch.inference_mode(),
                 torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16),
             ):
                 seed_everything(self.device, derive_seed(self._seed, i))
-                if not stacked:
-                    return len(x) * means(tensors)
-                axes = {name: 0 if name in self.weights else None for name in tensors}
-                return len(x) * torch.vmap(means, in_dims=(axes,), randomness="same")(tensors)
+                outputs = functional_call(model, tensors, x)
+                means = [torch.as_tensor(fn(outputs, y)) for fn in metrics.values()]
+                return len(x) * torch.stack([mean.to(x.device, torch.float64) for mean in means])
         finally:
             self._idle.put((model, metrics))
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
-from torch import Tensor
 from tqdm import tqdm
 
 from analysis.landscape.directions import Direction
@@ -79,7 +78,6 @@ class Sampler:
     ) -> None:
         _require_fit(evaluator, directions)
         self._evaluator = evaluator
-        self._together = evaluator.choose_together()
         self._directions = directions
         self._axes = axes
         self._team = team
@@ -92,7 +90,6 @@ class Sampler:
             attributes={
                 **evaluator.attributes(),
                 "directions": fingerprint(t for d in directions for t in d.values()),
-                **({"together": self._together} if self._together > 1 else {}),
             },
         )
         if resume is not None:
@@ -102,28 +99,17 @@ class Sampler:
     def evaluate(self, indices: Iterable[Index]) -> None:
         """Evaluate those points that are not done."""
         todo = [index for index in indices if not self.slice.done[index]]
-        groups = [todo[i : i + self._together] for i in range(0, len(todo), self._together)]
         with self._saver, tqdm(total=len(todo), unit="point", disable=None, leave=False) as bar:
-            for i, rows in self._team.share(len(groups), lambda i: self._values(groups[i])):
-                for index, values in zip(groups[i], rows, strict=True):
-                    for name, value in zip(self._evaluator.names, values, strict=True):
-                        self.slice.metrics[name][index] = value
-                    self.slice.done[index] = True
-                bar.update(len(rows))
+            for i, values in self._team.share(len(todo), lambda i: self._point(todo[i])):
+                for name, value in zip(self._evaluator.names, values, strict=True):
+                    self.slice.metrics[name][todo[i]] = value
+                self.slice.done[todo[i]] = True
+                bar.update()
                 self._saver.now_and_then()
 
-    def _values(self, group: Sequence[Index]) -> np.ndarray:
-        """Metrics at some points of the grid, (points, metrics)."""
-        points = [self._weights(index) for index in group]
-        if self._together == 1:
-            return np.stack([self._evaluator(weights) for weights in points])
-        # Always as many, for the last bits may depend on it.
-        points += points[-1:] * (self._together - len(points))
-        return self._evaluator.lockstep(points)[: len(group)]
-
-    def _weights(self, index: Index) -> dict[str, Tensor]:
+    def _point(self, index: Index) -> np.ndarray:
         steps = [float(axis[i]) for axis, i in zip(self._axes, reversed(index), strict=True)]
-        return displaced(self._evaluator.weights, self._directions, steps)
+        return self._evaluator(displaced(self._evaluator.weights, self._directions, steps))
 
 
 def _take_over(result: Slice, earlier: Slice) -> None:
