@@ -56,6 +56,11 @@ def parallel(
         wait(running)
 
 
+def free_threads() -> int:
+    """Threads among which work may be divided; one within `parallel`, where all are at work."""
+    return 1 if hasattr(_current, "stop") else torch.get_num_threads()
+
+
 def give_way() -> None:
     """Raise `Cancelled` in a thread of `parallel` whose caller has left."""
     stop = getattr(_current, "stop", None)

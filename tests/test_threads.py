@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from analysis import saving
-from analysis.curvature import Hessian, eigsh, max_eigenvalue_spectrum
+from analysis.curvature import GGN, Fisher, Hessian, eigsh, max_eigenvalue_spectrum
 from analysis.curvature.spectrum import _choose_threads
 from analysis.landscape.evaluation import Evaluator
 from analysis.threads import give_way, parallel
@@ -166,6 +166,34 @@ def test_one_thread_where_a_model_cannot_be_copied_or_memory_was_short(threads):
 def mini_batches(n=6, dtype=torch.float32):
     x, y = torch.randn(8 * n, 1, 4, 4, dtype=dtype), torch.randint(0, CLASSES, (8 * n,))
     return list(zip(x.split(8), y.split(8), strict=True))
+
+
+@pytest.mark.parametrize("operator", [Hessian, GGN, Fisher])
+@pytest.mark.parametrize("make", [*MODELS.values(), partial(AlwaysDropout, 16, CLASSES)])
+def test_products_do_not_depend_on_the_number_of_threads(make, operator, threads):
+    model, data = make().double().train(), mini_batches(dtype=torch.float64)
+    found = []
+    for number in (1, 2, 4):
+        threads(number)
+        A = operator(model, F.cross_entropy, data, weight_decay=0.1)
+        v = torch.ones(A.shape[0], 2, dtype=torch.float64)
+        found += [A @ v, A @ v]
+        assert torch.equal(found[-1], found[-2])
+        assert 1 <= A._workers <= number
+    for product in found[1:]:
+        torch.testing.assert_close(product, found[0], rtol=1e-10, atol=1e-12)
+
+
+def test_threads_share_the_chunks_that_memory_keeps(threads):
+    threads(3)
+    model, data = nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES)), mini_batches()
+    for options, workers in (({}, 3), ({"memory": 0}, 1), ({"micro_batch": 4}, 3)):
+        H = Hessian(model, F.cross_entropy, data, **options)
+        H @ torch.ones(H.shape[0])
+        assert H._workers == workers
+    one = Hessian(model, F.cross_entropy, data[0])
+    one @ torch.ones(H.shape[0])
+    assert one._workers == 1
 
 
 @pytest.mark.parametrize("make", [*MODELS.values(), partial(AlwaysDropout, 16, CLASSES)])

@@ -6,7 +6,7 @@ import copy
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +19,7 @@ from analysis.curvature.compiled import CompiledProduct
 from analysis.curvature.frozen import Chunk, Data, FrozenLoss, LossFunction
 from analysis.curvature.graphs import LinearMap
 from analysis.parameters import flatten
-from analysis.threads import give_way
+from analysis.threads import MOST_THREADS, free_threads, give_way, parallel
 from models.devices import full_precision
 from models.distributed import ALONE, Team
 from models.errors import InputError
@@ -122,6 +122,7 @@ class CurvatureOperator(ABC):
         self._memory = memory
         self._kept: list[LinearMap] = []
         self._keep: int | None = None  # how many chunks fit in the budget, once known
+        self._workers: int | None = None  # threads that share the chunks, once known
         size = sum(parameter.numel() for parameter in self._parameters.values())
         self.shape = (size, size)
         self.dtype = self._objective.dtype
@@ -134,7 +135,7 @@ class CurvatureOperator(ABC):
         """The same operator of other data, which shares what has been compiled."""
         other = copy.copy(self)
         other._objective = self._objective.on(data, seed)
-        other._kept, other._keep = [], None
+        other._kept, other._keep, other._workers = [], None, None
         return other
 
     def kept_bytes(self) -> int | None:
@@ -155,7 +156,9 @@ class CurvatureOperator(ABC):
         called = []
         hook = register_module_forward_pre_hook(lambda *_: called.append(True))
         try:
-            self @ torch.zeros(self.shape[0], dtype=self.dtype, device=self.device)
+            zeros = [torch.zeros_like(parameter) for parameter in self._parameters.values()]
+            for linear_map in self._linear_maps():
+                linear_map.apply(zeros, False)
         finally:
             hook.remove()
         modules = self._objective.model.modules()
@@ -197,25 +200,57 @@ class CurvatureOperator(ABC):
                     raise
             make_room(type(self).__name__, max(len(c.x) for c in self._objective.chunks))
             self._objective, self._memory = smaller, self._memory // 2
-            self._kept, self._keep = [], None
+            self._kept, self._keep, self._workers = [], None, None
 
     def _product_of_own_data(self, rows: Tensor) -> Tensor:
-        product = torch.zeros_like(rows)
         pieces = _unflatten_rows(rows, self._parameters)
-        if self.device.type == "cpu" or len(rows) == 1:
-            # One pass for the whole block takes longer on a CPU: intermediate results, so many
-            # times larger, leave the cache, and no kernel is too short to be worth its launch.
-            for linear_map in self._linear_maps():
-                for index in range(len(rows)):
-                    vector = [piece[index] for piece in pieces]
-                    product[index] += flatten(linear_map.apply(vector, False))
-                del linear_map  # before the next one is built
-        else:
+        if self.device.type != "cpu" and len(rows) > 1:
+            product = torch.zeros_like(rows)
             for linear_map in self._linear_maps():
                 found = [piece.flatten(1) for piece in linear_map.apply(pieces, True)]
                 product += torch.cat(found, dim=1)
+                del linear_map  # before the next one is built
+            return product
+
+        # One pass for the whole block takes longer on a CPU: intermediate results, so many times
+        # larger, leave the cache, and no kernel is too short to be worth its launch.
+        def product_of(linear_maps: Iterable[LinearMap]) -> Tensor:
+            product = torch.zeros_like(rows)
+            for linear_map in linear_maps:
+                for index in range(len(rows)):
+                    vector = [piece[index] for piece in pieces]
+                    product[index] += flatten(linear_map.apply(vector, False))
                 del linear_map
-        return product
+            return product
+
+        if self._workers is None:
+            self._workers = self._choose_workers()
+        if self._workers == 1:
+            return product_of(self._linear_maps())
+        shares = [self._kept[i :: self._workers] for i in range(self._workers)]
+        parts = dict(parallel(product_of, shares, self._workers))
+        return torch.stack([parts[i] for i in range(self._workers)]).sum(0)  # in one order
+
+    def _choose_workers(self) -> int:
+        """Threads of a CPU that each take some of the chunks, once all of them are kept.
+
+        There is but one where threads would meet in the model, or know nothing of a mode of this
+        one. It is known before the first product, so that rounding is the same in all.
+        """
+        chunks = len(self._objective.chunks)
+        at_most = min(free_threads(), MOST_THREADS, chunks)
+        if self.device.type != "cpu" or at_most < 2 or self._compiled is not None:
+            return 1
+        next(self._linear_maps())  # tells how many can be kept
+        if self._keep is None or self._keep < chunks:
+            return 1
+        for linear_map in self._linear_maps():
+            del linear_map
+        if torch.is_autocast_enabled("cpu") or self.runs_model():
+            return 1
+        sizes = [linear_map.size() for linear_map in self._kept]
+        # A backward pass takes about as much as it is given.
+        return max(min(at_most, (self._memory - sum(sizes)) // (2 * max(sizes))), 1)
 
     def to_scipy(self) -> LinearOperator:
         """The operator for `scipy.sparse.linalg`, which takes and returns NumPy arrays."""
