@@ -78,10 +78,10 @@ def test_whatever_the_number_of_processes(tmp_path, size):
 
 def basis_size(team):
     """Entries of the Lanczos basis that this process holds."""
-    from analysis.curvature.eigensolver import _KrylovSpace
+    from analysis.curvature.krylov import KrylovSpace
 
     H = Hessian(network(), F.cross_entropy, batches(), team=team)
-    return _KrylovSpace(H, 10, None, 0)._rows.numel()
+    return KrylovSpace(H, 10, None, 0)._rows.numel()
 
 
 def test_each_process_holds_its_share_of_the_basis(tmp_path):

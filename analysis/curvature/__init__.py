@@ -4,7 +4,8 @@ from analysis.curvature.density import SpectralDensity, spectral_density
 from analysis.curvature.eigensolver import Eigenpairs, SymmetricOperator, eigsh
 from analysis.curvature.ggn import GGN, Fisher
 from analysis.curvature.hessian import Hessian
-from analysis.curvature.operators import Check, CurvatureOperator, per_layer
+from analysis.curvature.layers import per_layer
+from analysis.curvature.operators import Check, CurvatureOperator
 from analysis.curvature.spectrum import MaxEigenvalueSpectrum, max_eigenvalue_spectrum
 from analysis.curvature.trace import Estimate, diagonal, frobenius_norm, trace
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -148,21 +147,22 @@ class CurvatureOperator(ABC):
         """Whether the forward pass draws random numbers, which are frozen here."""
         return any(map(self._objective.draws, self._objective.chunks[:1]))
 
-    def runs_model(self) -> bool:
-        """Whether the next product calls the model, or code that has been hung on it.
+    def threadable(self) -> bool:
+        """Whether products of what is kept may be made by several threads of a CPU at once.
 
-        It does where a linear map is not kept or, as checkpointing does, computed once more.
+        Not where threads would meet in the model, which products call that are, as with
+        checkpointing, computed once more, and not in a mode that belongs to this thread.
         """
         called = []
         hook = register_module_forward_pre_hook(lambda *_: called.append(True))
         try:
             zeros = [torch.zeros_like(parameter) for parameter in self._parameters.values()]
-            for linear_map in self._linear_maps():
-                linear_map.apply(zeros, False)
+            next(self._linear_maps()).apply(zeros, False)
         finally:
             hook.remove()
         modules = self._objective.model.modules()
-        return bool(called) or any(m._backward_hooks or m._backward_pre_hooks for m in modules)
+        hooked = any(m._backward_hooks or m._backward_pre_hooks for m in modules)
+        return not (called or hooked or torch.is_autocast_enabled("cpu"))
 
     @abstractmethod
     def _linear_map(self, chunk: Chunk) -> LinearMap:
@@ -246,7 +246,7 @@ class CurvatureOperator(ABC):
             return 1
         for linear_map in self._linear_maps():
             del linear_map
-        if torch.is_autocast_enabled("cpu") or self.runs_model():
+        if not self.threadable():
             return 1
         sizes = [linear_map.size() for linear_map in self._kept]
         # A backward pass takes about as much as it is given.
@@ -338,50 +338,6 @@ class CurvatureOperator(ABC):
         per_example = linear_map.size() / len(chunk.x)
         sizes = np.cumsum([per_example * len(chunk.x) for chunk in self._objective.chunks])
         return int(np.searchsorted(sizes, self._memory, side="right"))
-
-
-def per_layer(
-    operator: type[CurvatureOperator],
-    model: nn.Module,
-    loss_fn: LossFunction,
-    data: Data,
-    *,
-    by: Literal["layer", "module", "block"] = "layer",
-    **options: Any,
-) -> Iterator[tuple[str, CurvatureOperator]]:
-    """One operator for each part of a model, the diagonal blocks of that of the whole.
-
-    Parameters
-    ----------
-    operator
-        `Hessian`, `GGN` or `Fisher`.
-    by
-        What a part is. For a parameter ``blocks.3.attn.qkv.weight``: "layer" is
-        ``blocks.3.attn.qkv``, "module" is ``blocks.3.attn`` and "block" is ``blocks.3``.
-    **options
-        As of `operator`, without `params`.
-
-    Yields
-    ------
-    The name of the part and its operator, in the order of the model. One is made when asked for:
-    drop it before asking for the next, and the memory of one is all that is needed.
-    """
-    batches = data if isinstance(data, Sequence) else list(data)
-    names = [name for name, _ in model.named_parameters()]
-    for part in dict.fromkeys(_part(name, by) for name in names):
-        inside = [re.escape(name) for name in names if _part(name, by) == part]
-        pattern = f"^({'|'.join(inside)})$"
-        yield part, operator(model, loss_fn, batches, params=pattern, **options)
-
-
-def _part(name: str, by: str) -> str:
-    *path, _ = name.split(".")
-    if not path:
-        return name  # a parameter of the model itself
-    if by == "layer":
-        return ".".join(path)
-    block = next((i for i, piece in enumerate(path) if piece.isdigit()), 0) + 1
-    return ".".join(path[: block + (by == "module")])
 
 
 def _unflatten_rows(rows: Tensor, like: dict[str, Tensor]) -> list[Tensor]:

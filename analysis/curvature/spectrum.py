@@ -232,9 +232,7 @@ def _choose_threads(H: Hessian, k: int, solves: int, memory: int) -> int:
     but one where threads would meet in the model, or know nothing of a mode of this one.
     """
     kept = H.kept_bytes()
-    if H.device.type != "cpu" or kept is None:
-        return 1
-    if torch.is_autocast_enabled("cpu") or H.runs_model():
+    if H.device.type != "cpu" or kept is None or not H.threadable():
         return 1
     P, _ = H.shape
     basis = (default_ncv(P, k) + 1) * P * H.dtype.itemsize
