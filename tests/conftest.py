@@ -1,7 +1,10 @@
 """One thread for each worker of pytest-xdist: more of them only wait for each other."""
 
+import importlib
 import os
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
@@ -9,7 +12,10 @@ import pytest
 import torch
 from hypothesis import settings
 
+from models import load_dataset
 from models.cli import run
+from models.train import Options, untrained
+from tests.commands import COMMANDS
 
 settings.register_profile("suite", deadline=None, max_examples=20, derandomize=True)
 settings.load_profile("suite")
@@ -32,5 +38,28 @@ def call_module(monkeypatch, capfd):
         except SystemExit as stop:
             code = stop.code
         return code, *capfd.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with two trained-looking checkpoints, to work in."""
+    monkeypatch.chdir(tmp_path)
+    for window in (3, 8):
+        out = Path(f"checkpoints/csan{window}.pt")
+        start = untrained(
+            Options(out=out, window=window, dim=6, depth=1), load_dataset("digits").first(40)
+        )
+        names = ("train_nll", "train_error", "test_nll", "test_error")
+        start.history.update(epoch=[0.0], **{name: [0.5] for name in names})
+        replace(start, epoch=start.recipe.epochs).save(out)
+    return tmp_path
+
+
+@pytest.fixture
+def call(call_module):
+    def call(command, *arguments):
+        return call_module(importlib.import_module(COMMANDS[command]), *arguments)
 
     return call

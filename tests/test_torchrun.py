@@ -21,7 +21,7 @@ from models import train as training
 from models.cli import run
 from models.description import SCORES
 from models.train import Options, untrained
-from tests.test_commands import progress_of
+from tests.test_interruptions import progress_of
 
 EAGER = """
 import runpy

@@ -1,0 +1,26 @@
+"""The commands of the package, and options with which they take a moment."""
+
+COMMANDS = {
+    "models.train": "models.train",
+    "analysis.hessian": "analysis.hessian",
+    "analysis.landscape": "analysis.landscape.__main__",
+    "analysis.nll": "analysis.nll",
+    "analysis.figures": "analysis.figures",
+    "analysis.published": "analysis.published",
+}
+SMALL = {
+    "analysis.hessian": [
+        "--k",
+        "2",
+        "--batches",
+        "2",
+        "--density-batches",
+        "2",
+        "--probes",
+        "2",
+        "--steps",
+        "4",
+    ],
+    "analysis.landscape": ["--batches", "1", "--points", "3", "--line-points", "5", "--lines", "2"],
+    "analysis.nll": [],
+}
