@@ -121,7 +121,18 @@ def test_memory_is_bounded_by_the_budget():
     half = Hessian(model, loss_fn, (x, y), micro_batch=2, memory=3 * one)
     assert_same(half @ v, H @ v, 1e-14)
     assert len(half._kept) == 3
-    assert sum(linear_map.size() for linear_map in half._kept) <= 3 * one
+    assert sum(linear_map.size() for linear_map in half._kept.values()) <= 3 * one
+
+
+@pytest.mark.parametrize("operator", OPERATORS.values())
+def test_kept_is_what_would_be_free_otherwise(operator):
+    """Not the parameters, nor the data that mini-batches are views of."""
+    model, loss_fn, x, y = make("conv", n=12)
+    views = operator(model, loss_fn, (x[:3], y[:3]))
+    copies = operator(model, loss_fn, (x[:3].clone(), y[:3].clone()))
+    for A in (views, copies):
+        A @ torch.ones(A.shape[0], dtype=torch.float64)
+    assert views.kept_bytes() == copies.kept_bytes() > 0
 
 
 def test_gradient_includes_the_penalty():

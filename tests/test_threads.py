@@ -1,6 +1,7 @@
 """Work divided among threads, and surfaces and spectra that are computed by several."""
 
 import os
+import weakref
 from contextlib import closing
 from functools import partial
 from threading import get_ident
@@ -179,21 +180,92 @@ def test_products_do_not_depend_on_the_number_of_threads(make, operator, threads
         v = torch.ones(A.shape[0], 2, dtype=torch.float64)
         found += [A @ v, A @ v]
         assert torch.equal(found[-1], found[-2])
-        assert 1 <= A._workers <= number
+        assert 1 <= A._plan.workers <= number
     for product in found[1:]:
         torch.testing.assert_close(product, found[0], rtol=1e-10, atol=1e-12)
 
 
-def test_threads_share_the_chunks_that_memory_keeps(threads):
+def small_hessian(data, loss=F.cross_entropy, **options):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, CLASSES))
+    return Hessian(model.to(data[0][0].dtype), loss, data, **options)
+
+
+@pytest.fixture(scope="module")
+def chunk_bytes():
+    """What products of one of `mini_batches` have in common, in `small_hessian`."""
+    H = small_hessian(mini_batches(1))
+    H @ torch.ones(H.shape[0])
+    return H.kept_bytes()
+
+
+@pytest.mark.parametrize(
+    ("chunks", "budget", "kept", "workers"),
+    [
+        (6, 100, 6, 3),  # all, and every thread
+        (6, 10.1, 6, 2),  # all, and what a thread takes, which is two more, twice
+        (6, 7, 6, 1),  # keeping all comes first
+        (20, 8.1, 4, 2),  # where that cannot be, half is for threads
+        (20, 7, 7, 1),
+        (20, 13, 7, 3),
+        (20, 0, 0, 1),
+        (1, 0, 1, 1),
+    ],
+)
+def test_a_budget_is_for_what_is_kept_and_for_threads(
+    chunks, budget, kept, workers, threads, chunk_bytes
+):
     threads(3)
-    model, data = nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES)), mini_batches()
-    for options, workers in (({}, 3), ({"memory": 0}, 1), ({"micro_batch": 4}, 3)):
-        H = Hessian(model, F.cross_entropy, data, **options)
+    H = small_hessian(mini_batches(chunks), memory=int(budget * chunk_bytes))
+    alive, most = set(), []
+    make = H._linear_map
+
+    def counted(chunk):
+        linear_map = make(chunk)
+        alive.add(key := id(linear_map.apply))
+        most.append(len(alive))
+        weakref.finalize(linear_map.apply, alive.discard, key)
+        return linear_map
+
+    H._linear_map = counted
+    for _ in range(2):
         H @ torch.ones(H.shape[0])
-        assert H._workers == workers
-    one = Hessian(model, F.cross_entropy, data[0])
-    one @ torch.ones(H.shape[0])
-    assert one._workers == 1
+    assert (H._plan.kept, H._plan.workers) == (kept, workers)
+    assert len(alive) == kept
+    assert max(most) <= max(kept + (workers if kept < chunks else 0), 1)
+
+
+def test_products_do_not_depend_on_what_is_kept(threads, chunk_bytes):
+    data = mini_batches(20, torch.float64)
+    found = []
+    for number, budget in ((1, 100), (3, 100), (3, 26), (3, 17), (1, 0)):
+        threads(number)
+        H = small_hessian(data, memory=budget * chunk_bytes)
+        v = torch.ones(H.shape[0], 2, dtype=torch.float64)
+        found.append(H @ v)
+        assert torch.equal(found[-1], H @ v)
+    for product in found[1:]:
+        torch.testing.assert_close(product, found[0], rtol=1e-10, atol=1e-12)
+
+
+def test_no_thread_goes_on_when_a_product_fails(threads, chunk_bytes):
+    threads(2)
+    begun = []
+
+    def loss(outputs, targets):
+        begun.append(1)
+        if len(begun) == 100:
+            raise ZeroDivisionError
+        return F.cross_entropy(outputs, targets)
+
+    H = small_hessian(mini_batches(1000), loss, memory=9 * chunk_bytes)
+    with pytest.raises(ZeroDivisionError):
+        H @ torch.ones(H.shape[0])
+    assert H._plan.workers == 2
+    number = len(begun)
+    assert number < 110
+    sleep(0.05)
+    assert len(begun) == number
 
 
 @pytest.mark.parametrize("make", [*MODELS.values(), partial(AlwaysDropout, 16, CLASSES)])

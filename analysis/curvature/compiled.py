@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from analysis.curvature.frozen import Chunk, FrozenLoss
-from analysis.curvature.graphs import LinearMap
+from analysis.curvature.graphs import LinearMap, storage_bytes
 from models.seeds import seeded
 
 Product = Callable[[Chunk, Sequence[Tensor]], Sequence[Tensor]]
@@ -46,7 +46,6 @@ class CompiledProduct:
             torch.compile(part, dynamic=False, fullgraph=True, options={"fallback_random": True})
             for part in _split(whole, constant=2)
         )
-        self._shared = {p.untyped_storage().data_ptr() for p in parameters}
 
     def fits(self, chunk: Chunk) -> bool:
         """Whether `chunk` is one that the code was made for."""
@@ -65,11 +64,7 @@ class CompiledProduct:
             rows = [apply(vector, False) for vector in zip(*vectors, strict=True)]
             return [torch.stack(pieces) for pieces in zip(*rows, strict=True)]
 
-        def size() -> int:
-            storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
-            return sum(storages[pointer] for pointer in storages.keys() - self._shared)
-
-        return LinearMap(apply, size)
+        return LinearMap(apply, lambda: storage_bytes(kept, self._objective.at_hand(chunk)))
 
 
 def _split(whole: fx.GraphModule, constant: int) -> tuple[fx.GraphModule, fx.GraphModule]:

@@ -190,6 +190,10 @@ class FrozenLoss:
             for name, piece in unflatten(direction, self.parameters).items()
         }
 
+    def at_hand(self, chunk: Chunk) -> list[Tensor]:
+        """Tensors that are in memory whether or not anything of a chunk is kept."""
+        return [*self.parameters.values(), *self._constants.values(), chunk.x, chunk.y]
+
     def in_float64(self) -> FrozenLoss:
         """The same function in double precision, or `self` where the model does not allow that.
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from analysis.curvature.frozen import Chunk, FrozenLoss
-from analysis.curvature.graphs import LinearMap, gradient, graph_bytes
+from analysis.curvature.graphs import LinearMap, gradient, saved_by_graph, storage_bytes
 from analysis.curvature.operators import CurvatureOperator
 from analysis.parameters import flatten
 from models.errors import InputError
@@ -50,7 +50,11 @@ class _OuterProduct(CurvatureOperator):
             curved = output_map(tangent, block)
             return gradient([outputs], parameters, [chunk.weight * curved], block=block)
 
-        return LinearMap(apply, lambda: graph_bytes([*pulled, outputs]))
+        def size() -> int:
+            saved = saved_by_graph([*pulled, outputs])
+            return storage_bytes(saved, self._objective.at_hand(chunk))
+
+        return LinearMap(apply, size)
 
     def _difference(self, objective: FrozenLoss, direction: Tensor, step: float) -> Tensor:
         total = torch.zeros_like(direction)

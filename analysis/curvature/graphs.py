@@ -1,9 +1,9 @@
-"""Autograd graphs as linear maps: how much memory one keeps, and gradients through it."""
+"""Autograd graphs as linear maps: what they keep in memory, and gradients through it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,9 +20,15 @@ class LinearMap:
     size: Callable[[], int]  # bytes that it keeps alive
 
 
-def graph_bytes(roots: Iterable[Tensor]) -> int:
-    """Bytes of all distinct tensors that the graphs behind `roots` keep for their backward pass."""
-    storages: dict[int, int] = {}
+def storage_bytes(tensors: Iterable[Tensor], besides: Iterable[Tensor]) -> int:
+    """Bytes in memory of what `tensors` are or are views of, not counting that of `besides`."""
+    sizes = {(s := t.untyped_storage()).data_ptr(): s.nbytes() for t in tensors}
+    known = {tensor.untyped_storage().data_ptr() for tensor in besides}
+    return sum(sizes[pointer] for pointer in sizes.keys() - known)
+
+
+def saved_by_graph(roots: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The tensors that the graphs behind `roots` keep for their backward pass."""
     saved_names: dict[type, list[str]] = {}
     pending = [root.grad_fn for root in roots]
     seen = set()
@@ -38,9 +44,7 @@ def graph_bytes(roots: Iterable[Tensor]) -> int:
             saved = getattr(node, name)
             for tensor in saved if isinstance(saved, tuple) else (saved,):
                 if isinstance(tensor, Tensor):
-                    storage = tensor.untyped_storage()
-                    storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
+                    yield tensor
 
 
 def gradient(

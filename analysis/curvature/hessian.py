@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from analysis.curvature.frozen import Chunk, FrozenLoss
-from analysis.curvature.graphs import LinearMap, gradient, graph_bytes
+from analysis.curvature.graphs import LinearMap, gradient, saved_by_graph, storage_bytes
 from analysis.curvature.operators import CurvatureOperator
 from analysis.parameters import flatten
 
@@ -44,7 +44,10 @@ class Hessian(CurvatureOperator):
         def apply(vectors: Sequence[Tensor], block: bool) -> Sequence[Tensor]:
             return gradient(gradients, parameters, vectors, block=block)
 
-        return LinearMap(apply, lambda: graph_bytes(gradients))
+        def size() -> int:
+            return storage_bytes(saved_by_graph(gradients), self._objective.at_hand(chunk))
+
+        return LinearMap(apply, size)
 
     def _chunk_gradient(self, chunk: Chunk) -> Sequence[Tensor]:
         """Gradient of a chunk's share of the loss, with a graph."""

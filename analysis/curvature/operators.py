@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
     from typing_extensions import Self
 
-MEMORY = 2 * 1024**3  # default budget for what is kept between products, in bytes
+MEMORY = 2 * 1024**3  # default budget for what is kept and for threads, in bytes
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,14 @@ class Check:
             f"asymmetric by {self.symmetry:.1e} and off finite differences by "
             f"{self.finite_difference:.1e}, expected at most {self.tolerance:.1e}"
         )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How chunks of data are worked through."""
+
+    kept: int  # so many, the first, keep what products have in common
+    workers: int  # threads of a CPU that each take some of the chunks
 
 
 class CurvatureOperator(ABC):
@@ -80,8 +89,8 @@ class CurvatureOperator(ABC):
     micro_batch
         Largest number of examples in one pass; None chooses by device.
     memory
-        Budget in bytes for what is kept between products. Where it is more than there is, batches
-        are halved, and the budget, too.
+        Budget in bytes for what is kept between products and, on a CPU, for threads that each take
+        some of the chunks. Where it is more than there is, batches are halved, and the budget, too.
     compile
         Record one product, and compile what depends on the vector: a minute or so for the shape of
         the first chunk of data (others go without), repaid after some thousand products. What is
@@ -119,9 +128,8 @@ class CurvatureOperator(ABC):
         self._weight_decay = weight_decay
         self._seed = seed
         self._memory = memory
-        self._kept: list[LinearMap] = []
-        self._keep: int | None = None  # how many chunks fit in the budget, once known
-        self._workers: int | None = None  # threads that share the chunks, once known
+        self._kept: dict[int, LinearMap] = {}  # of the chunks with these numbers
+        self._plan: Plan | None = None  # from the first product on
         size = sum(parameter.numel() for parameter in self._parameters.values())
         self.shape = (size, size)
         self.dtype = self._objective.dtype
@@ -134,30 +142,32 @@ class CurvatureOperator(ABC):
         """The same operator of other data, which shares what has been compiled."""
         other = copy.copy(self)
         other._objective = self._objective.on(data, seed)
-        other._kept, other._keep, other._workers = [], None, None
+        other._kept, other._plan = {}, None
         return other
 
     def kept_bytes(self) -> int | None:
         """Size of what products have in common, None unless all of it is kept by now."""
         if len(self._kept) < len(self._objective.chunks):
             return None
-        return sum(linear_map.size() for linear_map in self._kept)
+        return sum(linear_map.size() for linear_map in self._kept.values())
 
     def draws(self) -> bool:
         """Whether the forward pass draws random numbers, which are frozen here."""
         return any(map(self._objective.draws, self._objective.chunks[:1]))
 
     def threadable(self) -> bool:
-        """Whether products of what is kept may be made by several threads of a CPU at once.
+        """Whether products may be made by several threads of a CPU at once.
 
         Not where threads would meet in the model, which products call that are, as with
         checkpointing, computed once more, and not in a mode that belongs to this thread.
         """
+        return self._threadable(next(self._linear_maps()))
+
+    def _threadable(self, linear_map: LinearMap) -> bool:
         called = []
         hook = register_module_forward_pre_hook(lambda *_: called.append(True))
         try:
-            zeros = [torch.zeros_like(parameter) for parameter in self._parameters.values()]
-            next(self._linear_maps()).apply(zeros, False)
+            linear_map.apply([torch.zeros_like(p) for p in self._parameters.values()], False)
         finally:
             hook.remove()
         modules = self._objective.model.modules()
@@ -200,57 +210,66 @@ class CurvatureOperator(ABC):
                     raise
             make_room(type(self).__name__, max(len(c.x) for c in self._objective.chunks))
             self._objective, self._memory = smaller, self._memory // 2
-            self._kept, self._keep, self._workers = [], None, None
+            self._kept, self._plan = {}, None
 
     def _product_of_own_data(self, rows: Tensor) -> Tensor:
         pieces = _unflatten_rows(rows, self._parameters)
-        if self.device.type != "cpu" and len(rows) > 1:
+        if self._plan is None:
+            self._plan = self._make_plan()
+        workers = self._plan.workers
+
+        def share(worker: int) -> Tensor:
+            """Of every so many-th chunk."""
             product = torch.zeros_like(rows)
-            for linear_map in self._linear_maps():
-                found = [piece.flatten(1) for piece in linear_map.apply(pieces, True)]
-                product += torch.cat(found, dim=1)
+            for linear_map in self._linear_maps(worker, workers):
+                self._add_product(product, linear_map, pieces)
                 del linear_map  # before the next one is built
             return product
 
+        parts = dict(parallel(share, range(workers), workers))
+        return reduce(torch.add, (parts[worker] for worker in range(workers)))  # in one order
+
+    def _add_product(self, product: Tensor, linear_map: LinearMap, pieces: list[Tensor]) -> None:
+        """Add the products of a chunk with all vectors to the rows of `product`."""
+        if self.device.type != "cpu" and len(product) > 1:
+            found = [piece.flatten(1) for piece in linear_map.apply(pieces, True)]
+            product += torch.cat(found, dim=1)
+            return
         # One pass for the whole block takes longer on a CPU: intermediate results, so many times
         # larger, leave the cache, and no kernel is too short to be worth its launch.
-        def product_of(linear_maps: Iterable[LinearMap]) -> Tensor:
-            product = torch.zeros_like(rows)
-            for linear_map in linear_maps:
-                for index in range(len(rows)):
-                    vector = [piece[index] for piece in pieces]
-                    product[index] += flatten(linear_map.apply(vector, False))
-                del linear_map
-            return product
+        for index, row in enumerate(product):
+            give_way()
+            row += flatten(linear_map.apply([piece[index] for piece in pieces], False))
 
-        if self._workers is None:
-            self._workers = self._choose_workers()
-        if self._workers == 1:
-            return product_of(self._linear_maps())
-        shares = [self._kept[i :: self._workers] for i in range(self._workers)]
-        parts = dict(parallel(product_of, shares, self._workers))
-        return torch.stack([parts[i] for i in range(self._workers)]).sum(0)  # in one order
+    def _make_plan(self) -> Plan:
+        """Keep as much, and set as many threads to work, as the budget allows.
 
-    def _choose_workers(self) -> int:
-        """Threads of a CPU that each take some of the chunks, once all of them are kept.
-
-        There is but one where threads would meet in the model, or know nothing of a mode of this
-        one. It is known before the first product, so that rounding is the same in all.
+        Made before the first product, so that rounding is the same in all. There is but one thread
+        where several would meet in the model, or know nothing of a mode of this one.
         """
-        chunks = len(self._objective.chunks)
-        at_most = min(free_threads(), MOST_THREADS, chunks)
-        if self.device.type != "cpu" or at_most < 2 or self._compiled is not None:
-            return 1
-        next(self._linear_maps())  # tells how many can be kept
-        if self._keep is None or self._keep < chunks:
-            return 1
-        for linear_map in self._linear_maps():
-            del linear_map
-        if not self.threadable():
-            return 1
-        sizes = [linear_map.size() for linear_map in self._kept]
-        # A backward pass takes about as much as it is given.
-        return max(min(at_most, (self._memory - sum(sizes)) // (2 * max(sizes))), 1)
+        chunks = self._objective.chunks
+        if len(chunks) < 2:
+            return Plan(kept=len(chunks), workers=1)  # costs no more than the product itself
+        first = self._make_linear_map(chunks[0])
+        per_example = first.size() / len(chunks[0].x)
+        sizes = np.cumsum([per_example * len(chunk.x) for chunk in chunks])
+        # A thread makes one where it is not kept, and a backward pass takes about as much again.
+        at_work = max(2 * per_example * max(len(chunk.x) for chunk in chunks), 1)
+        # Keeping all is worth more than threads are, and they more than keeping some.
+        spare = self._memory - sizes[-1] if sizes[-1] <= self._memory else self._memory / 2
+        workers = min(free_threads(), MOST_THREADS, len(chunks), int(spare / at_work))
+        if (
+            workers < 2
+            or self.device.type != "cpu"
+            or self._compiled is not None
+            or not self._threadable(first)
+        ):
+            workers = 1
+        left = self._memory - workers * at_work if workers > 1 else self._memory
+        kept = int(np.searchsorted(sizes, left, side="right"))
+        if kept:
+            self._kept[0] = first
+        return Plan(kept, workers)
 
     def to_scipy(self) -> LinearOperator:
         """The operator for `scipy.sparse.linalg`, which takes and returns NumPy arrays."""
@@ -303,19 +322,22 @@ class CurvatureOperator(ABC):
                 break
         return Check(symmetry, error, tolerance)
 
-    def _linear_maps(self) -> Iterator[LinearMap]:
-        yield from self._kept
-        for chunk in self._objective.chunks[len(self._kept) :]:
-            if self._compiled is not None and self._compiled.fits(chunk):
-                linear_map = self._compiled.linear_map(chunk)
-            else:
-                linear_map = self._linear_map(chunk)
-            if self._keep is None:
-                self._keep = self._count_kept(linear_map, chunk)
-            if len(self._kept) < self._keep:
-                self._kept.append(linear_map)
+    def _linear_maps(self, first: int = 0, step: int = 1) -> Iterator[LinearMap]:
+        """Those of every `step`-th chunk, kept from the last time or made."""
+        if self._plan is None:
+            self._plan = self._make_plan()
+        chunks = self._objective.chunks
+        for i in range(first, len(chunks), step):
+            linear_map = self._kept.get(i) or self._make_linear_map(chunks[i])
+            if i < self._plan.kept:
+                self._kept[i] = linear_map
             yield linear_map
             del linear_map  # before the next one is built
+
+    def _make_linear_map(self, chunk: Chunk) -> LinearMap:
+        if self._compiled is not None and self._compiled.fits(chunk):
+            return self._compiled.linear_map(chunk)
+        return self._linear_map(chunk)
 
     def _compile(self, chunk: Chunk) -> CompiledProduct:
         def product(chunk: Chunk, vectors: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -331,13 +353,6 @@ class CurvatureOperator(ABC):
         if not error <= torch.finfo(self.dtype).eps ** 0.5:
             raise InputError(f"compile: products are off by {error:.1e}, use the operator without")
         return compiled
-
-    def _count_kept(self, linear_map: LinearMap, chunk: Chunk) -> int:
-        if len(self._objective.chunks) == 1:
-            return 1  # costs no more than the product itself
-        per_example = linear_map.size() / len(chunk.x)
-        sizes = np.cumsum([per_example * len(chunk.x) for chunk in self._objective.chunks])
-        return int(np.searchsorted(sizes, self._memory, side="right"))
 
 
 def _unflatten_rows(rows: Tensor, like: dict[str, Tensor]) -> list[Tensor]:

@@ -24,7 +24,6 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from analysis.curvature import Hessian, eigsh, max_eigenvalue_spectrum
-from analysis.curvature.graphs import graph_bytes
 from analysis.landscape import random_directions, surface
 from analysis.objective import error_rate
 from models.csan import CSAN
@@ -214,7 +213,7 @@ def measure(case: Case, team: Team = ALONE) -> Measured:
         images=case.images,
         vectors=case.vectors,
         parameters=size,
-        kept=graph_bytes(hessian._chunk_gradient(chunk)) / len(chunk.x),
+        kept=hessian._make_linear_map(chunk).size() / len(chunk.x),
         seconds=min(taken),
     )
 
