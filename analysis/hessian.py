@@ -204,32 +204,26 @@ def measure(checkpoint: Checkpoint, options: Options, team: Team) -> Measurement
         "check/tolerance": check.tolerance,
     }
     if options.layers:
-        arrays |= by_layer(objective, together, options, team)
+        how["compile"] = False  # for each layer anew, which does not pay
+        arrays |= by_layer(objective, together, options, **how)
     final = {name: np.asarray(array) for name, array in arrays.items()}
     return team.first(lambda: store(group, final, in_place_of=unfinished, **common))
 
 
 def by_layer(
-    objective: Objective, batches: list[tuple[Tensor, Tensor]], options: Options, team: Team
+    objective: Objective, batches: list[tuple[Tensor, Tensor]], options: Options, **how: Any
 ) -> dict[str, Any]:
     """Top eigenvalues of the diagonal block of each layer, all `batches` taken together.
 
-    Layers of fewer than k parameters have NaN, and not converged, for what they lack.
+    `how` is for `Hessian`. Layers of fewer than k parameters have NaN, and not converged, for what
+    they lack.
     """
     import numpy as np
     from tqdm import tqdm
 
     from analysis.curvature import Hessian, eigsh, per_layer
 
-    parts = per_layer(
-        Hessian,
-        objective.model,
-        objective.loss,
-        batches,
-        weight_decay=objective.weight_decay,
-        seed=options.seed,
-        team=team,
-    )
+    parts = per_layer(Hessian, objective.model, objective.loss, batches, **how)
     names, eigenvalues, converged = [], [], []
     for name, block in tqdm(parts, desc="layers", unit="layer", leave=False, disable=None):
         k = min(options.k, block.shape[0])

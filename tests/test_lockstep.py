@@ -84,6 +84,17 @@ def test_a_model_that_cannot_be_stacked_is_solved_one_by_one():
     assert torch.equal(one.eigenvalues, three.eigenvalues)
 
 
+def test_no_more_at_once_than_memory_holds():
+    model, data = MODELS["csan-clamp-1"]().double(), mini_batches(5)
+    H = Hessian(model, F.cross_entropy, data[0])
+    H @ torch.ones(H.shape[0], dtype=torch.float64)
+    for memory, expected in ((100, 4), (2.5, 2), (0.5, 1)):
+        found = max_eigenvalue_spectrum(
+            model, F.cross_entropy, data, 2, together=4, memory=int(memory * H.kept_bytes())
+        )
+        assert found.together == expected
+
+
 def test_the_model_stays_as_it_was():
     model = MODELS["resnet"]().double()
     before = {name: t.clone() for name, t in model.state_dict().items()}

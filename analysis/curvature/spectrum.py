@@ -93,10 +93,11 @@ def max_eigenvalue_spectrum(
     memory
         As of `Hessian`, for all mini-batches that are being solved.
     together
-        Mini-batches that are solved in lock-step, with one product for all of them. None chooses by
-        device: on a GPU as many as it takes to keep it busy, on a CPU one. There each thread that
-        PyTorch has solves mini-batches of its own, as far as `memory` holds what that takes, unless
-        `compile` or a `team` has a use for the threads.
+        Mini-batches that are solved in lock-step, with one product for all of them, as far as
+        `memory` holds what they keep. None chooses by device: on a GPU as many as it takes to keep
+        it busy, on a CPU one. There each thread that PyTorch has solves mini-batches of its own, as
+        far as `memory` holds what that takes, unless `compile` or a `team` has a use for the
+        threads.
     team
         Processes among which the mini-batches are dealt out; all get the whole result.
     resume
@@ -141,13 +142,14 @@ def max_eigenvalue_spectrum(
                     for i in group
                 ]
         else:
-            if together > 1 and not vmappable(model, loss_fn, drawn[0], params=params):
-                together = 1
             H = Hessian(
                 model, loss_fn, drawn[0], compile=compile, memory=memory, seed=seeds[0], **common
             )
             first = eigsh(H, k, tol=tol, seed=seeds[0])
             fill([0], _table([first]))
+            together = min(together, _fitting(H, memory))
+            if together > 1 and not vmappable(model, loss_fn, drawn[0], params=params):
+                together = 1
             if together == 1 and not compile and team.size == 1:
                 workers = _choose_threads(H, k, len(drawn) - 1, memory)
 
@@ -223,6 +225,12 @@ def _choose_together(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]])
     if device == "cpu":
         return 1  # intermediate results of more would leave the cache
     return max(MICRO_BATCH.get(device, 32) // len(batches[0][0]), 1)
+
+
+def _fitting(H: Hessian, memory: int) -> int:
+    """How often what products with `H` have in common fits into memory, at least once."""
+    kept = H.kept_bytes()
+    return 1 if kept is None else max(memory // max(kept, 1), 1)
 
 
 def _choose_threads(H: Hessian, k: int, solves: int, memory: int) -> int:
