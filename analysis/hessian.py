@@ -46,7 +46,7 @@ class Options(MeasurementOptions):
       python -m analysis.hessian --ckpt checkpoints/csan8.pt checkpoints/csan8/*.pt
     """
 
-    at_least: ClassVar = ("batches",)  # what was measured of more of them than asked for will do
+    at_least: ClassVar = ("batches", "layers")  # what was measured of more than asked for will do
 
     k: Annotated[int, arg(help="eigenvalues for each mini-batch")] = 5
     batches: Annotated[

@@ -134,8 +134,11 @@ def seeds(groups: Mapping[str, Sequence[Measurement]]) -> str:
 
 
 def measured_alike(measurements: Sequence[Measurement]) -> list[Measurement]:
-    """Those with the most common options: what was measured differently is not comparable."""
-    options = [repr(sorted(m.options.items())) for m in measurements]
+    """Those with the most common options: what was measured differently is not comparable.
+
+    Whether the layers were measured, too, makes no difference to the rest.
+    """
+    options = [repr(sorted({**m.options, "layers": None}.items())) for m in measurements]
     common = max(options, key=options.count)
     return [m for m, own in zip(measurements, options, strict=True) if own == common]
 

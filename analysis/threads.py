@@ -10,6 +10,8 @@ from functools import cache
 from typing import TypeVar
 
 import torch
+from torch.overrides import has_torch_function
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
@@ -57,8 +59,16 @@ def parallel(
 
 
 def free_threads() -> int:
-    """Threads among which work may be divided; one within `parallel`, where all are at work."""
-    return 1 if hasattr(_current, "stop") else torch.get_num_threads()
+    """Threads among which work may be divided.
+
+    One within `parallel`, where all are at work, and in a mode that other threads do not see.
+    """
+    in_a_mode = (
+        torch.is_autocast_enabled("cpu")
+        or has_torch_function((torch.empty(0),))
+        or is_in_torch_dispatch_mode()
+    )
+    return 1 if in_a_mode or hasattr(_current, "stop") else torch.get_num_threads()
 
 
 def give_way() -> None:
@@ -80,8 +90,11 @@ def _pool(workers: int, threads: int) -> ThreadPoolExecutor:
         torch.set_num_threads(threads)
         started.wait()
 
-    list(pool.map(begin, range(workers)))
-    torch.set_num_threads(before)  # what a worker sets is the default of threads to come
+    try:
+        list(pool.map(begin, range(workers)))
+    finally:
+        started.abort()  # in case that not all have begun
+        torch.set_num_threads(before)  # what a worker sets is the default of threads to come
     return pool
 
 

@@ -63,3 +63,11 @@ def call(call_module):
         return call_module(importlib.import_module(COMMANDS[command]), *arguments)
 
     return call
+
+
+@pytest.fixture
+def threads():
+    """Choose how many threads PyTorch has, for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

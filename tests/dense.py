@@ -1,9 +1,12 @@
 """Small models of every architecture, and the dense matrices that operators have to equal."""
 
+from time import sleep
+
 import timm
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from analysis.curvature import GGN, Fisher, Hessian
 from models.csan import CSAN
@@ -70,6 +73,26 @@ def conv_net():
     return nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(16, 5), nn.ELU(), nn.Linear(5, 3)
     )
+
+
+class AlwaysDropout(nn.Linear):
+    """Random numbers in the forward pass, in evaluation mode, too."""
+
+    def forward(self, x):
+        sleep(1e-3)  # time enough for another thread to seed the generator
+        return super().forward(F.dropout(x.flatten(1), 0.5, training=True))
+
+
+class Checkpointed(nn.Sequential):
+    """Its forward pass runs again for every product."""
+
+    def forward(self, x):
+        return checkpoint(super().forward, x, use_reentrant=False)
+
+
+def mini_batches(n=6, dtype=torch.float32, size=8):
+    x, y = torch.randn(size * n, 1, 4, 4, dtype=dtype), torch.randint(0, CLASSES, (size * n,))
+    return list(zip(x.split(size), y.split(size), strict=True))
 
 
 MODELS = {

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -385,6 +386,8 @@ def test_what_was_measured_differently_is_not_compared(folder):
     write(folder / "k1.h5", "hessian/train", {"eigenvalues": np.ones((1, 1))}, k=1)
     found = collect([folder], "hessian/train")
     assert len(labels.measured_alike(found)) == len(found) - 1
+    layers = replace(found[0], options={**found[0].options, "layers": True})
+    assert labels.measured_alike([layers, *found])[0] is layers
 
 
 @pytest.fixture

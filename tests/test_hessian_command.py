@@ -1,5 +1,6 @@
 """Numbers of ``python -m analysis.hessian`` against the dense Hessian and against pyhessian."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from analysis.landscape.cuts import eigenvector_cut
 from analysis.measurements import load
 from analysis.objective import build_objective
 from models import load_checkpoint, load_dataset
-from models.distributed import ALONE
 from models.errors import InputError
 from models.recipes import PRESETS
 from models.seeds import derive_seed
@@ -187,18 +187,24 @@ def test_eigenvalues_of_wrong_products_are_not_reported(measured, monkeypatch, c
         eigenvector_cut(objective_of(path), seed=0, span=1.0)
 
 
-def test_layers_have_the_eigenvalues_of_their_blocks(measured, capsys, monkeypatch):
+def test_what_was_measured_with_layers_is_not_measured_again_without(tmp_path, measured, capsys):
+    source, _ = measured
+    path = Path(shutil.copy(source, tmp_path / "again.pt"))
+    for layers in (True, False):
+        options = replace(options_for(path), layers=layers, batches=1, density_batches=1)
+        hessian.main(replace(options, out=tmp_path))
+    assert "is there already" in capsys.readouterr().out
+    assert (tmp_path / "hessian_again_layers.png").exists()
+    found = load(path.with_suffix(".h5"), "hessian/train")
+    assert found.options["layers"]
+
+
+def test_layers_have_the_eigenvalues_of_their_blocks(measured):
     path, _ = measured
     objective = objective_of(path)
-    few = replace(options_for(path), layers=True)
-    found = hessian.by_layer(objective, objective.batches, few, ALONE)
-    H = Hessian(
-        objective.model,
-        objective.loss,
-        objective.batches,
-        weight_decay=objective.weight_decay,
-        seed=SEED,
-    )
+    how = dict(weight_decay=objective.weight_decay, seed=SEED)
+    found = hessian.by_layer(objective, objective.batches, options_for(path), **how)
+    H = Hessian(objective.model, objective.loss, objective.batches, **how)
     matrix = (H @ torch.eye(H.shape[0], dtype=torch.float64)).numpy()
     names = [name for name, _ in objective.model.named_parameters()]
     sizes = [p.numel() for p in objective.model.parameters()]

@@ -1,7 +1,6 @@
 """Work divided among threads, and surfaces and spectra that are computed by several."""
 
 import os
-import weakref
 from contextlib import closing
 from functools import partial
 from threading import get_ident
@@ -12,22 +11,13 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from analysis import saving
-from analysis.curvature import GGN, Fisher, Hessian, eigsh, max_eigenvalue_spectrum
+from analysis.curvature import Hessian, eigsh, max_eigenvalue_spectrum
 from analysis.curvature.spectrum import _choose_threads
 from analysis.landscape.evaluation import Evaluator
 from analysis.threads import give_way, parallel
-from tests.dense import CLASSES, MODELS
-
-
-@pytest.fixture
-def threads():
-    """Choose how many threads PyTorch has, for one test."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
+from tests.dense import CLASSES, MODELS, AlwaysDropout, Checkpointed, mini_batches
 
 
 def test_threads_are_divided_and_given_back(threads):
@@ -65,7 +55,8 @@ def test_results_come_as_they_are_ready_and_work_ends_when_the_caller_leaves(thr
         return piece
 
     with closing(parallel(work, range(1000), 2)) as results:
-        assert next(results) == (1, 1)
+        i, result = next(results)
+        assert i == result > 0
     number = len(begun)
     assert number < 1000
     sleep(0.05)
@@ -97,12 +88,6 @@ def test_metrics_do_not_depend_on_the_number_of_threads(name, threads):
     np.testing.assert_allclose(found[2], found[0], rtol=1e-14)
     expected = F.cross_entropy(model(data[0]), data[1]).item()
     np.testing.assert_allclose(found[0][1], expected, rtol=1e-12)
-
-
-class AlwaysDropout(nn.Linear):
-    def forward(self, x):
-        sleep(1e-3)  # time enough for another thread to seed the generator
-        return super().forward(F.dropout(x.flatten(1), 0.5, training=True))
 
 
 class Remembers(nn.Linear):
@@ -162,110 +147,6 @@ def test_one_thread_where_a_model_cannot_be_copied_or_memory_was_short(threads):
     many = Evaluator(nn.Linear(16, CLASSES).eval(), {"nll": F.cross_entropy}, data)
     for evaluator, workers in ((single, 1), (short, 1), (many, 3)):
         assert evaluator._workers(evaluator.weights, evaluator._sets[0]) == workers
-
-
-def mini_batches(n=6, dtype=torch.float32):
-    x, y = torch.randn(8 * n, 1, 4, 4, dtype=dtype), torch.randint(0, CLASSES, (8 * n,))
-    return list(zip(x.split(8), y.split(8), strict=True))
-
-
-@pytest.mark.parametrize("operator", [Hessian, GGN, Fisher])
-@pytest.mark.parametrize("make", [*MODELS.values(), partial(AlwaysDropout, 16, CLASSES)])
-def test_products_do_not_depend_on_the_number_of_threads(make, operator, threads):
-    model, data = make().double().train(), mini_batches(dtype=torch.float64)
-    found = []
-    for number in (1, 2, 4):
-        threads(number)
-        A = operator(model, F.cross_entropy, data, weight_decay=0.1)
-        v = torch.ones(A.shape[0], 2, dtype=torch.float64)
-        found += [A @ v, A @ v]
-        assert torch.equal(found[-1], found[-2])
-        assert 1 <= A._plan.workers <= number
-    for product in found[1:]:
-        torch.testing.assert_close(product, found[0], rtol=1e-10, atol=1e-12)
-
-
-def small_hessian(data, loss=F.cross_entropy, **options):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, CLASSES))
-    return Hessian(model.to(data[0][0].dtype), loss, data, **options)
-
-
-@pytest.fixture(scope="module")
-def chunk_bytes():
-    """What products of one of `mini_batches` have in common, in `small_hessian`."""
-    H = small_hessian(mini_batches(1))
-    H @ torch.ones(H.shape[0])
-    return H.kept_bytes()
-
-
-@pytest.mark.parametrize(
-    ("chunks", "budget", "kept", "workers"),
-    [
-        (6, 100, 6, 3),  # all, and every thread
-        (6, 10.1, 6, 2),  # all, and what a thread takes, which is two more, twice
-        (6, 7, 6, 1),  # keeping all comes first
-        (20, 8.1, 4, 2),  # where that cannot be, half is for threads
-        (20, 7, 7, 1),
-        (20, 13, 7, 3),
-        (20, 0, 0, 1),
-        (1, 0, 1, 1),
-    ],
-)
-def test_a_budget_is_for_what_is_kept_and_for_threads(
-    chunks, budget, kept, workers, threads, chunk_bytes
-):
-    threads(3)
-    H = small_hessian(mini_batches(chunks), memory=int(budget * chunk_bytes))
-    alive, most = set(), []
-    make = H._linear_map
-
-    def counted(chunk):
-        linear_map = make(chunk)
-        alive.add(key := id(linear_map.apply))
-        most.append(len(alive))
-        weakref.finalize(linear_map.apply, alive.discard, key)
-        return linear_map
-
-    H._linear_map = counted
-    for _ in range(2):
-        H @ torch.ones(H.shape[0])
-    assert (H._plan.kept, H._plan.workers) == (kept, workers)
-    assert len(alive) == kept
-    assert max(most) <= max(kept + (workers if kept < chunks else 0), 1)
-
-
-def test_products_do_not_depend_on_what_is_kept(threads, chunk_bytes):
-    data = mini_batches(20, torch.float64)
-    found = []
-    for number, budget in ((1, 100), (3, 100), (3, 26), (3, 17), (1, 0)):
-        threads(number)
-        H = small_hessian(data, memory=budget * chunk_bytes)
-        v = torch.ones(H.shape[0], 2, dtype=torch.float64)
-        found.append(H @ v)
-        assert torch.equal(found[-1], H @ v)
-    for product in found[1:]:
-        torch.testing.assert_close(product, found[0], rtol=1e-10, atol=1e-12)
-
-
-def test_no_thread_goes_on_when_a_product_fails(threads, chunk_bytes):
-    threads(2)
-    begun = []
-
-    def loss(outputs, targets):
-        begun.append(1)
-        if len(begun) == 100:
-            raise ZeroDivisionError
-        return F.cross_entropy(outputs, targets)
-
-    H = small_hessian(mini_batches(1000), loss, memory=9 * chunk_bytes)
-    with pytest.raises(ZeroDivisionError):
-        H @ torch.ones(H.shape[0])
-    assert H._plan.workers == 2
-    number = len(begun)
-    assert number < 110
-    sleep(0.05)
-    assert len(begun) == number
 
 
 @pytest.mark.parametrize("make", [*MODELS.values(), partial(AlwaysDropout, 16, CLASSES)])
@@ -345,13 +226,7 @@ def test_as_many_threads_as_memory_holds_solves(threads):
     assert _choose_threads(H.on(mini_batches(1)), 2, 10, 100 * one) == 1  # it keeps nothing yet
 
 
-class Checkpointed(nn.Sequential):
-    """Its forward pass runs again for every product."""
-
-    def forward(self, x):
-        return checkpoint(super().forward, x, use_reentrant=False)
-
-
+@pytest.mark.filterwarnings("ignore:Full backward hook:UserWarning")
 def test_one_thread_where_a_product_runs_the_model(threads):
     threads(4)
     for kind, expected in ((Checkpointed, 1), (nn.Sequential, 4)):
@@ -361,6 +236,8 @@ def test_one_thread_where_a_product_runs_the_model(threads):
         eigsh(H, 2)
         assert _choose_threads(H, 2, 10, 2**30) == expected
     changed.register_full_backward_hook(lambda *_: None)
+    H = H.on(mini_batches(1))
+    eigsh(H, 2)
     assert _choose_threads(H, 2, 10, 2**30) == 1
 
 

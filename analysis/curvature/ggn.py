@@ -50,11 +50,8 @@ class _OuterProduct(CurvatureOperator):
             curved = output_map(tangent, block)
             return gradient([outputs], parameters, [chunk.weight * curved], block=block)
 
-        def size() -> int:
-            saved = saved_by_graph([*pulled, outputs])
-            return storage_bytes(saved, self._objective.at_hand(chunk))
-
-        return LinearMap(apply, size)
+        at_hand = self._objective.at_hand(chunk)
+        return LinearMap(apply, lambda: storage_bytes(saved_by_graph([*pulled, outputs]), at_hand))
 
     def _difference(self, objective: FrozenLoss, direction: Tensor, step: float) -> Tensor:
         total = torch.zeros_like(direction)

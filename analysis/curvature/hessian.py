@@ -40,14 +40,12 @@ class Hessian(CurvatureOperator):
     def _linear_map(self, chunk: Chunk) -> LinearMap:
         parameters = list(self._parameters.values())
         gradients = self._chunk_gradient(chunk)
+        at_hand = self._objective.at_hand(chunk)
 
         def apply(vectors: Sequence[Tensor], block: bool) -> Sequence[Tensor]:
             return gradient(gradients, parameters, vectors, block=block)
 
-        def size() -> int:
-            return storage_bytes(saved_by_graph(gradients), self._objective.at_hand(chunk))
-
-        return LinearMap(apply, size)
+        return LinearMap(apply, lambda: storage_bytes(saved_by_graph(gradients), at_hand))
 
     def _chunk_gradient(self, chunk: Chunk) -> Sequence[Tensor]:
         """Gradient of a chunk's share of the loss, with a graph."""

@@ -7,17 +7,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 
 from analysis.curvature.compiled import CompiledProduct
 from analysis.curvature.frozen import Chunk, Data, FrozenLoss, LossFunction
 from analysis.curvature.graphs import LinearMap
+from analysis.curvature.sharing import Plan, make_plan, runs_python
 from analysis.parameters import flatten
 from analysis.threads import MOST_THREADS, free_threads, give_way, parallel
 from models.devices import full_precision
@@ -51,14 +50,6 @@ class Check:
             f"asymmetric by {self.symmetry:.1e} and off finite differences by "
             f"{self.finite_difference:.1e}, expected at most {self.tolerance:.1e}"
         )
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How chunks of data are worked through."""
-
-    kept: int  # so many, the first, keep what products have in common
-    workers: int  # threads of a CPU that each take some of the chunks
 
 
 class CurvatureOperator(ABC):
@@ -129,7 +120,8 @@ class CurvatureOperator(ABC):
         self._seed = seed
         self._memory = memory
         self._kept: dict[int, LinearMap] = {}  # of the chunks with these numbers
-        self._plan: Plan | None = None  # from the first product on
+        self._made_plan: Plan | None = None  # at the first product
+        self._threads_failed = False  # for want of memory
         size = sum(parameter.numel() for parameter in self._parameters.values())
         self.shape = (size, size)
         self.dtype = self._objective.dtype
@@ -142,7 +134,7 @@ class CurvatureOperator(ABC):
         """The same operator of other data, which shares what has been compiled."""
         other = copy.copy(self)
         other._objective = self._objective.on(data, seed)
-        other._kept, other._plan = {}, None
+        other._kept, other._made_plan = {}, None
         return other
 
     def kept_bytes(self) -> int | None:
@@ -158,21 +150,15 @@ class CurvatureOperator(ABC):
     def threadable(self) -> bool:
         """Whether products may be made by several threads of a CPU at once.
 
-        Not where threads would meet in the model, which products call that are, as with
-        checkpointing, computed once more, and not in a mode that belongs to this thread.
+        Not where Python code runs in them, as with hooks and with checkpointing: threads would meet
+        in it. What the first chunk of data does counts for all.
         """
-        return self._threadable(next(self._linear_maps()))
+        first = next(self._linear_maps(range(len(self._objective.chunks))), None)
+        return first is not None and self._threadable(first)
 
     def _threadable(self, linear_map: LinearMap) -> bool:
-        called = []
-        hook = register_module_forward_pre_hook(lambda *_: called.append(True))
-        try:
-            linear_map.apply([torch.zeros_like(p) for p in self._parameters.values()], False)
-        finally:
-            hook.remove()
-        modules = self._objective.model.modules()
-        hooked = any(m._backward_hooks or m._backward_pre_hooks for m in modules)
-        return not (called or hooked or torch.is_autocast_enabled("cpu"))
+        zeros = [torch.zeros_like(parameter) for parameter in self._parameters.values()]
+        return not runs_python(lambda: linear_map.apply(zeros, False))
 
     @abstractmethod
     def _linear_map(self, chunk: Chunk) -> LinearMap:
@@ -199,35 +185,42 @@ class CurvatureOperator(ABC):
 
     @full_precision()
     def _product(self, rows: Tensor) -> Tensor:
-        give_way()
         while True:
             try:
                 product = self._product_of_own_data(rows)
                 return self.team.sum_(product).add_(rows, alpha=self._weight_decay)
             except (RuntimeError, MemoryError) as error:
-                smaller = self._objective.halved() if is_out_of_memory(error) else None
+                if not is_out_of_memory(error):
+                    raise
+                threads = 1 if self._made_plan is None else self._made_plan.threads
+                smaller = self._objective if threads > 1 else self._objective.halved()
                 if smaller is None:
                     raise
-            make_room(type(self).__name__, max(len(c.x) for c in self._objective.chunks))
-            self._objective, self._memory = smaller, self._memory // 2
-            self._kept, self._plan = {}, None
+            longest = max(len(chunk.x) for chunk in self._objective.chunks)
+            make_room(type(self).__name__, threads * longest)
+            if threads > 1:
+                self._threads_failed = True
+            else:
+                self._objective, self._memory = smaller, self._memory // 2
+            self._kept, self._made_plan = {}, None
 
     def _product_of_own_data(self, rows: Tensor) -> Tensor:
         pieces = _unflatten_rows(rows, self._parameters)
-        if self._plan is None:
-            self._plan = self._make_plan()
-        workers = self._plan.workers
 
-        def share(worker: int) -> Tensor:
-            """Of every so many-th chunk."""
+        def product_of(share: Sequence[int]) -> Tensor:
             product = torch.zeros_like(rows)
-            for linear_map in self._linear_maps(worker, workers):
+            for linear_map in self._linear_maps(share):
                 self._add_product(product, linear_map, pieces)
                 del linear_map  # before the next one is built
             return product
 
-        parts = dict(parallel(share, range(workers), workers))
-        return reduce(torch.add, (parts[worker] for worker in range(workers)))  # in one order
+        own_vectors = (len(rows) + 2) * rows[0].nbytes  # sums, and one product in the making
+        shares = self._plan().shares(own_vectors)
+        parts = dict(parallel(product_of, shares, min(len(shares), free_threads())))
+        product = parts.pop(0)
+        for i in range(1, len(shares)):  # in one order
+            product += parts.pop(i)
+        return product
 
     def _add_product(self, product: Tensor, linear_map: LinearMap, pieces: list[Tensor]) -> None:
         """Add the products of a chunk with all vectors to the rows of `product`."""
@@ -241,35 +234,25 @@ class CurvatureOperator(ABC):
             give_way()
             row += flatten(linear_map.apply([piece[index] for piece in pieces], False))
 
-    def _make_plan(self) -> Plan:
-        """Keep as much, and set as many threads to work, as the budget allows.
+    def _plan(self) -> Plan:
+        if self._made_plan is None:
+            self._made_plan = self._make_plan()
+        return self._made_plan
 
-        Made before the first product, so that rounding is the same in all. There is but one thread
-        where several would meet in the model, or know nothing of a mode of this one.
-        """
-        chunks = self._objective.chunks
-        if len(chunks) < 2:
-            return Plan(kept=len(chunks), workers=1)  # costs no more than the product itself
-        first = self._make_linear_map(chunks[0])
-        per_example = first.size() / len(chunks[0].x)
-        sizes = np.cumsum([per_example * len(chunk.x) for chunk in chunks])
-        # A thread makes one where it is not kept, and a backward pass takes about as much again.
-        at_work = max(2 * per_example * max(len(chunk.x) for chunk in chunks), 1)
-        # Keeping all is worth more than threads are, and they more than keeping some.
-        spare = self._memory - sizes[-1] if sizes[-1] <= self._memory else self._memory / 2
-        workers = min(free_threads(), MOST_THREADS, len(chunks), int(spare / at_work))
+    def _make_plan(self) -> Plan:
+        lengths = [len(chunk.x) for chunk in self._objective.chunks]
+        if len(lengths) < 2:
+            return Plan(lengths, kept=len(lengths))  # costs no more than the product itself
+        first = self._kept[0] = self._make_linear_map(self._objective.chunks[0])
+        threads = min(free_threads(), MOST_THREADS)
         if (
-            workers < 2
-            or self.device.type != "cpu"
+            self.device.type != "cpu"
             or self._compiled is not None
-            or not self._threadable(first)
+            or self._threads_failed
+            or (threads > 1 and not self._threadable(first))
         ):
-            workers = 1
-        left = self._memory - workers * at_work if workers > 1 else self._memory
-        kept = int(np.searchsorted(sizes, left, side="right"))
-        if kept:
-            self._kept[0] = first
-        return Plan(kept, workers)
+            threads = 1
+        return make_plan(lengths, first.size() / lengths[0], self._memory, threads)
 
     def to_scipy(self) -> LinearOperator:
         """The operator for `scipy.sparse.linalg`, which takes and returns NumPy arrays."""
@@ -322,14 +305,12 @@ class CurvatureOperator(ABC):
                 break
         return Check(symmetry, error, tolerance)
 
-    def _linear_maps(self, first: int = 0, step: int = 1) -> Iterator[LinearMap]:
-        """Those of every `step`-th chunk, kept from the last time or made."""
-        if self._plan is None:
-            self._plan = self._make_plan()
-        chunks = self._objective.chunks
-        for i in range(first, len(chunks), step):
-            linear_map = self._kept.get(i) or self._make_linear_map(chunks[i])
-            if i < self._plan.kept:
+    def _linear_maps(self, share: Sequence[int]) -> Iterator[LinearMap]:
+        """Those of some chunks, kept from the last time or made."""
+        kept = self._plan().kept
+        for i in share:
+            linear_map = self._kept.pop(i, None) or self._make_linear_map(self._objective.chunks[i])
+            if i < kept:
                 self._kept[i] = linear_map
             yield linear_map
             del linear_map  # before the next one is built

@@ -19,7 +19,7 @@ from analysis.curvature.lockstep import HessianStack, eigsh_lockstep, stackable,
 from analysis.curvature.operators import MEMORY
 from analysis.curvature.power_iteration import power_iteration
 from analysis.saving import Saver, filled
-from analysis.threads import MOST_THREADS, parallel
+from analysis.threads import MOST_THREADS, free_threads, parallel
 from models.devices import full_precision
 from models.distributed import ALONE, Team
 from models.errors import InputError
@@ -245,7 +245,7 @@ def _choose_threads(H: Hessian, k: int, solves: int, memory: int) -> int:
     P, _ = H.shape
     basis = (default_ncv(P, k) + 1) * P * H.dtype.itemsize
     fitting = memory // (basis + 2 * kept)  # a backward pass takes about as much as it is given
-    return max(min(torch.get_num_threads(), MOST_THREADS, fitting, solves), 1)
+    return max(min(free_threads(), MOST_THREADS, fitting, solves), 1)
 
 
 def start(known: Tensor, seed: int) -> Tensor | None:

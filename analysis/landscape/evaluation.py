@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from analysis.functional import functional_call
 from analysis.parameters import select_parameters
-from analysis.threads import MOST_THREADS, parallel
+from analysis.threads import MOST_THREADS, free_threads, parallel
 from models.devices import full_precision
 from models.errors import InputError
 from models.memory import Halving
@@ -157,7 +157,7 @@ class Evaluator:
         """Threads among which so many batches are divided; one where memory was short."""
         if self.device.type != "cpu" or self._at_once is None:
             return 1
-        at_most = min(torch.get_num_threads(), len(batches), MOST_THREADS)
+        at_most = min(free_threads(), len(batches), MOST_THREADS)
         if at_most == 1 or self._at_once.size < MICRO_BATCH["cpu"]:
             return 1
         if self._threads is None:
@@ -176,7 +176,7 @@ class Evaluator:
         hooks = any(m._forward_hooks or m._forward_pre_hooks for m in self.model.modules())
         if hooks or not torch.equal(drawn, torch.get_rng_state()):
             return 1
-        threads = min(torch.get_num_threads(), MOST_THREADS)
+        threads = min(free_threads(), MOST_THREADS)
         shared = (*self.model.parameters(), *self.model.buffers())
         try:
             for _ in range(threads - 1):
