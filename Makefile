@@ -6,8 +6,8 @@ RUN = .venv/bin/python -m
 .PHONY: figures test bench clean
 
 figures: .venv/installed  ## measure the shipped checkpoints and draw every figure
-	$(RUN) analysis.hessian
-	$(RUN) analysis.hessian --ckpt checkpoints/csan*/epoch005.pt
+	$(RUN) analysis.hessian --layers
+	$(RUN) analysis.hessian --ckpt checkpoints/csan?/epoch*.pt
 	$(RUN) analysis.landscape
 	$(RUN) analysis.landscape --directions pca
 	$(RUN) analysis.nll

@@ -71,7 +71,10 @@ class Options(MeasurementOptions):
     ] = False
     memory: Annotated[
         float,
-        arg(metavar="GIB", help="budget for what Hessian-vector products have in common"),
+        arg(
+            metavar="GIB",
+            help="budget for what Hessian-vector products have in common and for their threads",
+        ),
     ] = 2.0
 
 

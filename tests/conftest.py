@@ -16,6 +16,7 @@ from models import load_dataset
 from models.cli import run
 from models.train import Options, untrained
 from tests.commands import COMMANDS
+from tests.measured import write_study
 
 settings.register_profile("suite", deadline=None, max_examples=20, derandomize=True)
 settings.load_profile("suite")
@@ -71,3 +72,11 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Of measurements, to draw."""
+    folder = tmp_path / "checkpoints"
+    write_study(folder)
+    return folder

@@ -107,7 +107,7 @@ def draw_hessian_training(
             continue
         palette = labels.colors(labels.label(snapshots[0]) for snapshots in series)
         with mpl.rc_context(plots.STYLE):
-            figure = Figure(figsize=(11, 2.8))
+            figure = Figure(figsize=(11, 3.2))
             axes = figure.subplots(1, 4)
             for snapshots in series:
                 text = labels.label(snapshots[0])
@@ -127,7 +127,8 @@ def draw_hessian_training(
                     plots.plot_over_training(
                         epochs, values, 2 * errors, ylabel=ylabel, ax=ax, **style
                     )
-            axes[1].legend(title="window")
+            curves = axes[1].get_legend_handles_labels()
+            figure.legend(*curves, loc="outside lower center", ncols=len(series), title="window")
             first = series[0][0]
             figure.suptitle(f"Hessian over training on {data}, {labels.objective(first)}")
             written += save(figure, out, f"hessian_{data}_training{labels.suffix(first)}", formats)

@@ -166,12 +166,10 @@ def measure(
     checkpoint: Checkpoint, others: list[Checkpoint], options: Options, team: Team
 ) -> Measurement:
     """Lines and surface of a checkpoint, stored, or as they were stored before."""
-    from analysis.landscape import line, random_directions, surface
     from analysis.landscape.evaluation import batch_norms
     from analysis.landscape.storage import pack, pack_cut, unpack, unpack_cut
     from analysis.measurements import store, stored
     from analysis.saving import Progress, above, below
-    from models.seeds import derive_seed
 
     settings = {key: getattr(options, key) for key in _SETTINGS}
     settings["towards"] = [other.sha256 for other in others]
@@ -221,12 +219,40 @@ def measure(
         )
         arrays = pack_cut(cut)
         team.first(partial(store, unfinished, arrays, **common))
+
+    def save(part: str, so_far: Slice) -> None:
+        store(unfinished, arrays | pack(part, so_far), **common)
+
+    for part, evaluate in parts_of(cut, objective, test, options).items():
+        measured = evaluate(
+            recalibrate=calibration,
+            team=team,
+            resume=unpack(part, arrays),
+            save=partial(save, part),
+        )
+        arrays |= pack(part, measured)
+        team.first(partial(store, unfinished, arrays, **common))
+    return team.first(partial(store, group, arrays, **common, in_place_of=unfinished))
+
+
+def parts_of(
+    cut: Cut, objective: Objective, test: Objective, options: Options
+) -> dict[str, Callable[..., Slice]]:
+    """What is evaluated, by the name that it is stored by: the lines and the surface of a cut.
+
+    The lines in random directions of their own, ``lines/i``, are for intervals of the summary.
+    """
+    from analysis.landscape import line, random_directions, surface
+    from models.seeds import derive_seed
+
+    def of(function: Callable[..., Slice], what: Objective, *where: Any) -> Callable[..., Slice]:
+        penalty = what.weight_decay or None
+        how: dict[str, Any] = dict(weight_decay=penalty, seed=options.seed, bf16=options.bf16)
+        return partial(function, what.model, what.metrics, what.batches, *where, **how)
+
     first, second = cut.tensors(objective.model)
     steps = cut.along(0, options.line_points)
-    parts: dict[str, tuple[Objective, Callable[..., Slice], tuple[Any, ...]]] = {
-        "line": (objective, line, (first, steps)),
-        "test_line": (test, line, (first, steps)),
-    }
+    parts = {"line": of(line, objective, first, steps), "test_line": of(line, test, first, steps)}
     for i in range(options.lines if options.directions == "random" else 0):
         (direction,) = random_directions(
             objective.model,
@@ -235,31 +261,10 @@ def measure(
             normalization=options.normalization,
             include=options.include,
         )
-        parts[f"lines/{i}"] = (objective, line, (direction, steps))
-    grid = (cut.along(axis, options.points) for axis in (0, 1))
-    evaluate = partial(surface, adaptive=options.adaptive)
-    parts["surface"] = (objective, evaluate, ([first, second], *grid))
-
-    def save(part: str, so_far: Slice) -> None:
-        store(unfinished, arrays | pack(part, so_far), **common)
-
-    for part, (what, function, arguments) in parts.items():
-        measured = function(
-            what.model,
-            what.metrics,
-            what.batches,
-            *arguments,
-            weight_decay=what.weight_decay or None,
-            seed=options.seed,
-            recalibrate=calibration,
-            bf16=options.bf16,
-            team=team,
-            resume=unpack(part, arrays),
-            save=partial(save, part),
-        )
-        arrays |= pack(part, measured)
-        team.first(partial(store, unfinished, arrays, **common))
-    return team.first(partial(store, group, arrays, **common, in_place_of=unfinished))
+        parts[f"lines/{i}"] = of(line, objective, direction, steps)
+    grid = [cut.along(axis, options.points) for axis in (0, 1)]
+    sampled = partial(surface, adaptive=options.adaptive)
+    return parts | {"surface": of(sampled, objective, [first, second], *grid)}
 
 
 def choose(

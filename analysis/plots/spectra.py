@@ -127,13 +127,17 @@ def plot_over_training(
 def plot_layers(names: Sequence[str], eigenvalues: np.ndarray, *, ax: Axes | None = None) -> Axes:
     """Heat map of the (layers, k) top eigenvalues of every layer, blue negative, red positive."""
     ax = ax or plt.gca()
-    largest = np.abs(eigenvalues[np.isfinite(eigenvalues)]).max(initial=1e-12)
-    norm = SymLogNorm(linthresh=largest / 1e3, vmin=-largest, vmax=largest)
+    finite = eigenvalues[np.isfinite(eigenvalues)]
+    largest = np.abs(finite).max(initial=1e-12)
+    linear = 10.0 ** np.ceil(np.log10(largest / 1e3))  # a power of ten, for labels not to overlap
+    norm = SymLogNorm(linthresh=linear, vmin=-largest, vmax=largest)
     image = ax.imshow(eigenvalues, aspect="auto", cmap="RdBu_r", norm=norm)
     ax.set_yticks(range(len(names)), names, fontsize=6)
     ranks = range(eigenvalues.shape[1])
     ax.set_xticks(ranks, [str(rank + 1) for rank in ranks])
     ax.set(xlabel="eigenvalue, by magnitude")
     ax.grid(False)
-    ax.figure.colorbar(image, ax=ax, label="eigenvalue of the layer's Hessian block")
+    bar = ax.figure.colorbar(image, ax=ax, label="eigenvalue of the layer's Hessian block")
+    low, high = finite.min(initial=0.0), finite.max(initial=0.0)
+    bar.ax.set_ylim(low, high if low < high else largest)
     return ax
