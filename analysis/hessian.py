@@ -168,6 +168,7 @@ def measure(checkpoint: Checkpoint, options: Options, team: Team) -> Measurement
     hessian = Hessian(objective.model, objective.loss, together, **how)
     with working("checking the Hessian"):
         check = hessian.check()
+    hessian = hessian.on(together, seed=options.seed)  # the other keeps what the check was made of
     wrong = InputError(
         f"{checkpoint.path}: its Hessian-vector products are wrong: {check}; try "
         + ("another version of PyTorch" if options.float64 else "--float64")
@@ -207,8 +208,9 @@ def measure(checkpoint: Checkpoint, options: Options, team: Team) -> Measurement
         "check/tolerance": check.tolerance,
     }
     if options.layers:
-        how["compile"] = False  # for each layer anew, which does not pay
-        arrays |= by_layer(objective, together, options, **how)
+        del hessian  # the budget is for one at a time
+        # Compiling for each layer anew would not pay.
+        arrays |= by_layer(objective, together, options, **how | {"compile": False})
     final = {name: np.asarray(array) for name, array in arrays.items()}
     return team.first(lambda: store(group, final, in_place_of=unfinished, **common))
 

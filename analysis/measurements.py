@@ -210,7 +210,7 @@ def stored(
 ) -> Measurement | None:
     """The measurement of exactly this checkpoint with exactly these options, if there is one.
 
-    Of the options `at_least`, which are numbers, it may have more.
+    Of the options `at_least`, numbers or flags, it may have more.
     `data` gives the fingerprints of the splits of the dataset as it is now, as far as it is there.
     If the measurement was made on others, that is printed, and it does not count.
     """

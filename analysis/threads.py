@@ -17,6 +17,7 @@ Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
 MOST_THREADS = 16  # at work on a piece each: as many times the memory of one
+_SOME_TENSOR = torch.empty(0)
 _current = threading.local()  # its `stop` is set when nobody waits for the thread any more
 
 
@@ -61,11 +62,12 @@ def parallel(
 def free_threads() -> int:
     """Threads among which work may be divided.
 
-    One within `parallel`, where all are at work, and in a mode that other threads do not see.
+    One within `parallel`, where all are at work, and in a mode that other threads do not see:
+    autocast, one that overrides functions (as does a default device), or one of dispatch.
     """
     in_a_mode = (
         torch.is_autocast_enabled("cpu")
-        or has_torch_function((torch.empty(0),))
+        or has_torch_function((_SOME_TENSOR,))
         or is_in_torch_dispatch_mode()
     )
     return 1 if in_a_mode or hasattr(_current, "stop") else torch.get_num_threads()

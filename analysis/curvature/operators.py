@@ -81,7 +81,8 @@ class CurvatureOperator(ABC):
         Largest number of examples in one pass; None chooses by device.
     memory
         Budget in bytes for what is kept between products and, on a CPU, for threads that each take
-        some of the chunks. Where it is more than there is, batches are halved, and the budget, too.
+        some of the chunks. Where it is more than there is, it is halved, and threads or else the
+        examples in one pass become fewer.
     compile
         Record one product, and compile what depends on the vector: a minute or so for the shape of
         the first chunk of data (others go without), repaid after some thousand products. What is
@@ -192,16 +193,14 @@ class CurvatureOperator(ABC):
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                threads = 1 if self._made_plan is None else self._made_plan.threads
+                threads = 1 if self._made_plan is None else len(self._shares(len(rows)))
                 smaller = self._objective if threads > 1 else self._objective.halved()
                 if smaller is None:
                     raise
             longest = max(len(chunk.x) for chunk in self._objective.chunks)
             make_room(type(self).__name__, threads * longest)
-            if threads > 1:
-                self._threads_failed = True
-            else:
-                self._objective, self._memory = smaller, self._memory // 2
+            self._threads_failed |= threads > 1
+            self._objective, self._memory = smaller, self._memory // 2
             self._kept, self._made_plan = {}, None
 
     def _product_of_own_data(self, rows: Tensor) -> Tensor:
@@ -214,8 +213,7 @@ class CurvatureOperator(ABC):
                 del linear_map  # before the next one is built
             return product
 
-        own_vectors = (len(rows) + 2) * rows[0].nbytes  # sums, and one product in the making
-        shares = self._plan().shares(own_vectors)
+        shares = self._shares(len(rows))
         parts = dict(parallel(product_of, shares, min(len(shares), free_threads())))
         product = parts.pop(0)
         for i in range(1, len(shares)):  # in one order
@@ -233,6 +231,14 @@ class CurvatureOperator(ABC):
         for index, row in enumerate(product):
             give_way()
             row += flatten(linear_map.apply([piece[index] for piece in pieces], False))
+
+    def _shares(self, vectors: int) -> list[list[int]]:
+        """Which chunks each thread takes in a product with so many vectors."""
+        return self._plan().shares(self._vector_bytes(vectors))
+
+    def _vector_bytes(self, vectors: int) -> int:
+        """Of the sums of products, and of one in the making."""
+        return (vectors + 2) * self.shape[0] * self.dtype.itemsize
 
     def _plan(self) -> Plan:
         if self._made_plan is None:
@@ -252,7 +258,8 @@ class CurvatureOperator(ABC):
             or (threads > 1 and not self._threadable(first))
         ):
             threads = 1
-        return make_plan(lengths, first.size() / lengths[0], self._memory, threads)
+        per_example = first.size() / lengths[0]
+        return make_plan(lengths, per_example, self._vector_bytes(1), self._memory, threads)
 
     def to_scipy(self) -> LinearOperator:
         """The operator for `scipy.sparse.linalg`, which takes and returns NumPy arrays."""

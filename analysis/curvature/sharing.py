@@ -9,23 +9,23 @@ from types import FrameType
 
 import numpy as np
 
-# Of the threads' time, for want of as many chunks of equal size. With more, it takes less time if
-# all threads share each operation.
+# Largest share of the threads' time that may be idle because chunks cannot be dealt out evenly.
+# Beyond it, it takes less time if all threads share each operation.
 MOST_IDLE = 0.2
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Made before the first product, so that rounding is the same in all."""
+    """Made before the first product, so that all of as many vectors are rounded alike."""
 
     lengths: Sequence[int]  # examples of each chunk
     kept: int  # chunks, the first, that keep what products have in common
     threads: int = 1  # at most
-    spare: float = 0.0  # bytes for what each of several threads has for itself
-    at_work: float = 1.0  # bytes that it has, besides vectors
+    spare: float = 0.0  # bytes for all threads together
+    at_work: float = 1.0  # bytes that one takes, besides its vectors
 
     def shares(self, vector_bytes: int) -> list[list[int]]:
-        """Numbers of the chunks that each thread takes, if its own vectors have so many bytes."""
+        """Numbers of the chunks that each thread takes; a thread's vectors take `vector_bytes`."""
         fitting = int(self.spare / (self.at_work + vector_bytes))
         for number in range(min(self.threads, len(self.lengths), fitting), 1, -1):
             shares = _deal(self.lengths, number)
@@ -36,7 +36,9 @@ class Plan:
         return [list(range(len(self.lengths)))]
 
 
-def make_plan(lengths: Sequence[int], per_example: float, memory: int, threads: int) -> Plan:
+def make_plan(
+    lengths: Sequence[int], per_example: float, vector_bytes: int, memory: int, threads: int
+) -> Plan:
     """Keep as much, and set as many threads to work, as the budget allows.
 
     To keep all is worth more than threads are, and they are worth more than to keep some.
@@ -47,8 +49,10 @@ def make_plan(lengths: Sequence[int], per_example: float, memory: int, threads: 
         Examples of each chunk.
     per_example
         Bytes of what products have in common.
+    vector_bytes
+        Those of the vectors of a thread, in a product with one.
     memory
-        Bytes for that, and for what threads have each for itself.
+        Bytes for what is kept and for threads.
     threads
         At most so many.
     """
@@ -57,10 +61,11 @@ def make_plan(lengths: Sequence[int], per_example: float, memory: int, threads: 
     at_work = max(2 * per_example * max(lengths), 1.0)
     if sizes[-1] <= memory:
         return Plan(lengths, len(lengths), threads, memory - float(sizes[-1]), at_work)
-    if threads == 1 or memory / 2 < 2 * at_work:
-        return Plan(lengths, int(np.searchsorted(sizes, memory, side="right")))
     kept = int(np.searchsorted(sizes, memory / 2, side="right"))
-    return Plan(lengths, kept, threads, memory / 2, at_work)
+    plan = Plan(lengths, kept, threads, memory / 2, at_work)
+    if len(plan.shares(vector_bytes)) > 1:
+        return plan
+    return Plan(lengths, int(np.searchsorted(sizes, memory, side="right")))
 
 
 def _deal(lengths: Sequence[int], number: int) -> list[list[int]]:

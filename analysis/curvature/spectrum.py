@@ -228,9 +228,12 @@ def _choose_together(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]])
 
 
 def _fitting(H: Hessian, memory: int) -> int:
-    """How often what products with `H` have in common fits into memory, at least once."""
+    """How many solves like that of `H`, done already, may be in lock-step, at least one.
+
+    Each keeps what its products have in common, and parameters of its own.
+    """
     kept = H.kept_bytes()
-    return 1 if kept is None else max(memory // max(kept, 1), 1)
+    return 1 if kept is None else max(memory // (kept + H.shape[0] * H.dtype.itemsize), 1)
 
 
 def _choose_threads(H: Hessian, k: int, solves: int, memory: int) -> int:
