@@ -10,13 +10,25 @@ CUT = dict(directions="random", lines=2)
 METRICS = ("nll", "error")
 
 
-def write(path, name, arrays, *, window=3, seed=0, epoch=EPOCHS, dim=48, **options):
+def write(
+    path,
+    name,
+    arrays,
+    *,
+    window=3,
+    head_window=1,
+    seed=0,
+    epoch=EPOCHS,
+    dim=48,
+    recipe=None,
+    **options,
+):
     path.parent.mkdir(parents=True, exist_ok=True)
-    architecture = dict(window=window, patch_size=1, image_size=8, dim=dim)
-    architecture |= dict(head_window=1, border="clamp", pooling="gap")
+    architecture = dict(window=window, head_window=head_window, patch_size=1, image_size=8, dim=dim)
+    architecture |= dict(border="clamp", pooling="gap")
     checkpoint = dict(
         architecture=architecture,
-        recipe=dict(epochs=EPOCHS, warmup_epochs=2),
+        recipe=dict(epochs=EPOCHS, warmup_epochs=2) | (recipe or {}),
         dataset="digits",
         images=None,
         epoch=epoch,

@@ -1,7 +1,6 @@
 """The verdicts: on planted data, whose truth is known, and the intervals' coverage."""
 
 import itertools
-import json
 import re
 import sys
 
@@ -17,6 +16,7 @@ from analysis.drawing.nll import draw_windows
 from analysis.measurements import collect
 from analysis.statistics import Interval, over_seeds, over_units
 from models.cli import run
+from tests.measured import EPOCHS, write
 
 N = 400  # images
 BATCHES = 60
@@ -32,29 +32,10 @@ TRUTH = {
 }
 
 
-def plant(path, group, arrays, variant, seed=0, epoch=10, **recipe):
-    path.parent.mkdir(parents=True, exist_ok=True)
+def plant(path, group, arrays, variant, seed=0, epoch=EPOCHS, **recipe):
     window, head_window = variant
-    architecture = dict(window=window, head_window=head_window, patch_size=1, image_size=8, dim=48)
-    architecture |= dict(border="clamp", pooling="gap")
-    checkpoint = dict(
-        architecture=architecture,
-        recipe=dict(epochs=10, warmup_epochs=2) | recipe,
-        dataset="digits",
-        images=None,
-        epoch=epoch,
-        seed=seed,
-        sha256="0",
-    )
-    with h5py.File(path, "a") as file:
-        for key, array in arrays.items():
-            file[f"{group}/{key}"] = array
-        file[group].attrs.update(
-            options=json.dumps(dict(objective="train", split="train", batch_size=16)),
-            checkpoint=json.dumps(checkpoint),
-            versions="{}",
-            date="2026-01-01T00:00:00+00:00",
-        )
+    network = dict(window=window, head_window=head_window, seed=seed, epoch=epoch, recipe=recipe)
+    write(path, group, arrays, **network)
 
 
 def plant_all(folder, *, seeds=1, variants=tuple(TRUTH), kinds=("nll", "robustness", "hessian")):
@@ -65,7 +46,7 @@ def plant_all(folder, *, seeds=1, variants=tuple(TRUTH), kinds=("nll", "robustne
         file = folder / f"seed{seed}" / f"csan{variant[0]}-{variant[1]}.h5"
         images = nll + rng.normal(0, 0.1, N)
         wrong = rng.permutation(N) < round(error * N)
-        history = {"epoch": [0, 10], "train_nll": [9.0, images.mean()]}
+        history = {"epoch": [0, EPOCHS], "train_nll": [9.0, images.mean()]}
         history |= {"test_error": [0.99, wrong.mean()]}
         plant(file, "history", history, variant, seed)
         if "nll" in kinds:
@@ -184,7 +165,7 @@ def test_says_what_is_missing_and_how_to_get_it(tmp_path):
     missing = {a.claim.key: [line for f in a.findings for line in f.missing] for a in answers}
     assert missing["C1"] == [
         "no training with window 8, head window 1: python -m models.train --dataset digits "
-        "--window 8 --head-window 1 --epochs 10 --out NAME.pt"
+        f"--window 8 --head-window 1 --epochs {EPOCHS} --out NAME.pt"
     ]
     assert missing["C4"] == [
         f"corruption error with window {w}, head window 1: python -m analysis.robustness "
@@ -218,7 +199,7 @@ def test_studies_are_kept_apart_and_named(tmp_path):
 def test_studies_are_named_by_no_more_than_tells_them_apart(tmp_path):
     history = {"train_nll": [1.0], "test_error": [0.5]}
     for i in range(3):
-        recipe = dict(epochs=10, batch_size=8 * (i // 2), clip_norm=i, flip=bool(i))
+        recipe = dict(batch_size=8 * (i // 2), clip_norm=i, flip=bool(i))
         plant(tmp_path / f"{i}.h5", "history", history, (5, 1), **recipe)
     found = set(studies(collect([tmp_path], "history")))
     assert found == {f"digits, clip_norm {i}" for i in range(3)}

@@ -1,7 +1,6 @@
 """Robustness under corruptions: the numbers, the storage, an interruption, and the figure."""
 
 import re
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,24 +17,20 @@ from analysis.outcomes import outcomes
 from models import corruptions, load_checkpoint, load_dataset
 from models.corruptions import CORRUPTIONS, corrupt
 from models.distributed import ALONE
-from models.train import Options, untrained
 from tests.teams import run_team
 
 IMAGES = 24
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for window in (3, 8):
-        out = Path(f"checkpoints/csan{window}.pt")
-        start = untrained(
-            Options(out=out, window=window, dim=6, depth=1), load_dataset("digits").first(40)
-        )
-        with torch.no_grad():  # far from the indifference of the initialisation
-            start.model.head.weight.mul_(20)
-        replace(start, epoch=start.recipe.epochs).save(out)
-    return tmp_path
+def here(here):
+    """Checkpoints that are far from the indifference of the initialisation."""
+    for path in Path("checkpoints").glob("*.pt"):
+        checkpoint = load_checkpoint(path)
+        with torch.no_grad():
+            checkpoint.model.head.weight.mul_(20)
+        checkpoint.save(path)
+    return here
 
 
 @pytest.fixture
