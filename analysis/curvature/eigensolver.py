@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analysis.curvature.krylov import KrylovSpace, MatrixLike
+from analysis.curvature.krylov import TINY, KrylovSpace, MatrixLike
 from analysis.saving import Saver
 from models.distributed import ALONE
 from models.errors import InputError
@@ -21,10 +21,9 @@ Which = Literal["LM", "LA", "SA", "BE"]
 
 # Below this tolerance, copies of repeated eigenvalues are looked for.
 STRICT = 1e-6
-# A Ritz vector may be a mixture of two eigenvectors whose eigenvalues are as close as its residual,
-# and the second of them be missing. So residuals have to be small as well, which costs one product
-# or two: at most this multiple of sqrt(tol) of the eigenvalue.
-RESOLUTION = 0.1
+# How many eigenvalues, about, may be missing because the start was orthogonal to their vectors.
+OVERLOOKED = 0.01
+POINTS = 16  # between two Ritz values at which that is asked
 
 
 class SymmetricOperator(MatrixLike, Protocol):
@@ -39,9 +38,9 @@ class Eigenpairs:
 
     eigenvalues: Tensor  # (k,) float64
     eigenvectors: Tensor  # (P, k), orthonormal columns
-    residuals: Tensor  # (k,) float64, ‖A x - λ x‖: an eigenvalue is at most so far away
-    errors: Tensor  # (k,) float64, residual² / gap where that is smaller, else the residual
-    converged: Tensor  # (k,) bool
+    residuals: Tensor  # (k,) float64, ‖A x - λ x‖
+    errors: Tensor  # (k,) float64, residual and rounding: an eigenvalue is at most so far away
+    converged: Tensor  # (k,) bool, whether that is within the tolerance
     matvecs: int  # products with A
 
 
@@ -61,15 +60,15 @@ def eigsh(
     """Extreme eigenvalues of a symmetric operator, after `scipy.sparse.linalg.eigsh`.
 
     Lanczos with full reorthogonalisation; when the basis is full, it goes on from the best Ritz
-    vectors. An eigenvalue has converged when its error, ``residual² / gap`` where the gap to the
-    other Ritz values exceeds the residual and ``residual`` otherwise, is at most `tol` times its
-    magnitude, and the residual at most ``0.1 sqrt(tol)`` times (or both at the level of rounding).
-    Nor has any while another Ritz value could still, within its error, be wanted more.
+    vectors. An eigenvalue has converged when its error, which is the norm of its residual and the
+    rounding of the products with `A`, is at most `tol` times its magnitude. Nothing has while
+    another Ritz value could still, within its residual, be wanted more, or while there may be a
+    more wanted eigenvalue of which the basis does not know (see Notes).
 
     From one vector, exact arithmetic finds one copy of a repeated eigenvalue. With a `tol` below
-    1e-6 all copies are looked for: what has converged is set aside, and the search begins again
-    with a random vector orthogonal to it, until that brings nothing better. With a larger `tol`, a
-    second copy is found if rounding brings it up in time, as in other Lanczos codes.
+    1e-6 all copies are looked for: what has converged is locked, and the search begins again with a
+    random vector orthogonal to it, until that brings nothing better. With a larger `tol`, a second
+    copy is found if rounding brings it up in time, as in other Lanczos codes.
 
     Parameters
     ----------
@@ -101,14 +100,45 @@ def eigsh(
     Returns
     -------
     Eigenpairs
-        In the order of `which` ("BE": descending). What has not converged within `maxiter` says so
-        in ``converged``; an operator that returns NaN or infinity gives NaN.
+        In the order of `which` ("BE": descending). What has not converged within `maxiter`, or is
+        too small for the precision of `A`, says so in ``converged``, and ``errors`` cover the truth
+        all the same; an operator that returns NaN or infinity gives NaN.
 
     Raises
     ------
     InputError
         `k`, `which`, `ncv` or `v0` out of range, `resume` of another call, or an `A` that is not
         symmetric.
+
+    Notes
+    -----
+    A symmetric matrix has an eigenvalue within the norm of the residual ``A x - θ x`` of every `θ`
+    and unit vector `x` [1]_. The bound ``residual² / gap``, often far smaller, holds only if no
+    other eigenvalue is near, which Ritz values cannot tell.
+
+    Rounding is taken to be 10 machine epsilons of the norm of `A`, or as much as ``x·(A y)`` and
+    ``y·(A x)`` were seen to disagree by, if that is more; residuals gain as much with each restart,
+    in quadrature. An eigenvalue that is smaller than
+    ``rounding / tol`` cannot converge.
+
+    An eigenvalue is overlooked if its eigenvector is nearly orthogonal to the random start. How
+    nearly it would have to be follows from the Lanczos recurrence, at any place that the eigenvalue
+    might have; and how probable that is, from the start's being random. The solve goes on until the
+    sum of these chances over all places that would be preferred is below 1 %. (A `v0` is taken to
+    be as random as a random vector.)
+
+    References
+    ----------
+    .. [1] B. N. Parlett, The Symmetric Eigenvalue Problem, SIAM 1998, theorem 4.5.1.
+    .. [2] K. Wu and H. Simon, Thick-restart Lanczos method for large symmetric eigenvalue problems,
+       SIAM J. Matrix Anal. Appl. 22 (2000).
+
+    Examples
+    --------
+    >>> import torch
+    >>> A = torch.diag(torch.tensor([3.0, -2.0, 1.0, 0.5]))
+    >>> eigsh(A, k=2).eigenvalues.round(decimals=3)
+    tensor([ 3., -2.], dtype=torch.float64)
     """
     solve = lanczos(
         A,
@@ -160,6 +190,10 @@ def lanczos(
     if resume:
         krylov.restore(resume)
     saver = Saver(None if save is None else lambda space: save(space.state()), krylov)
+
+    def best_half(found: np.ndarray) -> np.ndarray:
+        return _by_preference(found, which)[: min((k + ncv) // 2, ncv - 1)]
+
     while True:
         if krylov.matvecs:
             saver.now_and_then()  # here, for until its product is there the next vector is no part
@@ -169,36 +203,37 @@ def lanczos(
         if krylov.size < k:
             continue
         values, vectors, residuals = krylov.ritz()
-        errors = _error_bounds(values, residuals)
-        allowed = np.maximum([[tol], [RESOLUTION * tol**0.5]] * np.abs(values), krylov.rounding)
-        converged = (errors <= allowed[0]) & (residuals <= allowed[1])
         order = _by_preference(values, which)
-        wanted = order[:k]
-        # Whatever is missing has a part in the newest sequence, and would be its best.
-        newest = krylov.newest(vectors)[order]
-        best = order[newest][0]
-        known = residuals[best] <= max(0.01 * abs(values[best]), krylov.rounding)
-        settled = converged[wanted].all() and known
-        if settled and tol >= STRICT and _overtaken(values, errors, wanted, which, slack=tol):
-            settled = False
-        if settled:
-            before = order[~newest][:k]
-            nothing_new = len(before) == k and np.all(
-                np.abs(values[before] - values[wanted]) <= allowed[0][wanted]
-            )
-            if nothing_new or krylov.size == P or not (krylov.exhausted or tol < STRICT):
+        wanted, others = order[:k], order[k:]
+        errors = residuals + krylov.drift + krylov.rounding
+        converged = errors <= tol * np.abs(values)
+        # What the precision cannot resolve gets no better once there has been a whole basis.
+        settled = converged | ((residuals <= krylov.rounding) & (krylov.matvecs >= ncv))
+        ends = _ends(values[wanted], which)
+        reach = residuals[others] - krylov.rounding
+        if settled[wanted].all() and not _overtaken(values[others], reach, ends, tol):
+            sure = _overlooked(krylov, values, ends, tol) <= OVERLOOKED
+            copies = krylov.exhausted or krylov.searching or tol < STRICT
+            if krylov.size == P or (sure and not copies):
                 break
+            news = _news(krylov, values[wanted], which, tol, sure) if krylov.searching else sure
+            if krylov.searching and news is False:
+                break
+            # What is locked gets no better, and others get no better than what they are coupled to.
+            least = max(tol * np.abs(values[wanted]).min(), krylov.rounding)
+            if news and residuals[wanted].max() <= least:
+                krylov.lock(vectors[:, wanted], residuals[wanted])
         if krylov.matvecs >= maxiter:
             break
-        if settled:
-            krylov.set_aside(vectors[:, wanted])
-        elif krylov.size == ncv:
-            krylov.compress(vectors[:, order[: min((k + ncv) // 2, ncv - 1)]])
+        if krylov.size == ncv:
+            krylov.compress(best_half)
 
+    if which == "BE":
+        wanted = np.sort(wanted)[::-1].copy()
     return Eigenpairs(
         eigenvalues=torch.from_numpy(values[wanted]),
         eigenvectors=krylov.whole(vectors[:, wanted]),
-        residuals=torch.from_numpy(residuals[wanted]),
+        residuals=torch.from_numpy(residuals[wanted] + krylov.drift),
         errors=torch.from_numpy(errors[wanted]),
         converged=torch.from_numpy(converged[wanted]),
         matvecs=krylov.matvecs,
@@ -208,15 +243,6 @@ def lanczos(
 def default_ncv(P: int, k: int) -> int:
     """Basis vectors for `k` eigenvalues of a (P, P) matrix."""
     return min(P, max(2 * k + 1, 20))
-
-
-def _error_bounds(values: np.ndarray, residuals: np.ndarray) -> np.ndarray:
-    """Distance of each Ritz value to an eigenvalue: min(residual, residual² / gap)."""
-    distances = np.abs(values[:, None] - values[None, :]) - residuals[None, :]
-    np.fill_diagonal(distances, np.inf)
-    gaps = distances.min(1)
-    known = (gaps > residuals) & (gaps < np.inf)
-    return np.where(known, residuals**2 / np.where(known, gaps, 1.0), residuals)
 
 
 def _by_preference(values: np.ndarray, which: Which) -> np.ndarray:
@@ -231,25 +257,64 @@ def _by_preference(values: np.ndarray, which: Which) -> np.ndarray:
     return np.stack([ends[::-1], ends], axis=1).reshape(-1)[: len(values)]
 
 
-def _overtaken(
-    values: np.ndarray, errors: np.ndarray, wanted: np.ndarray, which: Which, slack: float
-) -> bool:
-    """Whether another value, once exact, may be preferred to one of `wanted`, by more than `slack`.
+def _ends(wanted: np.ndarray, which: Which) -> list[tuple[int, float]]:
+    """Pairs of a sign and a bound: what is more, times the sign, is preferred to the last of these.
 
-    `wanted` is in the order of preference; `slack` is relative.
+    `wanted` are values in the order of preference.
     """
-    others = np.setdiff1d(np.arange(len(values)), wanted)
     if which == "LM":
-        values = np.abs(values)
+        return [(1, abs(wanted[-1])), (-1, abs(wanted[-1]))]
     upper = {"SA": wanted[:0], "BE": wanted[::2]}.get(which, wanted)
     lower = {"SA": wanted, "BE": wanted[1::2]}.get(which, wanted[:0])
-    for sign, end in ((1, upper), (-1, lower)):
-        if len(end):
-            least = sign * values[end[-1]]
-            reach = sign * values[others] + errors[others]
-            if (reach > least + slack * abs(least)).any():
-                return True
-    return False
+    return [(sign, sign * end[-1]) for sign, end in ((1, upper), (-1, lower)) if len(end)]
+
+
+def _overtaken(
+    others: np.ndarray, errors: np.ndarray, ends: list[tuple[int, float]], tol: float
+) -> bool:
+    """Whether other values, once exact, may be preferred, by more than the relative `tol`."""
+    return any(
+        bool((sign * others + errors > bound + tol * abs(bound)).any()) for sign, bound in ends
+    )
+
+
+def _overlooked(
+    krylov: KrylovSpace, values: np.ndarray, ends: list[tuple[int, float]], tol: float
+) -> float:
+    """About how many eigenvalues may be preferred to those found, and not be known to the space.
+
+    Between any two Ritz values one is supposed, anywhere but where it counts as one of these.
+    """
+    spacing, expected = np.ptp(values) / len(values), 0.0
+    for sign, bound in ends:
+        edges = np.append(bound, np.sort(sign * values[sign * values > bound]))
+        edges = np.append(edges, edges[-1] + spacing)
+        lower, upper = edges[:-1] + tol * np.abs(edges[:-1]), edges[1:] - tol * np.abs(edges[1:])
+        widths = np.maximum(upper - lower, 0.0)
+        places = lower + widths * (np.arange(POINTS)[:, None] + 0.5) / POINTS
+        chances = krylov.overlooked(sign * places.reshape(-1)).reshape(places.shape).mean(0)
+        expected += float((chances * widths / np.maximum(np.diff(edges), TINY)).sum())
+    return expected
+
+
+def _news(
+    krylov: KrylovSpace, found: np.ndarray, which: Which, tol: float, sure: bool
+) -> bool | None:
+    """Whether the newest sequence has a part in the values `found`; None where that is not known.
+
+    Whatever has been missing has a part in its random start, and would be its best: which is known
+    once that has converged, or where it is `sure` that it can be no better than those found.
+    """
+    before, newest, residuals = krylov.before_and_newest()
+    best = _by_preference(newest, which)[0]
+    if not sure and residuals[best] > max(0.01 * abs(newest[best]), krylov.rounding):
+        return None
+    if len(before) < len(found):
+        return True
+    before = before[_by_preference(before, which)[: len(found)]]
+    if which == "LM":  # 2 and -2 are equally wanted
+        before, found = np.abs(before), np.abs(found)
+    return bool((np.abs(before - found) > tol * np.abs(found) + krylov.rounding).any())
 
 
 def _validate(A: MatrixLike, k: int, which: str, tol: float) -> None:
