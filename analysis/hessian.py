@@ -199,7 +199,7 @@ def measure(checkpoint: Checkpoint, options: Options, team: Team) -> Measurement
         "density/weights": density.weights,
         "density/grid": grid,
         "density/density": density.density(grid),
-        "density/standard_error": density.standard_error(grid),
+        "density/standard_error": density.estimate(grid).standard_error,
         "density/bandwidth": density.bandwidth,
         "trace": whole.estimate,
         "trace_standard_error": whole.standard_error,

@@ -35,7 +35,7 @@ def test_density_approaches_the_exact_one():
     density = spectral_density(A, probes=400, steps=60)
     grid = np.linspace(-4, 8, 200)
     errors = np.abs(density.density(grid, 0.2) - exact(grid, 0.2))
-    assert (errors < 5 * density.standard_error(grid, 0.2) + 1e-6).all()
+    assert (errors < 5 * density.estimate(grid, 0.2).standard_error + 1e-6).all()
     assert errors.max() < 0.02 * exact(grid, 0.2).max()
 
 
@@ -46,7 +46,7 @@ def test_standard_error_covers_the_truth_at_its_nominal_rate():
     for seed in range(200):
         density = spectral_density(A, probes=20, steps=40, seed=seed)
         error = np.abs(density.density(grid, 0.3) - truth)
-        inside.append(error <= 2.093 * density.standard_error(grid, 0.3))  # Student, 19
+        inside.append(error <= 2.093 * density.estimate(grid, 0.3).standard_error)  # Student, 19
     # 3 standard errors of 200 intervals; outliers of weight z² are skewed, so less at those.
     np.testing.assert_allclose(np.mean(inside, 0)[[1, 2]], 0.95, atol=0.046)
     assert (np.mean(inside, 0) > 0.86).all()
