@@ -37,15 +37,15 @@ class SpectralDensity:
         """Products that were made: probes times steps, of which there are P at most."""
         return self.diagonals.size
 
-    @cached_property
+    @property
     def nodes(self) -> np.ndarray:
         """(probes, steps) float64, ascending; NaN where the operator returned NaN or infinity."""
-        return self._gauss[0]
+        return self._rules[0][0]
 
-    @cached_property
+    @property
     def weights(self) -> np.ndarray:
         """(probes, steps), those of a probe add up to 1."""
-        return self._gauss[1]
+        return self._rules[0][1]
 
     @property
     def bandwidth(self) -> float:
@@ -78,49 +78,78 @@ class SpectralDensity:
             distances = (points - nodes[:, None, :]) / width
             return np.exp(-(distances**2) / 2) / (width * math.sqrt(2 * math.pi))
 
-        rules = [(kernel(nodes), weights[:, None, :]) for nodes, weights, _ in self._rules]
+        rules = [(kernel(nodes), weights[:, None, :]) for nodes, weights in self._rules]
         gauss, other = ((values * weights).sum(2).mean(0) for values, weights in rules)
         return Estimate(gauss, *self._by_chance(rules), np.abs(gauss - other) / 2, self.matvecs)
 
     def count(self, lower: float, upper: float) -> Estimate[float]:
         """Number of eigenvalues in [lower, upper].
 
-        The systematic error is what the quadrature leaves open about the two ends. Where `lower`
-        or `upper` is inside a group of eigenvalues that it does not resolve, this may be all of
-        the group.
+        The systematic error is half of what the quadrature leaves open at the two ends: the count
+        is in the middle. Where an end is inside a group of eigenvalues that is not resolved, or is
+        an eigenvalue, this may be all of the group.
         """
+        ends = (self._shares_below(lower), self._shares_below(upper))
+        (least_before, most_before), (least, most) = ends
+        least, most = least - most_before, most - least_before
         rules = [
             (((nodes >= lower) & (nodes <= upper)) + 0 * nodes, weights)
-            for nodes, weights, _ in self._rules
+            for nodes, weights in self._rules
         ]
-        values, weights = rules[0]
-        share = (values * weights).sum(1).mean()
-        below, above = (self._open(end) for end in (lower, upper))
         error, freedom = self._by_chance(rules)
         return Estimate(
-            self.size * float(share),
+            self.size * (least + most) / 2,
             self.size * float(error),
             float(freedom),
-            self.size * max(above[0] + below[1], above[1] + below[0]),
+            self.size * (most - least) / 2,
             self.matvecs,
         )
 
     @cached_property
-    def _gauss(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Nodes, weights, and residual norms of the nodes as Ritz values, (probes, steps) each."""
-        return _quadrature(self.diagonals, self.off_diagonals)
+    def _rules(self) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+        """Gauss's, and Laurie's (1996) of one node more whose errors are the opposite.
 
-    @cached_property
-    def _rules(self) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], ...]:
-        """Gauss's rules and, as Laurie 1996, such of one node more whose errors are the opposite.
-
-        The diagonal entry of the step that was not made is that of the step before, which matters
-        beyond the degree of which the errors are opposite.
+        The entry of its matrix that only a further step would tell is that of the last step, which
+        matters beyond the degree of which the errors are opposite.
         """
-        last = np.sqrt(2) * self.off_diagonals[:, -1:]
-        diagonals = np.concatenate([self.diagonals, self.diagonals[:, -1:]], axis=1)
-        off_diagonals = np.concatenate([self.off_diagonals[:, :-1], last, 0 * last], axis=1)
-        return self._gauss, _quadrature(diagonals, off_diagonals)
+        gauss = _quadrature(self.diagonals, self.off_diagonals[:, :-1])
+        return gauss, self._extended(np.sqrt(2), self.diagonals[:, -1])
+
+    def _extended(self, factor: float, diagonal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Nodes and weights with one node more, which is coupled by `factor` times what it is."""
+        return _quadrature(
+            np.concatenate([self.diagonals, diagonal[:, None]], axis=1),
+            np.concatenate([self.off_diagonals[:, :-1], factor * self.off_diagonals[:, -1:]], 1),
+        )
+
+    def _shares_below(self, end: float) -> tuple[float, float]:
+        """Least and largest share of eigenvalues below `end` that the moments of probes allow.
+
+        Those are known to degree 2 steps - 1. By the inequalities of Chebyshev, Markov and
+        Stieltjes (Szegő 1939, section 3.41) the share is between the weights of the nodes below
+        and up to `end`, of the rule that has a node there.
+        """
+        if math.isinf(end):
+            share = float(end > 0) + 0.0 * float(self.nodes.sum())
+            return share, share
+        nodes, weights = self._radau(end - self._rounding)
+        least = np.where(nodes < 0, weights, 0.0).sum(1)
+        nodes, weights = self._radau(end + self._rounding)
+        most = np.where(nodes > 0, 0.0, weights).sum(1)
+        return float(least.mean()), float(most.mean())
+
+    def _radau(self, end: float) -> tuple[np.ndarray, np.ndarray]:
+        """Nodes, less `end`, and weights of rules with a node at `end` (Golub 1973, section 7)."""
+        tiny = np.finfo(np.float64).tiny
+        pivot = self.diagonals[:, 0] - end
+        for alpha, beta in zip(self.diagonals.T[1:], self.off_diagonals.T, strict=False):
+            pivot = alpha - end - beta**2 / np.where(pivot == 0, tiny, pivot)
+        beta = self.off_diagonals[:, -1]
+        nodes, weights = self._extended(1.0, end + beta**2 / np.where(pivot == 0, tiny, pivot))
+        nodes = nodes - end
+        at_end = np.abs(nodes).argmin(1)
+        nodes[np.arange(len(nodes)), at_end] *= 0.0
+        return nodes, weights + 0.0 * nodes
 
     @property
     def _rounding(self) -> float:
@@ -144,29 +173,8 @@ class SpectralDensity:
             fourth += (deviations**2 * weights).sum(-1).mean(0) / len(rules)
         probes = len(self.nodes)
         with np.errstate(divide="ignore", invalid="ignore"):
-            ranks = np.where(second > 0, self.size * second**2 / fourth, np.inf)
+            ranks = np.where(fourth > 0, second / fourth * second * self.size, np.inf)
         return np.sqrt(2 * second / (self.size * probes)), probes * np.maximum(ranks, 1)
-
-    def _open(self, end: float) -> tuple[float, float]:
-        """Shares of eigenvalues that may be on the other side of `end`: from below, from above.
-
-        By the inequalities of Chebyshev, Markov and Stieltjes (Szegő 1939, section 3.41), the true
-        share below a number differs from that of a Gauss rule by no more than the weight of the
-        next node. And a node has its weight from eigenvalues whose standard deviation is its
-        residual norm, so that one beyond it is one of few (Cantelli's inequality).
-        """
-        nodes, weights, residuals = self._gauss
-        variances = residuals**2 + self._rounding**2
-        open_ = weights * variances / (variances + (nodes - end) ** 2)
-        below, above = (
-            np.where(side, nearness, -np.inf).argmax(1)
-            for side, nearness in ((nodes <= end, nodes), (nodes > end, -nodes))
-        )
-        rows = np.arange(len(nodes))
-        return (
-            float((open_ * (nodes <= end))[rows, below].mean()),
-            float((open_ * (nodes > end))[rows, above].mean()),
-        )
 
 
 def spectral_density(
@@ -208,6 +216,7 @@ def spectral_density(
     eigenvalue density, ICML 2019.
     A. Greenbaum, Behavior of slightly perturbed Lanczos and conjugate-gradient recurrences, Linear
     Algebra Appl. 113, 1989.
+    G. H. Golub, Some modified matrix eigenvalue problems, SIAM Review 15, 1973.
     D. P. Laurie, Anti-Gaussian quadrature formulas, Math. Comp. 65, 1996.
     G. Szegő, Orthogonal Polynomials, 1939.
 
@@ -242,7 +251,7 @@ def spectral_density(
             require_symmetric(current, product, A.dtype)
         between = current.T @ product
         defects.append((between - between.T).abs().max())
-        norms.append(product.norm(dim=0).max())
+        norms.append(torch.linalg.vector_norm(product, dim=0, dtype=torch.float64).max())
         product -= beta.to(work) * previous
         alpha = dot_columns(current, product)
         product -= alpha.to(work) * current
@@ -263,18 +272,16 @@ def spectral_density(
     return SpectralDensity(alphas, betas, size, torch.finfo(A.dtype).eps)
 
 
-def _quadrature(
-    diagonals: np.ndarray, off_diagonals: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Nodes, weights and residual norms (probes, steps) of tridiagonal matrices (in rows)."""
+def _quadrature(diagonals: np.ndarray, off_diagonals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights (probes, n) of tridiagonal matrices: rows (probes, n), (probes, n - 1)."""
     matrices = np.stack(
         [
-            np.diag(a) + np.diag(b[:-1], 1) + np.diag(b[:-1], -1)
+            np.diag(a) + np.diag(b, 1) + np.diag(b, -1)
             for a, b in zip(diagonals, off_diagonals, strict=True)
         ]
     )
-    finite = np.isfinite(matrices).all((1, 2)) & np.isfinite(off_diagonals[:, -1])
+    finite = np.isfinite(matrices).all((1, 2))
     matrices[~finite] = 0.0
     nodes, vectors = np.linalg.eigh(matrices)
     nodes[~finite] = np.nan
-    return nodes, vectors[:, 0, :] ** 2, np.abs(off_diagonals[:, -1:] * vectors[:, -1, :])
+    return nodes, vectors[:, 0, :] ** 2

@@ -46,6 +46,7 @@ def effective_degrees(residuals: Tensor) -> float:
     estimates in the Gram matrix of the columns.
     """
     k = residuals.shape[1]
+    residuals = residuals / residuals.abs().max()  # squares neither overflow nor vanish
     gram = (residuals.T @ residuals).double()
     gram = gram / gram.trace()
     fourth = (float(gram.square().sum()) - 1 / k) / ((k + 2) * (k - 1))  # of |B²|²

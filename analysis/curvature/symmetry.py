@@ -31,9 +31,11 @@ def require_symmetric(V: Tensor, AV: Tensor, dtype: torch.dtype) -> None:
     P, k = V.shape
     V, AV = (block.to(torch.promote_types(dtype, torch.float32)) for block in (V, AV))
     pairs = V.T @ AV
-    length = V[:, 0].norm()
-    defect = (pairs - pairs.T).norm() * math.sqrt(P / (k - 1))
-    require_small_asymmetry(float(defect), float(AV.norm() * length), dtype)
+    defect, length, scale = (
+        float(torch.linalg.vector_norm(numbers, dtype=torch.float64))
+        for numbers in (pairs - pairs.T, V[:, 0], AV)
+    )
+    require_small_asymmetry(defect * math.sqrt(P / (k - 1)), scale * length, dtype)
 
 
 def require_small_asymmetry(defect: float, scale: float, dtype: torch.dtype) -> None:

@@ -290,7 +290,7 @@ def _shared(omega: Tensor, q: Tensor, Aq: Tensor, length: Tensor, cosine: Tensor
 
         def change(here: slice, other: slice, c: Tensor = c, s: Tensor = s) -> Tensor:
             lost, Alost = ((v[:, other] - c * v[:, here]) / s for v in (q, Aq))
-            return lost * (Alost + c / s * length[here] * omega[:, here])
+            return (lost * (Alost + c / s * length[here] * omega[:, here])).double()
 
         one, rest = slice(i, i + 1), slice(i)
         total += (change(one, rest) * change(rest, one)).sum(1)
