@@ -33,6 +33,7 @@ class Estimate(Generic[Value]):
         (1.86..., 4.13...)
         """
         quantile: Any = stats.t.ppf((1 + confidence) / 2, self.degrees_of_freedom)
+        quantile = quantile if np.ndim(quantile) else float(quantile)
         half = quantile * self.standard_error + self.systematic_error
         return self.estimate - half, self.estimate + half
 
