@@ -34,7 +34,7 @@ class SpectralDensity:
 
     @property
     def matvecs(self) -> int:
-        """Products that were made: probes times steps, of which there are P at most."""
+        """Products that were made, one for each step of each probe."""
         return self.diagonals.size
 
     @property
@@ -141,21 +141,28 @@ class SpectralDensity:
     def _radau(self, end: float) -> tuple[np.ndarray, np.ndarray]:
         """Nodes, less `end`, and weights of rules with a node at `end` (Golub 1973, section 7)."""
         tiny = np.finfo(np.float64).tiny
-        pivot = self.diagonals[:, 0] - end
-        for alpha, beta in zip(self.diagonals.T[1:], self.off_diagonals.T, strict=False):
-            pivot = alpha - end - beta**2 / np.where(pivot == 0, tiny, pivot)
-        beta = self.off_diagonals[:, -1]
-        nodes, weights = self._extended(1.0, end + beta**2 / np.where(pivot == 0, tiny, pivot))
+        shift = np.zeros(len(self.diagonals))
+        with np.errstate(over="ignore"):
+            for alpha, beta in zip(self.diagonals.T, self.off_diagonals.T, strict=True):
+                pivot = alpha - end - shift
+                shift = beta**2 / np.where(pivot == 0, tiny, pivot)
+        # Where `end` is a node already, the new one is to be far away, not to blot out all others.
+        far = 1e6 * self._scale
+        nodes, weights = self._extended(1.0, end + np.clip(shift, -far, far))
         nodes = nodes - end
         at_end = np.abs(nodes).argmin(1)
         nodes[np.arange(len(nodes)), at_end] *= 0.0
         return nodes, weights + 0.0 * nodes
 
     @property
+    def _scale(self) -> float:
+        """Of the operator, as far as it is known."""
+        return float(max(np.abs(self.diagonals).max(), np.abs(self.off_diagonals).max())) or 1.0
+
+    @property
     def _rounding(self) -> float:
         """Of nodes."""
-        scale = max(np.abs(self.diagonals).max(), np.abs(self.off_diagonals).max())
-        return 10 * self.eps * float(scale or 1.0)
+        return 10 * self.eps * self._scale
 
     def _by_chance(
         self, rules: Sequence[tuple[np.ndarray, np.ndarray]]
