@@ -193,13 +193,15 @@ def measure(checkpoint: Checkpoint, options: Options, team: Team) -> Measurement
         )
         whole = trace(hessian, matvecs=TRACE_MATVECS, seed=options.seed)
     grid = density.grid()
+    smoothed = density.estimate(grid)
     arrays = {
         **{key: getattr(spectrum, key) for key in _SPECTRUM},
         "density/nodes": density.nodes,
         "density/weights": density.weights,
         "density/grid": grid,
-        "density/density": density.density(grid),
-        "density/standard_error": density.standard_error(grid),
+        "density/density": smoothed.estimate,
+        "density/standard_error": smoothed.standard_error,
+        "density/systematic_error": smoothed.systematic_error,
         "density/bandwidth": density.bandwidth,
         "trace": whole.estimate,
         "trace_standard_error": whole.standard_error,

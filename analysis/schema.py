@@ -38,7 +38,8 @@ _ARRAYS: dict[str, dict[str, str]] = {
     "hessian": {
         **dict.fromkeys(("eigenvalues", "residuals", "errors"), "float batches k"),
         "converged": "bool batches k",
-        **{f"density/{name}": "float n" for name in ("grid", "density", "standard_error")},
+        **{f"density/{name}": "float n" for name in ("grid", "density")},
+        **{f"density/{name}_error": "float n" for name in ("standard", "systematic")},
         "density/bandwidth": "float",
         **{"layers/names": "text layers", "layers/eigenvalues": "float layers top"},
         "layers/converged": "bool layers top",

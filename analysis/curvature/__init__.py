@@ -2,12 +2,13 @@
 
 from analysis.curvature.density import SpectralDensity, spectral_density
 from analysis.curvature.eigensolver import Eigenpairs, SymmetricOperator, eigsh
+from analysis.curvature.estimate import Estimate
 from analysis.curvature.ggn import GGN, Fisher
 from analysis.curvature.hessian import Hessian
 from analysis.curvature.layers import per_layer
 from analysis.curvature.operators import Check, CurvatureOperator
 from analysis.curvature.spectrum import MaxEigenvalueSpectrum, max_eigenvalue_spectrum
-from analysis.curvature.trace import Estimate, diagonal, frobenius_norm, trace
+from analysis.curvature.trace import diagonal, frobenius_norm, trace
 
 __all__ = [
     "GGN",

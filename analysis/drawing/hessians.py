@@ -32,6 +32,7 @@ def draw_hessians(
                 ax.set_title(f"{half} {ax.get_legend_handles_labels()[1][0]}")
             plots.plot_spectral_density(
                 *(m.arrays[f"density/{key}"] for key in ("grid", "density", "standard_error")),
+                systematic_error=m.arrays.get("density/systematic_error", np.zeros(1)),
                 color=color,
                 ax=density,
             )

@@ -68,18 +68,22 @@ def plot_spectral_density(
     density: np.ndarray,
     standard_error: np.ndarray,
     *,
+    systematic_error: np.ndarray | float = 0.0,
     label: str | None = None,
     color: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Density of all eigenvalues on a logarithmic axis, with a band of two standard errors.
+    """Density of all eigenvalues on a logarithmic axis, with a band of its errors.
 
-    `grid`, `density` and `standard_error` are (n,) arrays.
+    `grid`, `density` and its errors are (n,) arrays; the band is of two standard errors and the
+    systematic one.
     """
     ax = ax or plt.gca()
     (curve,) = ax.plot(grid, density, color=color, label=label)
-    low, high = density - 2 * standard_error, density + 2 * standard_error
-    ax.fill_between(grid, low, high, color=curve.get_color(), alpha=0.2, linewidth=0)
+    error = 2 * standard_error + systematic_error
+    ax.fill_between(
+        grid, density - error, density + error, color=curve.get_color(), alpha=0.2, linewidth=0
+    )
     ax.set(xlabel="Hessian eigenvalue", ylabel="spectral density")
     if np.isfinite(density).any():
         ax.set_yscale("log")

@@ -27,9 +27,15 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from analysis.curvature import Hessian, eigsh, max_eigenvalue_spectrum, spectral_density, trace
+from analysis.curvature import (
+    Estimate,
+    Hessian,
+    eigsh,
+    max_eigenvalue_spectrum,
+    spectral_density,
+    trace,
+)
 from analysis.curvature.spectrum import start
-from analysis.curvature.trace import Estimate
 from models.checkpoint import load_checkpoint
 from models.datasets import load_dataset
 from tests.benchmarks.peers import (

@@ -1,0 +1,55 @@
+"""What a stochastic estimate is worth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from scipy import stats
+from torch import Tensor
+
+Value = TypeVar("Value", float, np.ndarray, Tensor)
+
+
+@dataclass(frozen=True)
+class Estimate(Generic[Value]):
+    """A stochastic estimate and its errors, all of one shape, in the units of what is estimated."""
+
+    estimate: Value
+    standard_error: Value  # by chance: of the random vectors
+    degrees_of_freedom: float | np.ndarray  # of the standard error, infinite where it is exact
+    systematic_error: float | np.ndarray  # besides: of rounding, or what a quadrature may miss
+    matvecs: int  # products that were made
+
+    def interval(self, confidence: float = 0.95) -> tuple[Value, Value]:
+        """Lower and upper end of the interval that holds the truth with this `confidence`.
+
+        Student's, with what is wrong besides by chance added to its half-width.
+
+        Examples
+        --------
+        >>> Estimate(3.0, 0.5, 9, 0.0, 10).interval()  # 2.262 standard errors
+        (1.86..., 4.13...)
+        """
+        quantile: Any = stats.t.ppf((1 + confidence) / 2, self.degrees_of_freedom)
+        quantile = quantile if np.ndim(quantile) else float(quantile)
+        half = quantile * self.standard_error + self.systematic_error
+        return self.estimate - half, self.estimate + half
+
+
+def effective_degrees(residuals: Tensor) -> float:
+    """Degrees of freedom of the mean square of the columns (P, k) of ``B Z``, for random `Z`.
+
+    The mean of ``|Bz|²`` is ``|B|²``, its variance ``2 |B²|²`` (Frobenius norms, z normal), so that
+    the mean of k has ``ν = k |B|⁴ / |B²|²`` degrees of freedom (Satterthwaite 1946): k where one
+    eigenvalue is all there is, and k times as many as there are equal ones. Both have unbiased
+    estimates in the Gram matrix of the columns.
+    """
+    k = residuals.shape[1]
+    residuals = residuals / residuals.abs().max()  # squares neither overflow nor vanish
+    gram = (residuals.T @ residuals).double()
+    gram = gram / gram.trace()
+    fourth = (float(gram.square().sum()) - 1 / k) / ((k + 2) * (k - 1))  # of |B²|²
+    squared = (1 - 2 * k * fourth) / k**2  # of |B|⁴
+    return k * squared / fourth if fourth > 0 else float("inf")
