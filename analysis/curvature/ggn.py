@@ -35,14 +35,7 @@ class _OuterProduct(CurvatureOperator):
         parameters = list(self._parameters.values())
         with torch.enable_grad(), self._objective.forward(chunk) as outputs:
             cotangent = torch.zeros_like(outputs, requires_grad=True)
-            pulled = torch.autograd.grad(
-                outputs,
-                parameters,
-                cotangent,
-                create_graph=True,
-                allow_unused=True,
-                materialize_grads=True,
-            )
+            pulled = gradient([outputs], parameters, [cotangent], create_graph=True)
             output_map = self._output_map(self._objective, outputs.detach().requires_grad_(), chunk)
 
         def apply(vectors: Sequence[Tensor], block: bool) -> Sequence[Tensor]:
@@ -53,18 +46,20 @@ class _OuterProduct(CurvatureOperator):
         at_hand = self._objective.at_hand(chunk)
         return LinearMap(apply, lambda: storage_bytes(saved_by_graph([*pulled, outputs]), at_hand))
 
-    def _difference(self, objective: FrozenLoss, direction: Tensor, step: float) -> Tensor:
+    def _difference(
+        self, objective: FrozenLoss, direction: Tensor, ahead: float, behind: float
+    ) -> Tensor:
         total = torch.zeros_like(direction)
         parameters = list(objective.parameters.values())
         for chunk in objective.chunks:
             with torch.no_grad():
-                ahead, behind = (
-                    self._outputs(objective, chunk, objective.displaced(direction, sign * step))
-                    for sign in (1, -1)
+                there, here = (
+                    self._outputs(objective, chunk, objective.displaced(direction, step))
+                    for step in (ahead, behind)
                 )
             with torch.enable_grad(), objective.forward(chunk) as outputs:
                 output_map = self._output_map(objective, outputs.detach().requires_grad_(), chunk)
-                curved = output_map((ahead - behind) / (2 * step), False)
+                curved = output_map((there - here) / (ahead - behind), False)
                 total += flatten(gradient([outputs], parameters, [chunk.weight * curved]))
         return self.team.sum_(total).add_(direction, alpha=self._weight_decay)
 

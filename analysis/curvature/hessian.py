@@ -51,18 +51,16 @@ class Hessian(CurvatureOperator):
         """Gradient of a chunk's share of the loss, with a graph."""
         with torch.enable_grad(), self._objective.forward(chunk) as outputs:
             loss = chunk.weight * self._objective.loss(outputs, chunk.y)
-            return torch.autograd.grad(
-                loss,
-                list(self._parameters.values()),
-                create_graph=True,
-                allow_unused=True,
-                materialize_grads=True,
-            )
+            return gradient([loss], list(self._parameters.values()), create_graph=True)
 
-    def _difference(self, objective: FrozenLoss, direction: Tensor, step: float) -> Tensor:
-        ahead = self._gradient(objective, objective.displaced(direction, step))
-        behind = self._gradient(objective, objective.displaced(direction, -step))
-        return (ahead - behind) / (2 * step)
+    def _difference(
+        self, objective: FrozenLoss, direction: Tensor, ahead: float, behind: float
+    ) -> Tensor:
+        there, here = (
+            self._gradient(objective, objective.displaced(direction, step))
+            for step in (ahead, behind)
+        )
+        return (there - here) / (ahead - behind)
 
     def _gradient(self, objective: FrozenLoss, parameters: dict[str, Tensor]) -> Tensor:
         variables = list(parameters.values())
@@ -71,8 +69,6 @@ class Hessian(CurvatureOperator):
         for chunk in objective.chunks:
             with torch.enable_grad(), objective.forward(chunk, parameters) as outputs:
                 loss = chunk.weight * objective.loss(outputs, chunk.y)
-                pieces = torch.autograd.grad(
-                    loss, variables, allow_unused=True, materialize_grads=True
-                )
+                pieces = gradient([loss], variables, retain_graph=False)
             total += flatten(pieces)
         return self.team.sum_(total).add_(position, alpha=self._weight_decay)
