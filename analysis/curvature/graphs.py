@@ -59,16 +59,15 @@ def gradient(
     grad_outputs: Sequence[Tensor] | None = None,
     *,
     create_graph: bool = False,
-    retain_graph: bool = True,
     block: bool = False,
 ) -> Sequence[Tensor]:
-    """Vector-Jacobian products, zero where `outputs` do not depend on an input.
+    """Vector-Jacobian products, zero where `outputs` do not depend on an input; the graph is kept.
 
     Without `grad_outputs`, the gradients of scalars. `block` says that `grad_outputs` carry a
     leading dimension of vectors, and so will the result. Raises `InputError` if a layer cannot be
     differentiated once more.
     """
-    given = grad_outputs or [None] * len(outputs)
+    given: Sequence[Tensor | None] = grad_outputs or [None] * len(outputs)
     pairs = [(o, g) for o, g in zip(outputs, given, strict=True) if o.requires_grad]
     if not pairs:
         batch = given[0].shape[:1] if block and given[0] is not None else ()
@@ -78,7 +77,7 @@ def gradient(
             [output for output, _ in pairs],
             inputs,
             [grad for _, grad in pairs],
-            retain_graph=retain_graph,
+            retain_graph=True,
             create_graph=create_graph,
             is_grads_batched=block,
             allow_unused=True,

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from analysis.batches import Chunk, Count, Data, Forward
 from analysis.curvature.compiled import CompiledProduct
-from analysis.curvature.frozen import Chunk, Data, FrozenLoss, LossFunction
+from analysis.curvature.frozen import FrozenLoss, LossFunction
 from analysis.curvature.graphs import LinearMap
 from analysis.curvature.sharing import Plan, make_plan, runs_python
 from analysis.parameters import flatten
@@ -47,7 +48,7 @@ class Check:
 
     @property
     def verdict(self) -> Literal["right", "wrong", "undecided"]:
-        """Right if both errors are within the tolerance; wrong if one that says something is not."""
+        """Right if both errors are within the tolerance, wrong if one that counts is not."""
         if self.symmetry > self.tolerance:
             return "wrong"
         if self.finite_difference > self.tolerance:
@@ -80,17 +81,30 @@ class CurvatureOperator(ABC):
     Parameters
     ----------
     model
-        Any module from a tensor of inputs to a tensor of outputs, in the mode (training or
-        evaluation) it is to be measured in.
+        Any module, in the mode (training or evaluation) it is to be measured in. Variables are its
+        parameters that require gradients, constants those that do not: ``model.requires_grad_()``
+        includes all. `FunctionModule` makes a model of a function of parameters.
     loss_fn
-        ``loss_fn(outputs, targets)`` is a scalar, the mean over the batch.
+        ``loss_fn(outputs, targets)`` is a scalar. Of a mean over examples, the mean over all of
+        `data` is taken, of a sum the sum; which it is, is found out. Any other loss (weighted,
+        contrasting) is averaged over the batches as they are. None: the model itself computes it,
+        as ``outputs.loss`` or ``outputs["loss"]``, or its output is one.
     data
-        One ``(x, y)`` or an iterable of them, with the examples along the first dimension. It is
-        read once; ragged batches count by their number of examples.
+        A batch, or an iterable of them (a list, a DataLoader), read once. A batch is ``(inputs,
+        targets)`` with the examples along the first dimension; inputs are a tensor, a tuple or a
+        mapping, for ``model(*inputs)`` or ``model(**inputs)``; targets are what the loss takes. Or
+        it is a mapping, for ``model(**batch)`` and ``loss_fn(outputs, batch)``. A batch without a
+        tensor at its top is given in a list. Ragged batches count by their number of examples.
     weight_decay
         Adds this multiple of the identity.
     params
         Regular expression: only parameters in whose name it is found are variables. None: all.
+    forward
+        ``forward(model, batch)`` returns the outputs, for batches of any other kind. Of those that
+        are no pairs, the loss is given the whole batch for targets.
+    count
+        ``count(batch)`` is the number of what the loss of a batch, or of a part of one, is the mean
+        over, such as tokens that are not ignored. None: examples.
     seed
         Of whatever is random in the forward pass. It is drawn once per batch and frozen.
     micro_batch
@@ -117,11 +131,13 @@ class CurvatureOperator(ABC):
     def __init__(
         self,
         model: nn.Module,
-        loss_fn: LossFunction,
+        loss_fn: LossFunction | None,
         data: Data,
         *,
         weight_decay: float = 0.0,
         params: str | None = None,
+        forward: Forward | None = None,
+        count: Count | None = None,
         seed: int = 0,
         micro_batch: int | None = None,
         memory: int = MEMORY,
@@ -129,7 +145,15 @@ class CurvatureOperator(ABC):
         team: Team = ALONE,
     ) -> None:
         self._objective = FrozenLoss(
-            model, loss_fn, data, params=params, seed=seed, micro_batch=micro_batch, team=team
+            model,
+            loss_fn,
+            data,
+            params=params,
+            forward=forward,
+            count=count,
+            seed=seed,
+            micro_batch=micro_batch,
+            team=team,
         )
         self.team = team
         self._parameters = self._objective.parameters
@@ -215,7 +239,7 @@ class CurvatureOperator(ABC):
                 smaller = self._objective if threads > 1 else self._objective.halved()
                 if smaller is None:
                     raise
-            longest = max(len(chunk.x) for chunk in self._objective.chunks)
+            longest = max(chunk.size for chunk in self._objective.chunks)
             make_room(type(self).__name__, threads * longest)
             self._threads_failed |= threads > 1
             self._objective, self._memory = smaller, self._memory // 2
@@ -264,7 +288,7 @@ class CurvatureOperator(ABC):
         return self._made_plan
 
     def _make_plan(self) -> Plan:
-        lengths = [len(chunk.x) for chunk in self._objective.chunks]
+        lengths = [chunk.size for chunk in self._objective.chunks]
         if len(lengths) < 2:
             return Plan(lengths, kept=len(lengths))  # costs no more than the product itself
         first = self._kept[0] = self._make_linear_map(self._objective.chunks[0])

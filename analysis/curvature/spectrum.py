@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from analysis.batches import Data, as_batches
 from analysis.curvature.eigensolver import Eigenpairs, default_ncv, eigsh
-from analysis.curvature.frozen import MICRO_BATCH, Data, LossFunction, as_batches
+from analysis.curvature.frozen import MICRO_BATCH, LossFunction
 from analysis.curvature.hessian import Hessian
 from analysis.curvature.lockstep import HessianStack, eigsh_lockstep, stackable, vmappable
 from analysis.curvature.operators import MEMORY

@@ -12,8 +12,10 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from analysis.batches import Data, as_batches
+from analysis.curvature.frozen import FrozenLoss
 from analysis.landscape.directions import Direction, towards
-from analysis.landscape.evaluation import Data, Evaluator, Metric, Sets, batches_on, displaced
+from analysis.landscape.evaluation import Evaluator, Metric, Sets, displaced
 from analysis.landscape.summary import barrier
 from analysis.parameters import flatten, unflatten
 from analysis.saving import Saver, filled
@@ -146,12 +148,12 @@ def fit_bezier(
     if steps < 1:
         raise InputError(f"steps: {steps}, expected at least 1")
     chord = towards(model, other)
-    batches = batches_on(next(model.parameters()).device, data)
-    evaluators = [
-        Evaluator(model, {"loss": loss_fn}, batch, seed=derive_seed(seed, i))
+    batches = as_batches(data)
+    losses = [
+        FrozenLoss(model, loss_fn, [batch], seed=derive_seed(seed, i), regroup=True)
         for i, batch in enumerate(batches)
     ]
-    weights = evaluators[0].weights
+    weights = {name: parameter.detach() for name, parameter in losses[0].parameters.items()}
     control = flatten(weight + chord[name] / 2 for name, weight in weights.items())
     bend = unflatten(control, weights)  # views, which move with it
     state = {
@@ -172,11 +174,11 @@ def fit_bezier(
     saver = Saver(None if save is None else lambda now: save(_arrays(now)), state)
     todo = range(int(state["step"]), steps)
     for step in tqdm(todo, unit="step", disable=None, leave=False):
-        t, evaluator = ts[step], evaluators[order[step]]
+        t, objective = ts[step], losses[order[step]]
         pull = {name: bend[name] - weight for name, weight in weights.items()}
         point = displaced(weights, [chord, pull], [t**2, 2 * t * (1 - t)])
-        loss, gradient = evaluator.value_and_gradient(point)
-        slope = flatten(gradient[name] + weight_decay * point[name] for name in weights)
+        loss, gradient = objective.value_and_gradient(point)
+        slope = gradient + weight_decay * flatten(point[name] for name in weights)
         control.grad = 2 * t * (1 - t) * slope
         optimiser.param_groups[0]["lr"] = learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
         state["losses"][step] = loss
