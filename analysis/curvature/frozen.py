@@ -407,9 +407,9 @@ class FrozenLoss:
 
         def of_pieces(chunk: Chunk, losses_of: Callable[[Chunk], Tensor]) -> Tensor:
             pieces = chunk.cut(size, self._count)
-            shares = [torch.where(summed, 1.0, piece.count / chunk.count) for piece in pieces]
-            parts = [a * losses_of(p) for a, p in zip(shares, pieces, strict=True)]
-            return torch.stack(parts).sum(0)
+            counts = torch.tensor([[piece.count] for piece in pieces], device=self.device)
+            parts = torch.stack([losses_of(piece) for piece in pieces])
+            return torch.where(summed, parts, parts * counts / chunk.count).sum(0)
 
         if pair.size > size:
             anew = of_pieces(pair, self._observed_losses)

@@ -32,12 +32,27 @@ class Outputs:
             for i, leaf in enumerate(self._leaves)
             if isinstance(leaf, Tensor) and leaf.is_floating_point()
         ]
-        self.tensors: list[Tensor] = [self._leaves[i] for i in self._places]
-        if not self.tensors:
+        if not self._places:
             raise InputError(
                 f"model: outputs of type {type(returned).__name__}, expected tensors, or dicts or "
                 "tuples of them"
             )
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Those that count."""
+        return [self._leaves[i] for i in self._places]
+
+    def keep_those_of(self, loss: Callable[[Any], Tensor]) -> None:
+        """Forget the tensors that a loss of the outputs does not depend on."""
+        if len(self._places) == 1:
+            return
+        leaves = self.leaves()
+        value = loss(self.with_(leaves))
+        if value.requires_grad:
+            slopes = torch.autograd.grad(value, leaves, allow_unused=True)
+            used = [i for i, s in zip(self._places, slopes, strict=True) if s is not None]
+            self._places = used
 
     def leaves(self) -> list[Tensor]:
         """The same numbers as leaves of a graph of their own."""
@@ -61,8 +76,8 @@ class _OuterProduct(CurvatureOperator):
     def __init__(self, model: nn.Module, loss_fn: LossFunction, *args: Any, **options: Any) -> None:
         if loss_fn is None:
             raise InputError(
-                f"loss_fn: none given, expected one: {type(self).__name__} is of the outputs and of "
-                "a loss of them"
+                f"loss_fn: none given, expected one: {type(self).__name__} is of the outputs and "
+                "of a loss of them"
             )
         super().__init__(model, loss_fn, *args, **options)
 
@@ -73,7 +88,7 @@ class _OuterProduct(CurvatureOperator):
     def _linear_map(self, chunk: Chunk) -> LinearMap:
         parameters = list(self._parameters.values())
         with torch.enable_grad(), self._objective.forward(chunk) as returned:
-            outputs = Outputs(returned)
+            outputs = self._outputs(self._objective, returned, chunk)
             cotangents = [torch.zeros_like(t, requires_grad=True) for t in outputs.tensors]
             pulled = gradient(outputs.tensors, parameters, cotangents, create_graph=True)
             output_map = self._output_map(self._objective, outputs, chunk)
@@ -94,23 +109,29 @@ class _OuterProduct(CurvatureOperator):
         parameters = list(objective.parameters.values())
         for chunk in objective.chunks:
             there, here = (
-                self._outputs(objective, chunk, objective.displaced(direction, step))
+                self._values(objective, chunk, objective.displaced(direction, step))
                 for step in (ahead, behind)
             )
             tangents = [(a - b) / (ahead - behind) for a, b in zip(there, here, strict=True)]
             with torch.enable_grad(), objective.forward(chunk) as returned:
-                outputs = Outputs(returned)
+                outputs = self._outputs(objective, returned, chunk)
                 output_map = self._output_map(objective, outputs, chunk)
                 curved = [chunk.weight * piece for piece in output_map(tangents, False)]
                 total += flatten(gradient(outputs.tensors, parameters, curved))
         return self.team.sum_(total).add_(direction, alpha=self._weight_decay)
 
-    @staticmethod
-    def _outputs(
-        objective: FrozenLoss, chunk: Chunk, parameters: dict[str, Tensor]
+    def _values(
+        self, objective: FrozenLoss, chunk: Chunk, parameters: dict[str, Tensor]
     ) -> list[Tensor]:
         with torch.enable_grad(), objective.forward(chunk, parameters) as returned:
-            return [tensor.detach() for tensor in Outputs(returned).tensors]
+            outputs = self._outputs(objective, returned, chunk)
+            return [tensor.detach() for tensor in outputs.tensors]
+
+    @staticmethod
+    def _outputs(objective: FrozenLoss, returned: Any, chunk: Chunk) -> Outputs:
+        outputs = Outputs(returned)
+        outputs.keep_those_of(lambda own: objective.loss(own, chunk.targets))
+        return outputs
 
 
 class GGN(_OuterProduct):
@@ -217,8 +238,8 @@ def _draw_targets(outputs: Sequence[Tensor], chunk: Chunk, samples: int) -> Iter
     dim = 1 if soft else _class_dimension(logits, targets)
     if len(outputs) > 1 or dim is None or logits.ndim < 2:
         raise InputError(
-            f"mc_samples: outputs of shape {tuple(logits.shape)}, expected (n, classes), or classes "
-            "beside the shape of the targets"
+            f"mc_samples: outputs of shape {tuple(logits.shape)}, expected (n, classes), or "
+            "classes beside the shape of the targets"
         )
     cumulative = logits.double().movedim(dim, -1).softmax(-1).cumsum(-1)
     # A batch's numbers are drawn in order of its examples: they do not depend on how it is cut.

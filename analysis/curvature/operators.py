@@ -352,6 +352,8 @@ class CurvatureOperator(ABC):
             return self._difference(objective, along, ahead, behind).double()
 
         scale = max(1.0, float(flatten(objective.parameters.values()).detach().norm()))
+        if not exact.any() and self._moves_without_gradient(objective, direction, scale):
+            return Check(symmetry, math.inf, tolerance)
         steps = [scale * precision ** (1 / 3) * 2.0**-halvings for halvings in range(0, 18, 2)]
         error = math.nan
         for step in steps:
@@ -361,6 +363,17 @@ class CurvatureOperator(ABC):
                 return Check(symmetry, error, tolerance)
         smooth = math.isnan(error) or any(_one_limit(difference, step, exact) for step in steps)
         return Check(symmetry, error, tolerance, smooth)
+
+    def _moves_without_gradient(
+        self, objective: FrozenLoss, direction: Tensor, scale: float
+    ) -> bool:
+        """Whether the loss changes though all derivatives are zeros: a graph has been cut."""
+        step = scale * torch.finfo(objective.dtype).eps ** (1 / 3)
+        there = objective.displaced(direction.to(objective.dtype), step)
+        here, gradient = objective.value_and_gradient()
+        found = torch.stack([objective.value_and_gradient(there)[0] - here, gradient.norm()])
+        moved, slope = self.team.sum_(found.abs()).tolist()
+        return moved > 0 and slope == 0
 
     def _linear_maps(self, share: Sequence[int]) -> Iterator[LinearMap]:
         """Those of some chunks, kept from the last time or made."""
