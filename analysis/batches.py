@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -58,10 +58,9 @@ class Chunk:
                 pieces.append(Chunk(part, own, number, weight, self.start + start, self.seed))
         return pieces
 
-    def first(self, size: int) -> Chunk:
+    def first(self, size: int, count: Count | None = None) -> Chunk:
         """The first examples alone."""
-        size = min(size, self.size)
-        return replace(self, batch=part_of(self.batch, self.size, slice(size)), size=size)
+        return next(iter(self.cut(size, count)), self)
 
 
 def is_pair(batch: Batch) -> bool:

@@ -251,8 +251,8 @@ class FrozenLoss:
         precise.parameters = {
             name: p.detach().double().requires_grad_() for name, p in self.parameters.items()
         }
-        precise._constants = {name: p.double() for name, p in self._constants.items()}
         precise._cast = lambda t: t.double() if t.is_floating_point() else t
+        precise._constants = {name: precise._cast(p) for name, p in self._constants.items()}
         differing = torch.zeros(1, device=self.device)
         for chunk in self.chunks[:1]:
             differing += not self._agrees(precise, chunk)
@@ -360,7 +360,7 @@ class FrozenLoss:
         self, longest: Chunk, size: int, chunks: list[Chunk]
     ) -> tuple[dict[str, bool], str | None]:
         """The same, found out with the outputs of a pair of `size` examples and all targets."""
-        pair = longest.first(2 * size) if longest.divisible else longest
+        pair = longest.first(2 * size, self._count) if longest.divisible else longest
         with self._observed(pair) as outputs:
             together = self.losses(outputs, pair.targets)
             drawn = self._drawn(pair)
