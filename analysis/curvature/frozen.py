@@ -281,7 +281,9 @@ class FrozenLoss:
         None if there is but one, or cutting batches would change the result.
         """
         size = max((chunk.size for chunk in self.chunks), default=0) // 2
-        if not size or self._examine([c for c in self.chunks if c.size > size], size)[1]:
+        if not size or self._normalises():
+            return None
+        if self._examine([chunk for chunk in self.chunks if chunk.size > size], size)[1]:
             return None
         other = copy.copy(self)
         other._micro_batch = size
@@ -368,9 +370,8 @@ class FrozenLoss:
         if not drawn and pair.divisible:
             doubled = _or_none(lambda: self._like_sums(pair, outputs, together))
             sums |= {} if doubled is None else dict(zip(sums, doubled, strict=True))
-        for name, module in self.model.named_modules():
-            if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
-                return sums, f"{name or 'model'} normalises over the batch"
+        if normalises := self._normalises():
+            return sums, normalises
         if drawn:
             return sums, "the forward pass draws random numbers"
         if not all(chunk.divisible for chunk in chunks):
@@ -379,6 +380,12 @@ class FrozenLoss:
         if not _or_none(lambda: self._alike(pair, size, outputs, together, chunks, summed)):
             return sums, "the loss of a batch is not the mean of the losses of its examples"
         return sums, None
+
+    def _normalises(self) -> str | None:
+        for name, module in self.model.named_modules():
+            if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+                return f"{name or 'model'} normalises over the batch"
+        return None
 
     def _like_sums(self, pair: Chunk, outputs: Any, together: Tensor) -> list[bool]:
         """Whether twice the examples have twice the losses (and not the same, as means have)."""
