@@ -145,6 +145,8 @@ def as_batches(data: Data, *, count: Count | None = None) -> list[Batch]:
 
 def joined(batches: list[Batch], size: int) -> list[Batch]:
     """Batches of `size` examples, where the given ones have examples of one kind and shape."""
+    if not all(divisible(batch, examples_in(batch)) for batch in batches):
+        return batches
     trees = [pytree.tree_flatten(batch) for batch in batches]
     kinds = {
         (str(tree), *(leaf if leaf is None else (leaf.shape[1:], leaf.dtype) for leaf in leaves))

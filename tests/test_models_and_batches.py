@@ -29,7 +29,7 @@ def assert_right(model, loss_fn, data, value, **how):
     assert_same(H @ identity(H), dense_hessian(value(), model), 1e-9)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert_same(H.gradient(), flat(torch.autograd.grad(value(), list(parameters.values()))), 1e-9)
-    losses = {"loss": loss_fn or (lambda outputs, _: outputs["loss"])}
+    losses = {"loss": loss_fn}
     how.pop("micro_batch", None)
     still = {name: torch.zeros_like(p) for name, p in parameters.items()}
     found = line(model, losses, data, still, [0.0], **how)["loss"][0]
@@ -415,3 +415,35 @@ def test_batch_normalisation_in_training_mode_of_a_sum():
     assert_same(H @ identity(H), dense_hessian(value, twin), 1e-9)
     found = line(model, {"loss": loss}, batches, {}, [0.0])["loss"][0]
     assert found == pytest.approx(value.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("sizes", [[6, 4], [10]])
+def test_a_sum_where_the_model_draws_random_numbers(sizes):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Dropout(0.5), nn.Linear(5, CLASSES)).double()
+    x, y = torch.randn(10, 4).double(), torch.arange(10) % CLASSES
+    batches = list(zip(x.split(sizes), y.split(sizes), strict=True))
+    total = nn.CrossEntropyLoss(reduction="sum")
+    H = [Hessian(model, total, batches), Hessian(model, F.cross_entropy, batches)]
+    assert_same(H[0] @ identity(H[0]), 10 * (H[1] @ identity(H[0])))
+    model.eval()
+    A = [operator(model, total, batches) for operator in (Fisher, GGN)]
+    B = [operator(model, F.cross_entropy, batches) for operator in (Fisher, GGN)]
+    for one, other in zip(A, B, strict=True):
+        assert_same(one @ identity(one), 10 * (other @ identity(one)))
+
+
+def test_what_belongs_to_no_example_keeps_batches_whole():
+    model = Language().double()
+
+    def forward(model, batch):
+        return model(batch["input_ids"], batch["labels"])
+
+    data = [{**sentences(n), "language": "en", "step": torch.tensor(3)} for n in (4, 9)]
+    assert_right(
+        *(model, None, data),
+        lambda: sum(n / 13 * forward(model, sentences(n))["loss"] for n in (4, 9)),
+        forward=forward,
+    )
+    with pytest.raises(InputError, match=r"micro_batch: 2 .* not all of a batch belongs to single"):
+        Hessian(model, None, data, forward=forward, micro_batch=2)

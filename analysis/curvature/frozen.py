@@ -99,7 +99,7 @@ class FrozenLoss:
     def __init__(
         self,
         model: nn.Module,
-        losses: LossFunction | Mapping[str, LossFunction] | None,
+        losses: LossFunction | Mapping[str, LossFunction | None] | None,
         data: Data,
         *,
         params: str | None = None,
@@ -113,7 +113,8 @@ class FrozenLoss:
         selected = select_parameters(model, params)
         self.team = team
         self.model = unwrapped(model)
-        self._losses = losses if isinstance(losses, Mapping) else {"loss": losses or _own_loss}
+        named = losses if isinstance(losses, Mapping) else {"loss": losses}
+        self._losses = {n: _own_loss if loss is None else loss for n, loss in named.items()}
         self._forward, self._count = forward, count
         self.parameters = {
             name: parameter.detach().requires_grad_() for name, parameter in selected.items()
@@ -341,8 +342,15 @@ class FrozenLoss:
 
     @property
     def summed(self) -> bool:
-        """Whether the first loss is a sum over examples, not their mean."""
+        """Whether the first loss was found to be a sum, which for one chunk makes no difference."""
         return next(iter(self.sums.values()))
+
+    def is_sum(self) -> bool:
+        """Whether the first loss is a sum over examples, also where there is but one chunk."""
+        if len(self.chunks) != 1:
+            return self.summed
+        sums, _ = self._examine(self.chunks, self.chunks[0].size)
+        return next(iter(sums.values()))
 
     def _cut(self, chunk: Chunk, size: int) -> list[Chunk]:
         return chunk.cut(size, self._count, summed=self.summed)
@@ -367,7 +375,7 @@ class FrozenLoss:
             together = self.losses(outputs, pair.targets)
             drawn = self._drawn(pair)
         sums = dict.fromkeys(self._losses, False)
-        if not drawn and pair.divisible:
+        if pair.divisible and (not drawn or divisible(outputs, pair.size)):
             doubled = _or_none(lambda: self._like_sums(pair, outputs, together))
             sums |= {} if doubled is None else dict(zip(sums, doubled, strict=True))
         if normalises := self._normalises():

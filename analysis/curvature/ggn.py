@@ -183,6 +183,7 @@ class Fisher(_OuterProduct):
             raise InputError(f"mc_samples: {mc_samples}, expected None where products are compiled")
         self._mc_samples = mc_samples
         super().__init__(*args, **options)
+        self._of_a_sum = self._objective.is_sum()
 
     def _output_map(self, objective: FrozenLoss, outputs: Outputs, chunk: Chunk) -> OutputMap:
         if self._mc_samples is None:
@@ -193,7 +194,7 @@ class Fisher(_OuterProduct):
         found = [gradient([objective.loss(outputs.with_(leaves), y)], leaves) for y in targets]
         n, inner = _data_in(leaves, chunk.targets)
         # A mean over n data, of each of which the outputs touch one term only, or their sum.
-        factor = 1 if objective.summed else n
+        factor = 1 if self._of_a_sum else n
         slopes = [[factor * piece for piece in slope] for slope in found]
         scale = 1 / (factor * len(slopes))
 

@@ -21,7 +21,7 @@ from models.memory import is_out_of_memory, make_room
 from models.seeds import seed_everything, untouched_rng
 
 Sets: TypeAlias = "Data | Mapping[str, Data]"
-Metric: TypeAlias = LossFunction
+Metric: TypeAlias = LossFunction | None  # None: the model itself computes it
 
 
 class Evaluator:

@@ -81,8 +81,9 @@ def surface(
         Evaluated in the mode it is in, and left as it is. In training mode what it draws at random
         is drawn once per batch, so that the surface is smooth.
     metrics : mapping of str to callable
-        ``fn(outputs, targets) -> scalar``. Of what is a mean over examples, the mean over all of
-        `data` is taken, of a sum the sum, as `Hessian` does; the attribute "sums" names the latter.
+        ``fn(outputs, targets) -> scalar``, or None for the loss that the model computes. Of what is
+        a mean over examples, the mean over all of `data` is taken, of a sum the sum, as `Hessian`
+        does; the attribute "sums" names the latter.
     data : batch, iterable of batches, or mapping of str to one of them
         Batches as for `Hessian`. Of several sets, such as ``{"train": ..., "test": ...}``, the
         metrics are called "train/nll" and so on; the objective is the first metric of the first
