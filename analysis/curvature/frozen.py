@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -116,6 +115,10 @@ class FrozenLoss:
         named = losses if isinstance(losses, Mapping) else {"loss": losses}
         self._losses = {n: _own_loss if loss is None else loss for n, loss in named.items()}
         self._forward, self._count = forward, count
+        self.compiled = any(
+            hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+            for module in self.model.modules()
+        )
         self.parameters = {
             name: parameter.detach().requires_grad_() for name, parameter in selected.items()
         }
@@ -152,7 +155,7 @@ class FrozenLoss:
         with (
             _turn,
             seeded(self.device, chunk.seed),
-            computing_plainly(),
+            computing_plainly(self.compiled),
             sdpa_kernel(SDPBackend.MATH),
         ):
             yield self.outputs(chunk, parameters or self.parameters)
@@ -202,7 +205,7 @@ class FrozenLoss:
     def value(self, parameters: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         """First loss of a batch ``(x, y)``; randomness is the caller's to freeze."""
         chunk = Chunk((x, y), len(x), len(x), 1.0, 0, 0)
-        with computing_plainly(), sdpa_kernel(SDPBackend.MATH):
+        with computing_plainly(self.compiled), sdpa_kernel(SDPBackend.MATH):
             return self.loss(self.outputs(chunk, parameters), y)
 
     def value_and_gradient(
@@ -486,13 +489,13 @@ class FrozenLoss:
 
 
 @contextlib.contextmanager
-def computing_plainly() -> Iterator[None]:
+def computing_plainly(compiled: bool = False) -> Iterator[None]:
     """Inside, models are computed as they are written.
 
     What `torch.utils.checkpoint` would compute anew in the backward pass, where other parameters
-    are in place, is kept. What `torch.compile` has made, which cannot be differentiated twice, is
-    run without. And TransformerEncoder has no way of its own to evaluate, which is another function
-    where there is padding.
+    are in place, is kept. TransformerEncoder has no way of its own to evaluate, which is another
+    function where there is padding. And what `torch.compile` has made, which cannot be
+    differentiated twice, is run without, if there is any.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -500,7 +503,7 @@ def computing_plainly() -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             for name in _CHECKPOINTING:
                 stack.enter_context(mock.patch.object(checkpoint, name, _CHECKPOINTING[name]))
-            if "torch._dynamo" in sys.modules:  # otherwise nothing has been compiled
+            if compiled:
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             yield
     finally:

@@ -133,7 +133,7 @@ class Evaluator:
 
     @full_precision()
     def _values(self, weights: Mapping[str, Tensor]) -> np.ndarray:
-        with untouched_rng(self.device), self._mode(), computing_plainly():
+        with untouched_rng(self.device), self._mode(), computing_plainly(self._losses[0].compiled):
             buffers = dict(self.model.named_buffers())
             if self._calibration is not None:
                 buffers = _recalibrated(self._losses[0], weights, self._calibration)
