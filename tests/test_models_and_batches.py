@@ -447,3 +447,24 @@ def test_what_belongs_to_no_example_keeps_batches_whole():
     )
     with pytest.raises(InputError, match=r"micro_batch: 2 .* not all of a batch belongs to single"):
         Hessian(model, None, data, forward=forward, micro_batch=2)
+
+
+@pytest.mark.parametrize("n", [12, 70])
+@pytest.mark.parametrize("loss", [F.cross_entropy, SUMS["sum"]])
+def test_sums_and_means_where_memory_is_short(loss, n):
+    class Starving(nn.Linear):
+        def forward(self, x):
+            if len(x) > self.most:
+                raise MemoryError
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    model, x = Starving(4, CLASSES).double().eval(), torch.randn(n, 4).double()
+    y, model.most = torch.arange(n) % CLASSES, n
+    exact = dense_hessian(loss(model(x), y), model)
+    value = loss(model(x), y).item()
+    model.most = 5
+    for operator in (Hessian, GGN):
+        A = operator(model, loss, (x, y))
+        assert_same(A @ identity(A), exact)
+    assert line(model, {"loss": loss}, (x, y), {}, [0.0])["loss"][0] == pytest.approx(value)

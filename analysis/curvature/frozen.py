@@ -287,11 +287,12 @@ class FrozenLoss:
         size = max((chunk.size for chunk in self.chunks), default=0) // 2
         if not size or self._normalises():
             return None
-        if self._examine([chunk for chunk in self.chunks if chunk.size > size], size)[1]:
+        sums, reason = self._examine([c for c in self.chunks if c.size > size], size)
+        if reason:
             return None
         other = copy.copy(self)
-        other._micro_batch = size
-        other.chunks = [piece for chunk in self.chunks for piece in self._cut(chunk, size)]
+        other._micro_batch, other.sums = size, sums
+        other.chunks = [piece for chunk in self.chunks for piece in other._cut(chunk, size)]
         return other
 
     # -- pieces of the data ------------------------------------------------------------------------
