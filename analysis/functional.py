@@ -57,9 +57,9 @@ class FunctionModule(nn.Module):
     Examples
     --------
     >>> import torch
-    >>> from analysis.curvature import Hessian
-    >>> model = FunctionModule(lambda p: p["a"] ** 2 * p["b"], {"a": torch.tensor(1.0),
-    ...                        "b": torch.tensor(2.0)})
+    >>> from analysis.curvature import FunctionModule, Hessian
+    >>> start = {"a": torch.tensor(1.0), "b": torch.tensor(2.0)}
+    >>> model = FunctionModule(lambda p: p["a"] ** 2 * p["b"], start)
     >>> H = Hessian(model, None, ((), None))  # no inputs, no targets: the output is the loss
     >>> H @ torch.eye(2)
     tensor([[4., 2.],

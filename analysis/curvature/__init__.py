@@ -8,6 +8,7 @@ from analysis.curvature.layers import per_layer
 from analysis.curvature.operators import Check, CurvatureOperator
 from analysis.curvature.spectrum import MaxEigenvalueSpectrum, max_eigenvalue_spectrum
 from analysis.curvature.trace import Estimate, diagonal, frobenius_norm, trace
+from analysis.functional import FunctionModule
 
 __all__ = [
     "GGN",
@@ -16,6 +17,7 @@ __all__ = [
     "Eigenpairs",
     "Estimate",
     "Fisher",
+    "FunctionModule",
     "Hessian",
     "MaxEigenvalueSpectrum",
     "SpectralDensity",
