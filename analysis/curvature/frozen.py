@@ -363,8 +363,10 @@ class FrozenLoss:
 
     def _examine(self, chunks: list[Chunk], size: int) -> tuple[dict[str, bool], str | None]:
         """Which losses are sums, and why `chunks` cannot be cut into pieces of `size` (or None)."""
+        longest = max(chunks, key=lambda chunk: chunk.size)
         try:
-            return self._tried(max(chunks, key=lambda chunk: chunk.size), size, chunks)
+            with _turn, seeded(self.device, longest.seed):  # for losses that draw
+                return self._tried(longest, size, chunks)
         except (RuntimeError, MemoryError) as error:
             if size == 1 or not is_out_of_memory(error):
                 raise
