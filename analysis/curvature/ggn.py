@@ -182,8 +182,10 @@ class Fisher(_OuterProduct):
         if mc_samples is not None and options.get("compile"):
             raise InputError(f"mc_samples: {mc_samples}, expected None where products are compiled")
         self._mc_samples = mc_samples
-        super().__init__(*args, **options)
+        super().__init__(*args, **options | {"compile": False})
         self._of_a_sum = self._objective.is_sum()
+        if options.get("compile") and self._objective.chunks:
+            self._compiled = self._compile(self._objective.chunks[0])
 
     def _output_map(self, objective: FrozenLoss, outputs: Outputs, chunk: Chunk) -> OutputMap:
         if self._mc_samples is None:
