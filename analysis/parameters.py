@@ -11,23 +11,50 @@ from torch import Tensor, nn
 from models.errors import InputError
 
 
-def select_parameters(model: nn.Module, pattern: str | None = None) -> dict[str, nn.Parameter]:
-    """Parameters of `model` whose name the regular expression `pattern` is found in (None: all).
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module that `torch.compile` or (Distributed)DataParallel was given."""
+    wrapped: object = model
+    while isinstance(wrapped, nn.Module):
+        model = wrapped
+        parallel = isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+        wrapped = model.module if parallel else getattr(model, "_orig_mod", None)
+    return model
 
-    Shared parameters appear once, under their first name. Raises `InputError` if there is none.
+
+def select_parameters(model: nn.Module, pattern: str | None = None) -> dict[str, nn.Parameter]:
+    """Parameters that require gradients and whose name `pattern` is found in (None: all).
+
+    Those that do not are constants, of which ``requires_grad_()`` makes variables. Shared
+    parameters appear once, under their first name. Raises `InputError` if there is none, or one of
+    them is complex.
     """
-    parameters = dict(model.named_parameters())
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"model: a {type(model).__name__}, expected a torch.nn.Module; FunctionModule makes "
+            "one of a function of parameters"
+        )
+    parameters = dict(unwrapped(model).named_parameters())
     selected = {
         name: parameter
         for name, parameter in parameters.items()
-        if pattern is None or re.search(pattern, name)
+        if parameter.requires_grad and (pattern is None or re.search(pattern, name))
     }
+    if not parameters:
+        raise InputError("model: it has no parameters")
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        raise InputError(
+            "model: no parameter requires a gradient, expected some: model.requires_grad_() makes "
+            "variables of all"
+        )
     if not selected:
         raise InputError(
             f"params: no parameter name contains {pattern!r}; there are {', '.join(parameters)}"
-            if parameters
-            else "model: it has no parameters"
         )
+    for name, parameter in selected.items():
+        if parameter.is_complex():
+            raise InputError(
+                f"model: parameter {name} is complex, expected real ones (torch.view_as_real)"
+            )
     return selected
 
 

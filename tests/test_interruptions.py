@@ -11,6 +11,7 @@ import torch
 
 from analysis import saving
 from analysis.curvature import spectrum
+from analysis.curvature.frozen import FrozenLoss
 from analysis.curvature.operators import CurvatureOperator
 from analysis.landscape.evaluation import Evaluator
 from models import load_checkpoint
@@ -50,7 +51,7 @@ def test_landscape_goes_on_where_it_was_interrupted(here, call, monkeypatch):
     ("directions", "kind", "name", "repeated"),
     [
         ("eigenvectors", CurvatureOperator, "__matmul__", 1 + 7),  # and the self-check
-        ("bezier --towards checkpoints/other.pt", Evaluator, "value_and_gradient", 1),
+        ("bezier --towards checkpoints/other.pt", FrozenLoss, "value_and_gradient", 1),
         ("towards --towards checkpoints/other.pt", Evaluator, "__call__", 1),
     ],
 )

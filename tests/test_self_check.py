@@ -83,3 +83,55 @@ def test_check_does_not_pass_what_is_not_finite():
     check = Hessian(model, loss_fn, (x, y)).check()
     assert not check.ok
     assert np.isnan(check.symmetry)
+
+
+def test_the_verdict_does_not_depend_on_the_size_of_the_loss():
+    x, y = torch.randn(8, 6), torch.randint(0, CLASSES, (8,))
+    for size in (1e-30, 1e-10, 1e19, 1e28):
+        for sine, verdict in ((torch.sin, "right"), (Detached.apply, "wrong")):
+
+            class Scaled(nn.Module):
+                def __init__(self, sine=sine):
+                    super().__init__()
+                    self.sine, self.first, self.last = sine, nn.Linear(6, 9), nn.Linear(9, CLASSES)
+
+                def forward(self, x):
+                    return self.last(self.sine(self.first(x)))
+
+            def loss(outputs, targets, size=size):
+                return size * F.cross_entropy(outputs, targets)
+
+            assert Hessian(Scaled(), loss, (x, y)).check().verdict == verdict
+
+
+def test_where_the_gradient_jumps_nothing_is_said():
+    """As in a residual network whose last normalisations begin with zeros."""
+
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.last = (nn.Linear(6, 6) for _ in range(3))
+            self.scale = nn.Parameter(torch.zeros(6))
+
+        def forward(self, x):
+            x = self.first(x).relu()
+            return self.last((x + self.scale * self.second(x)).relu())
+
+    torch.manual_seed(0)
+    model, data = Residual(), (torch.randn(8, 6), torch.randint(0, CLASSES, (8,)))
+    check = Hessian(model, F.cross_entropy, data).check()
+    assert (check.verdict, check.ok) == ("undecided", False)
+    assert "jumps" in str(check)
+    torch.nn.init.normal_(model.scale)
+    assert Hessian(model, F.cross_entropy, data).check().verdict == "right"
+
+
+def test_a_loss_that_moves_without_a_gradient_is_noticed():
+    class Cut(nn.Linear):
+        @torch.no_grad()
+        def forward(self, x):
+            return super().forward(x)
+
+    x, y = torch.randn(8, 6), torch.randint(0, CLASSES, (8,))
+    assert Hessian(Cut(6, CLASSES), F.cross_entropy, (x, y)).check().verdict == "wrong"
+    assert Hessian(nn.Linear(6, CLASSES), lambda z, _: z.mean(), (x, y)).check().ok

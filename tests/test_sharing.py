@@ -79,8 +79,32 @@ def shares(operator, vectors=1):
     return len(operator._shares(vectors))
 
 
+class CheckpointedFunction(nn.Linear):
+    """What is computed once more is not a module."""
+
+    def forward(self, x):
+        return checkpoint(self.dropped, x.flatten(1), use_reentrant=False)
+
+    def dropped(self, x):
+        sleep(1e-3)
+        return F.dropout(F.linear(x, self.weight, self.bias).tanh(), 0.5, training=True)
+
+
+def checkpointed():
+    inner = Checkpointed(nn.Linear(16, 8), nn.Tanh(), nn.Dropout(0.5))
+    return nn.Sequential(nn.Flatten(), inner, nn.Linear(8, CLASSES))
+
+
 @pytest.mark.parametrize("operator", [Hessian, GGN, Fisher])
-@pytest.mark.parametrize("make", [*MODELS.values(), partial(AlwaysDropout, 16, CLASSES)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        *MODELS.values(),
+        partial(AlwaysDropout, 16, CLASSES),
+        partial(CheckpointedFunction, 16, CLASSES),
+        checkpointed,
+    ],
+)
 def test_products_do_not_depend_on_the_number_of_threads(make, operator, threads):
     model, data = make().double().train(), mini_batches(dtype=torch.float64)
     found = []
@@ -139,17 +163,6 @@ def test_what_is_kept_goes_with_the_operator(operator):
         gc.enable()
 
 
-class CheckpointedFunction(nn.Linear):
-    """What is computed once more is not a module."""
-
-    def forward(self, x):
-        return checkpoint(self.dropped, x.flatten(1), use_reentrant=False)
-
-    def dropped(self, x):
-        sleep(1e-3)
-        return F.dropout(F.linear(x, self.weight, self.bias).tanh(), 0.5, training=True)
-
-
 class InPython(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
@@ -171,17 +184,10 @@ def hooked():
     return model
 
 
-def checkpointed():
-    inner = Checkpointed(nn.Linear(16, 8), nn.Tanh(), nn.Dropout(0.5))
-    return nn.Sequential(nn.Flatten(), inner, nn.Linear(8, CLASSES))
-
-
 @pytest.mark.parametrize("operator", [Hessian, GGN])
 @pytest.mark.parametrize(
     "make",
     [
-        checkpointed,
-        partial(CheckpointedFunction, 16, CLASSES),
         partial(CustomFunction, 16, CLASSES),
         hooked,
     ],
@@ -279,7 +285,7 @@ def test_threads_go_first_where_memory_is_short(make, threads, monkeypatch, caps
     torch.testing.assert_close(H @ v, expected)
     assert shares(H) == 1
     assert H._memory == memory_before // 2
-    assert [len(chunk.x) for chunk in H._objective.chunks] == [8] * 20
+    assert [chunk.size for chunk in H._objective.chunks] == [8] * 20
     assert "for 16 examples at once" in capsys.readouterr().err
 
 

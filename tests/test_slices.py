@@ -334,7 +334,7 @@ def test_bad_input_is_named() -> None:
         "metrics: none": ({}, data, directions, XS, YS),
         "metrics: 'l2'": ({"l2": error}, data, directions, XS, YS),
         "model: it has no parameters": (METRICS, data, directions, XS, YS),
-        "data: no examples": (METRICS, [], directions, XS, YS),
+        "data: no batches": (METRICS, [], directions, XS, YS),
         "directions: 1, expected 2": (METRICS, data, directions[:1], XS, YS),
         "'nothing' is not a parameter": (METRICS, data, [{"nothing": data[0]}, {}], XS, YS),
         r"shape \(2,\) for mix.bias": (METRICS, data, [{"mix.bias": torch.ones(2)}, {}], XS, YS),

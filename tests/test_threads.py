@@ -139,14 +139,24 @@ def test_one_thread_where_a_model_cannot_be_copied_or_memory_was_short(threads):
         def __deepcopy__(self, memo):
             raise TypeError("there is but one")
 
+    class Starving(nn.Linear):
+        def forward(self, x):
+            if len(x) > 10:
+                raise MemoryError
+            return super().forward(x)
+
+    seen = set()
+
+    def nll(outputs, targets):
+        seen.add(get_ident())
+        return F.cross_entropy(outputs, targets)
+
     data = (torch.randn(50, 16), torch.randint(0, CLASSES, (50,)))
     threads(3)
-    single = Evaluator(Single(16, CLASSES).eval(), {"nll": F.cross_entropy}, data)
-    short = Evaluator(nn.Linear(16, CLASSES).eval(), {"nll": F.cross_entropy}, data)
-    short._at_once.size //= 2
-    many = Evaluator(nn.Linear(16, CLASSES).eval(), {"nll": F.cross_entropy}, data)
-    for evaluator, workers in ((single, 1), (short, 1), (many, 3)):
-        assert evaluator._workers(evaluator.weights, evaluator._sets[0]) == workers
+    for kind, several in ((Single, False), (Starving, False), (nn.Linear, True)):
+        evaluator = Evaluator(kind(16, CLASSES).eval(), {"nll": nll}, data)
+        evaluator(evaluator.weights)
+        assert bool(seen - {get_ident()}) == several
 
 
 @pytest.mark.parametrize("make", [*MODELS.values(), partial(AlwaysDropout, 16, CLASSES)])
@@ -227,14 +237,14 @@ def test_as_many_threads_as_memory_holds_solves(threads):
 
 
 @pytest.mark.filterwarnings("ignore:Full backward hook:UserWarning")
-def test_one_thread_where_a_product_runs_the_model(threads):
+def test_one_thread_where_a_product_runs_python(threads):
     threads(4)
-    for kind, expected in ((Checkpointed, 1), (nn.Sequential, 4)):
+    for kind in (Checkpointed, nn.Sequential):  # what is kept is not computed anew
         changed = kind(nn.Linear(16, 8), nn.Tanh(), nn.Dropout(0.5))
         model = nn.Sequential(nn.Flatten(), changed, nn.Linear(8, CLASSES))
         H = Hessian(model, F.cross_entropy, mini_batches(1))
         eigsh(H, 2)
-        assert _choose_threads(H, 2, 10, 2**30) == expected
+        assert _choose_threads(H, 2, 10, 2**30) == 4
     changed.register_full_backward_hook(lambda *_: None)
     H = H.on(mini_batches(1))
     eigsh(H, 2)

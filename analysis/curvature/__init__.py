@@ -9,6 +9,7 @@ from analysis.curvature.layers import per_layer
 from analysis.curvature.operators import Check, CurvatureOperator
 from analysis.curvature.spectrum import MaxEigenvalueSpectrum, max_eigenvalue_spectrum
 from analysis.curvature.trace import diagonal, frobenius_norm, trace
+from analysis.functional import FunctionModule
 
 __all__ = [
     "GGN",
@@ -17,6 +18,7 @@ __all__ = [
     "Eigenpairs",
     "Estimate",
     "Fisher",
+    "FunctionModule",
     "Hessian",
     "MaxEigenvalueSpectrum",
     "SpectralDensity",

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from analysis.curvature.frozen import Chunk, FrozenLoss
+from analysis.batches import Chunk, map_tensors
+from analysis.curvature.frozen import FrozenLoss
 from analysis.curvature.graphs import LinearMap, storage_bytes
 from models.seeds import seeded
 
@@ -35,16 +36,19 @@ class CompiledProduct:
         self._key = _key(chunk)
         parameters = list(objective.parameters.values())
 
-        def record(x: Tensor, y: Tensor, *vectors: Tensor) -> tuple[Tensor, ...]:
-            return tuple(product(replace(chunk, x=x, y=y, weight=1.0), vectors))
+        given = self._tensors(chunk)
+
+        def record(*tensors: Tensor) -> tuple[Tensor, ...]:
+            own, vectors = iter(tensors[: len(given)]), tensors[len(given) :]
+            batch = map_tensors(lambda _: next(own), chunk.batch)
+            return tuple(product(replace(chunk, batch=batch, weight=1.0), vectors))
 
         with seeded(objective.device, chunk.seed):
-            x, y = (t.to(objective.device) for t in (chunk.x, chunk.y))
-            whole = make_fx(record)(x, y, *(torch.zeros_like(p) for p in parameters))
+            whole = make_fx(record)(*given, *(torch.zeros_like(p) for p in parameters))
         self._prepare, self._multiply = (
             # The fallback draws the very random numbers that uncompiled code would.
             torch.compile(part, dynamic=False, fullgraph=True, options={"fallback_random": True})
-            for part in _split(whole, constant=2)
+            for part in _split(whole, constant=len(given))
         )
 
     def fits(self, chunk: Chunk) -> bool:
@@ -53,9 +57,8 @@ class CompiledProduct:
 
     def linear_map(self, chunk: Chunk) -> LinearMap:
         """Products of a chunk that `fits`, weighted by its share."""
-        x, y = (t.to(self._objective.device) for t in (chunk.x, chunk.y))
         with torch.no_grad(), seeded(self._objective.device, chunk.seed):
-            kept = self._prepare(x, y)
+            kept = self._prepare(*self._tensors(chunk))
 
         def apply(vectors: Sequence[Tensor], block: bool) -> Sequence[Tensor]:
             with torch.no_grad():
@@ -65,6 +68,9 @@ class CompiledProduct:
             return [torch.stack(pieces) for pieces in zip(*rows, strict=True)]
 
         return LinearMap(apply, lambda: storage_bytes(kept, self._objective.at_hand(chunk)))
+
+    def _tensors(self, chunk: Chunk) -> list[Tensor]:
+        return [tensor.to(self._objective.device) for tensor in chunk.tensors]
 
 
 def _split(whole: fx.GraphModule, constant: int) -> tuple[fx.GraphModule, fx.GraphModule]:
@@ -107,4 +113,4 @@ def _split(whole: fx.GraphModule, constant: int) -> tuple[fx.GraphModule, fx.Gra
 
 
 def _key(chunk: Chunk) -> tuple[object, ...]:
-    return (chunk.x.shape, chunk.x.dtype, chunk.y.shape, chunk.y.dtype)
+    return tuple(part for tensor in chunk.tensors for part in (tensor.shape, tensor.dtype))

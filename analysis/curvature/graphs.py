@@ -47,21 +47,30 @@ def saved_by_graph(roots: Iterable[Tensor]) -> Iterator[Tensor]:
                     yield tensor
 
 
+_INSTEAD = {  # of layers whose second derivative PyTorch lacks
+    "hardswish": "x * relu6(x + 3) / 6 in its place, which is the same function",
+    "hardsigmoid": "relu6(x + 3) / 6 in its place, which is the same function",
+}
+
+
 def gradient(
     outputs: Sequence[Tensor],
     inputs: Sequence[Tensor],
-    grad_outputs: Sequence[Tensor],
+    grad_outputs: Sequence[Tensor] | None = None,
     *,
+    create_graph: bool = False,
     block: bool = False,
 ) -> Sequence[Tensor]:
     """Vector-Jacobian products, zero where `outputs` do not depend on an input; the graph is kept.
 
-    `block` says that `grad_outputs` carry a leading dimension of vectors, and so will the result.
-    Raises `InputError` if a layer cannot be differentiated once more.
+    Without `grad_outputs`, the gradients of scalars. `block` says that `grad_outputs` carry a
+    leading dimension of vectors, and so will the result. Raises `InputError` if a layer cannot be
+    differentiated once more.
     """
-    pairs = [(o, g) for o, g in zip(outputs, grad_outputs, strict=True) if o.requires_grad]
+    given: Sequence[Tensor | None] = grad_outputs or [None] * len(outputs)
+    pairs = [(o, g) for o, g in zip(outputs, given, strict=True) if o.requires_grad]
     if not pairs:
-        batch = grad_outputs[0].shape[:1] if block else ()
+        batch = given[0].shape[:1] if block and given[0] is not None else ()
         return [tensor.new_zeros(*batch, *tensor.shape) for tensor in inputs]
     try:
         return torch.autograd.grad(
@@ -69,6 +78,7 @@ def gradient(
             inputs,
             [grad for _, grad in pairs],
             retain_graph=True,
+            create_graph=create_graph,
             is_grads_batched=block,
             allow_unused=True,
             materialize_grads=True,
@@ -80,5 +90,6 @@ def gradient(
         if not lacking:
             raise
         raise InputError(
-            f"model: PyTorch has no second derivative of {lacking[1]}, expected layers that have"
+            f"model: PyTorch has no second derivative of {lacking[1]}, expected "
+            + _INSTEAD.get(lacking[1], "layers that have")
         ) from error

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from analysis.curvature.frozen import Chunk, FrozenLoss
+from analysis.batches import Chunk
+from analysis.curvature.frozen import FrozenLoss
 from analysis.curvature.graphs import LinearMap, gradient, saved_by_graph, storage_bytes
 from analysis.curvature.operators import CurvatureOperator
 from analysis.parameters import flatten
@@ -50,29 +51,19 @@ class Hessian(CurvatureOperator):
     def _chunk_gradient(self, chunk: Chunk) -> Sequence[Tensor]:
         """Gradient of a chunk's share of the loss, with a graph."""
         with torch.enable_grad(), self._objective.forward(chunk) as outputs:
-            loss = chunk.weight * self._objective.loss(outputs, chunk.y)
-            return torch.autograd.grad(
-                loss,
-                list(self._parameters.values()),
-                create_graph=True,
-                allow_unused=True,
-                materialize_grads=True,
-            )
+            loss = chunk.weight * self._objective.loss(outputs, chunk.targets)
+            return gradient([loss], list(self._parameters.values()), create_graph=True)
 
-    def _difference(self, objective: FrozenLoss, direction: Tensor, step: float) -> Tensor:
-        ahead = self._gradient(objective, objective.displaced(direction, step))
-        behind = self._gradient(objective, objective.displaced(direction, -step))
-        return (ahead - behind) / (2 * step)
+    def _difference(
+        self, objective: FrozenLoss, direction: Tensor, ahead: float, behind: float
+    ) -> Tensor:
+        there, here = (
+            self._gradient(objective, objective.displaced(direction, step))
+            for step in (ahead, behind)
+        )
+        return (there - here) / (ahead - behind)
 
     def _gradient(self, objective: FrozenLoss, parameters: dict[str, Tensor]) -> Tensor:
-        variables = list(parameters.values())
-        position = flatten(variable.detach() for variable in variables)
-        total = torch.zeros_like(position)
-        for chunk in objective.chunks:
-            with torch.enable_grad(), objective.forward(chunk, parameters) as outputs:
-                loss = chunk.weight * objective.loss(outputs, chunk.y)
-                pieces = torch.autograd.grad(
-                    loss, variables, allow_unused=True, materialize_grads=True
-                )
-            total += flatten(pieces)
+        position = flatten(parameter.detach() for parameter in parameters.values())
+        _, total = objective.value_and_gradient(parameters)
         return self.team.sum_(total).add_(position, alpha=self._weight_decay)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from torch import nn
 
-from analysis.curvature.frozen import Data, LossFunction
+from analysis.batches import Data, as_batches
+from analysis.curvature.frozen import LossFunction
 from analysis.curvature.operators import CurvatureOperator
+from analysis.parameters import select_parameters
 
 
 def per_layer(
     operator: type[CurvatureOperator],
     model: nn.Module,
-    loss_fn: LossFunction,
+    loss_fn: LossFunction | None,
     data: Data,
     *,
     by: Literal["layer", "module", "block"] = "layer",
@@ -38,8 +40,8 @@ def per_layer(
     The name of the part and its operator, in the order of the model. One is made when asked for:
     drop it before asking for the next, and the memory of one is all that is needed.
     """
-    batches = data if isinstance(data, Sequence) else list(data)
-    names = [name for name, _ in model.named_parameters()]
+    batches = as_batches(data, count=options.get("count"))
+    names = list(select_parameters(model))
     for part in dict.fromkeys(_part(name, by) for name in names):
         inside = [re.escape(name) for name in names if _part(name, by) == part]
         pattern = f"^({'|'.join(inside)})$"

@@ -5,16 +5,17 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from analysis.batches import Chunk, Count, Data, Forward
 from analysis.curvature.compiled import CompiledProduct
-from analysis.curvature.frozen import Chunk, Data, FrozenLoss, LossFunction
+from analysis.curvature.frozen import FrozenLoss, LossFunction
 from analysis.curvature.graphs import LinearMap
 from analysis.curvature.sharing import Plan, make_plan, runs_python
 from analysis.parameters import flatten
@@ -34,20 +35,36 @@ MEMORY = 2 * 1024**3  # default budget for what is kept and for threads, in byte
 
 @dataclass(frozen=True)
 class Check:
-    """How far an operator is from being the symmetric derivative that it claims to be."""
+    """How far an operator is from being the symmetric derivative that it claims to be.
+
+    There are three answers: "right", "wrong", and "undecided" where there is no derivative to
+    compare with, at parameters where the gradient jumps (a ReLU of exact zeros) or is no number.
+    """
 
     symmetry: float  # ‖(A - Aᵀ)v‖ / ‖Av‖, estimated with random vectors
     finite_difference: float  # ‖Av - central difference‖ / ‖Av‖
     tolerance: float  # of both, from the precision of the operator
+    smooth: bool = True  # whether finite differences tend to a derivative
+
+    @property
+    def verdict(self) -> Literal["right", "wrong", "undecided"]:
+        """Right if both errors are within the tolerance, wrong if one that counts is not."""
+        if self.symmetry > self.tolerance:
+            return "wrong"
+        if self.finite_difference > self.tolerance:
+            return "wrong" if self.smooth else "undecided"
+        decided = not math.isnan(self.symmetry + self.finite_difference)
+        return "right" if decided else "undecided"
 
     @property
     def ok(self) -> bool:
-        """Whether both errors are finite and within the tolerance."""
-        return self.symmetry <= self.tolerance and self.finite_difference <= self.tolerance
+        """Whether the operator is right, and known to be."""
+        return self.verdict == "right"
 
     def __str__(self) -> str:
+        jumps = "" if self.smooth else " (which have no limit here: the gradient jumps)"
         return (
-            f"asymmetric by {self.symmetry:.1e} and off finite differences by "
+            f"asymmetric by {self.symmetry:.1e} and off finite differences{jumps} by "
             f"{self.finite_difference:.1e}, expected at most {self.tolerance:.1e}"
         )
 
@@ -64,17 +81,30 @@ class CurvatureOperator(ABC):
     Parameters
     ----------
     model
-        Any module from a tensor of inputs to a tensor of outputs, in the mode (training or
-        evaluation) it is to be measured in.
+        Any module, in the mode (training or evaluation) it is to be measured in. Variables are its
+        parameters that require gradients, constants those that do not: ``model.requires_grad_()``
+        includes all. `FunctionModule` makes a model of a function of parameters.
     loss_fn
-        ``loss_fn(outputs, targets)`` is a scalar, the mean over the batch.
+        ``loss_fn(outputs, targets)`` is a scalar. Of a mean over examples, the mean over all of
+        `data` is taken, of a sum the sum; which it is, is found out. Any other loss (weighted,
+        contrasting) is averaged over the batches as they are. None: the model itself computes it,
+        as ``outputs.loss`` or ``outputs["loss"]``, or its output is one.
     data
-        One ``(x, y)`` or an iterable of them, with the examples along the first dimension. It is
-        read once; ragged batches count by their number of examples.
+        A batch, or an iterable of them (a list, a DataLoader), read once. A batch is ``(inputs,
+        targets)`` with the examples along the first dimension; inputs are a tensor, a tuple or a
+        mapping, for ``model(*inputs)`` or ``model(**inputs)``; targets are what the loss takes. Or
+        it is a mapping, for ``model(**batch)`` and ``loss_fn(outputs, batch)``. A batch without a
+        tensor at its top is given in a list. Ragged batches count by their number of examples.
     weight_decay
         Adds this multiple of the identity.
     params
         Regular expression: only parameters in whose name it is found are variables. None: all.
+    forward
+        ``forward(model, batch)`` returns the outputs, for batches of any other kind. Of those that
+        are no pairs, the loss is given the whole batch for targets.
+    count
+        ``count(batch)`` is the number of what the loss of a batch, or of a part of one, is the mean
+        over, such as tokens that are not ignored. None: examples.
     seed
         Of whatever is random in the forward pass. It is drawn once per batch and frozen.
     micro_batch
@@ -101,11 +131,13 @@ class CurvatureOperator(ABC):
     def __init__(
         self,
         model: nn.Module,
-        loss_fn: LossFunction,
+        loss_fn: LossFunction | None,
         data: Data,
         *,
         weight_decay: float = 0.0,
         params: str | None = None,
+        forward: Forward | None = None,
+        count: Count | None = None,
         seed: int = 0,
         micro_batch: int | None = None,
         memory: int = MEMORY,
@@ -113,7 +145,15 @@ class CurvatureOperator(ABC):
         team: Team = ALONE,
     ) -> None:
         self._objective = FrozenLoss(
-            model, loss_fn, data, params=params, seed=seed, micro_batch=micro_batch, team=team
+            model,
+            loss_fn,
+            data,
+            params=params,
+            forward=forward,
+            count=count,
+            seed=seed,
+            micro_batch=micro_batch,
+            team=team,
         )
         self.team = team
         self._parameters = self._objective.parameters
@@ -166,8 +206,10 @@ class CurvatureOperator(ABC):
         """Everything about a chunk that products have in common, weighted by its share."""
 
     @abstractmethod
-    def _difference(self, objective: FrozenLoss, direction: Tensor, step: float) -> Tensor:
-        """Product with `direction` in which a derivative is replaced by a central difference."""
+    def _difference(
+        self, objective: FrozenLoss, direction: Tensor, ahead: float, behind: float
+    ) -> Tensor:
+        """Product with `direction`, a derivative being replaced by a difference of two steps."""
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """Product with a vector (P,) or with the columns of a matrix (P, k)."""
@@ -197,7 +239,7 @@ class CurvatureOperator(ABC):
                 smaller = self._objective if threads > 1 else self._objective.halved()
                 if smaller is None:
                     raise
-            longest = max(len(chunk.x) for chunk in self._objective.chunks)
+            longest = max(chunk.size for chunk in self._objective.chunks)
             make_room(type(self).__name__, threads * longest)
             self._threads_failed |= threads > 1
             self._objective, self._memory = smaller, self._memory // 2
@@ -246,7 +288,7 @@ class CurvatureOperator(ABC):
         return self._made_plan
 
     def _make_plan(self) -> Plan:
-        lengths = [len(chunk.x) for chunk in self._objective.chunks]
+        lengths = [chunk.size for chunk in self._objective.chunks]
         if len(lengths) < 2:
             return Plan(lengths, kept=len(lengths))  # costs no more than the product itself
         first = self._kept[0] = self._make_linear_map(self._objective.chunks[0])
@@ -289,28 +331,49 @@ class CurvatureOperator(ABC):
         random one, multiplied by `A` once so that curvature stands out against rounding. The
         difference is taken in float64 where the model allows it: with smaller steps, fewer ReLUs
         change sides. The smallest error over a range of steps counts, since no step makes a false
-        derivative agree.
+        derivative agree. Where none agrees, the differences must at least agree with each other,
+        those of both sides and of half the step: otherwise there is no derivative here, and
+        nothing is said about the operator.
         """
         generator = torch.Generator().manual_seed(derive_seed(self._seed, 0xC))
         pairs = torch.randn(2, 3, self.shape[0], generator=generator, dtype=torch.float64)
         u, v = pairs.to(self.device, self.dtype)
-        Au, Av = (torch.stack([self @ row for row in block]) for block in (u, v))
+        Au, Av = (torch.stack([self @ row for row in block]).double() for block in (u, v))
         symmetry = asymmetry(u, Au, v, Av)
 
         objective = self._objective.in_float64()
         precision = torch.finfo(objective.dtype).eps
         tolerance = max(torch.finfo(self.dtype).eps ** 0.5, precision ** (1 / 3))
-        direction = (Av[0] / Av[0].norm() if Av[0].any() else v[0].double()).to(self.dtype)
-        exact = (self @ direction).to(objective.dtype)
+        direction = (Av[0] / Av[0].norm() if Av[0].any() else v[0]).to(self.dtype)
+        exact = (self @ direction).double()
+
+        def difference(ahead: float, behind: float) -> Tensor:
+            along = direction.to(objective.dtype)
+            return self._difference(objective, along, ahead, behind).double()
+
         scale = max(1.0, float(flatten(objective.parameters.values()).detach().norm()))
+        if not exact.any() and self._moves_without_gradient(objective, direction, scale):
+            return Check(symmetry, math.inf, tolerance)
+        steps = [scale * precision ** (1 / 3) * 2.0**-halvings for halvings in range(0, 18, 2)]
         error = math.nan
-        for halvings in range(0, 18, 2):
-            step = scale * precision ** (1 / 3) * 2.0**-halvings
-            difference = self._difference(objective, direction.to(objective.dtype), step)
-            error = _smaller(error, _ratio((difference - exact).norm(), exact.norm()))
+        for step in steps:
+            off = (difference(step, -step) - exact).norm()
+            error = _smaller(error, _ratio(off, exact.norm()))
             if error <= tolerance:
-                break
-        return Check(symmetry, error, tolerance)
+                return Check(symmetry, error, tolerance)
+        smooth = math.isnan(error) or any(_one_limit(difference, step, exact) for step in steps)
+        return Check(symmetry, error, tolerance, smooth)
+
+    def _moves_without_gradient(
+        self, objective: FrozenLoss, direction: Tensor, scale: float
+    ) -> bool:
+        """Whether the loss changes though all derivatives are zeros: a graph has been cut."""
+        step = scale * torch.finfo(objective.dtype).eps ** (1 / 3)
+        there = objective.displaced(direction.to(objective.dtype), step)
+        here, gradient = objective.value_and_gradient()
+        found = torch.stack([objective.value_and_gradient(there)[0] - here, gradient.norm()])
+        moved, slope = self.team.sum_(found.abs()).tolist()
+        return moved > 0 and slope == 0
 
     def _linear_maps(self, share: Sequence[int]) -> Iterator[LinearMap]:
         """Those of some chunks, kept from the last time or made."""
@@ -355,6 +418,16 @@ def asymmetry(u: Tensor, Au: Tensor, v: Tensor, Av: Tensor) -> float:
     """``‖(A - Aᵀ)v‖ / ‖Av‖``, estimated with the rows of random `u` and `v`, all (n, P)."""
     Au, Av = Au.double(), Av.double()
     return _ratio(((u * Av).sum(1) - (v * Au).sum(1)).norm(), Av.norm())
+
+
+def _one_limit(difference: Callable[[float, float], Tensor], step: float, exact: Tensor) -> bool:
+    """Whether differences agree with each other better than with `exact`, by half at least."""
+    central = difference(step, -step)
+    doubts = (
+        (difference(step, 0.0) - difference(0.0, -step)).norm(),
+        (central - difference(step / 2, -step / 2)).norm(),
+    )
+    return bool(max(doubts) < (central - exact).norm() / 2)
 
 
 def _ratio(part: Tensor, whole: Tensor) -> float:

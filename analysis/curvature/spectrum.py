@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from analysis.batches import Batch, Data, as_batches, examples_in, is_pair
 from analysis.curvature.eigensolver import Eigenpairs, default_ncv, eigsh
-from analysis.curvature.frozen import MICRO_BATCH, Data, LossFunction, as_batches
+from analysis.curvature.frozen import MICRO_BATCH, LossFunction
 from analysis.curvature.hessian import Hessian
 from analysis.curvature.lockstep import HessianStack, eigsh_lockstep, stackable, vmappable
 from analysis.curvature.operators import MEMORY
@@ -78,7 +79,7 @@ def max_eigenvalue_spectrum(
     model, loss_fn, weight_decay, params
         As of `Hessian`.
     batches
-        One ``(x, y)`` or an iterable of them, typically of 16 images.
+        One batch or an iterable of them, typically of 16 images, of any kind that `Hessian` takes.
     k
         Eigenvalues for each mini-batch.
     tol
@@ -148,7 +149,9 @@ def max_eigenvalue_spectrum(
             first = eigsh(H, k, tol=tol, seed=seeds[0])
             fill([0], _table([first]))
             together = min(together, _fitting(H, memory))
-            if together > 1 and not vmappable(model, loss_fn, drawn[0], params=params):
+            if together > 1 and not (
+                _are_stacks(drawn) and vmappable(model, loss_fn, drawn[0], params=params)
+            ):
                 together = 1
             if together == 1 and not compile and team.size == 1:
                 workers = _choose_threads(H, k, len(drawn) - 1, memory)
@@ -219,12 +222,17 @@ def _summary(columns: dict[str, Tensor], together: int) -> MaxEigenvalueSpectrum
     )
 
 
-def _choose_together(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> int:
+def _choose_together(model: nn.Module, batches: Sequence[Batch]) -> int:
     """As many mini-batches as have the images of one forward pass on the device of `model`."""
     device = next(model.parameters()).device.type
     if device == "cpu":
         return 1  # intermediate results of more would leave the cache
-    return max(MICRO_BATCH.get(device, 32) // len(batches[0][0]), 1)
+    return max(MICRO_BATCH.get(device, 32) // examples_in(batches[0]), 1)
+
+
+def _are_stacks(batches: Sequence[Batch]) -> bool:
+    """Whether batches are pairs of a tensor each."""
+    return all(is_pair(b) and all(isinstance(part, Tensor) for part in b) for b in batches)
 
 
 def _fitting(H: Hessian, memory: int) -> int:

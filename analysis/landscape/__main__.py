@@ -17,9 +17,9 @@ from models.cli import run
 from models.errors import InputError
 
 if TYPE_CHECKING:
+    from analysis.batches import Data
     from analysis.landscape import Slice
     from analysis.landscape.cuts import Cut
-    from analysis.landscape.evaluation import Data
     from analysis.measurements import Measurement
     from analysis.objective import Objective
     from analysis.saving import Progress

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +13,10 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from analysis.batches import Count, Data, Forward, as_batches
+from analysis.curvature.frozen import FrozenLoss
 from analysis.landscape.directions import Direction, towards
-from analysis.landscape.evaluation import Data, Evaluator, Metric, Sets, batches_on, displaced
+from analysis.landscape.evaluation import Evaluator, Metric, Sets, displaced
 from analysis.landscape.summary import barrier
 from analysis.parameters import flatten, unflatten
 from analysis.saving import Saver, filled
@@ -51,6 +54,8 @@ def linear_path(
     ts: ArrayLike,
     *,
     recalibrate: Data | None = None,
+    forward: Forward | None = None,
+    count: Count | None = None,
     seed: int = 0,
     resume: Mapping[str, np.ndarray] | None = None,
     save: Callable[[Arrays], object] | None = None,
@@ -64,7 +69,7 @@ def linear_path(
         Of the same architecture. Its buffers are not used: with `recalibrate` the statistics of
         every BatchNorm are computed anew on that data at each t, otherwise they stay those of
         `model`.
-    metrics, data, seed
+    metrics, data, forward, count, seed
         As for `surface`.
     ts : (n,) array_like
         From 0 to 1, increasing.
@@ -80,7 +85,8 @@ def linear_path(
         If `other` does not fit the model, or `ts` does not go from 0 to 1.
     """
     ts = _interval(ts)
-    evaluator = Evaluator(model, metrics, data, seed=seed, recalibrate=recalibrate)
+    how: dict[str, Any] = dict(seed=seed, recalibrate=recalibrate, forward=forward, count=count)
+    evaluator = Evaluator(model, metrics, data, **how)
     return _follow(evaluator, [towards(model, other)], ts, ts[:, None], resume, save)
 
 
@@ -93,13 +99,16 @@ def bezier_path(
     ts: ArrayLike,
     *,
     recalibrate: Data | None = None,
+    forward: Forward | None = None,
+    count: Count | None = None,
     seed: int = 0,
     resume: Mapping[str, np.ndarray] | None = None,
     save: Callable[[Arrays], object] | None = None,
 ) -> Path:
     """Metrics on the curve whose control point is `bend`; otherwise as `linear_path`."""
     ts = _interval(ts)
-    evaluator = Evaluator(model, metrics, data, seed=seed, recalibrate=recalibrate)
+    how: dict[str, Any] = dict(seed=seed, recalibrate=recalibrate, forward=forward, count=count)
+    evaluator = Evaluator(model, metrics, data, **how)
     directions = [towards(model, other), towards(model, {**evaluator.weights, **bend})]
     steps = np.stack([ts**2, 2 * ts * (1 - ts)], axis=1)
     return _follow(evaluator, directions, ts, steps, resume, save)
@@ -114,6 +123,8 @@ def fit_bezier(
     weight_decay: float = 0.0,
     steps: int = 200,
     learning_rate: float = 1e-2,
+    forward: Forward | None = None,
+    count: Count | None = None,
     seed: int = 0,
     resume: Mapping[str, np.ndarray] | None = None,
     save: Callable[[Arrays], object] | None = None,
@@ -127,12 +138,14 @@ def fit_bezier(
     Parameters
     ----------
     loss_fn : callable
-        ``loss_fn(outputs, targets) -> scalar``, the mean over the batch.
-    data : (x, y), or iterable of (x, y)
+        ``loss_fn(outputs, targets) -> scalar``.
+    data : batch, or iterable of batches
     weight_decay : float
         Adds the penalty weight_decay / 2 * |weights|^2 at the point on the curve.
     steps, learning_rate
         Of Adam, with a cosine schedule to 0.
+    forward, count
+        As of `Hessian`.
     seed : int
         Of the random t, the order of the batches and what the model draws in training mode.
     resume, save
@@ -146,12 +159,13 @@ def fit_bezier(
     if steps < 1:
         raise InputError(f"steps: {steps}, expected at least 1")
     chord = towards(model, other)
-    batches = batches_on(next(model.parameters()).device, data)
-    evaluators = [
-        Evaluator(model, {"loss": loss_fn}, batch, seed=derive_seed(seed, i))
+    batches = as_batches(data, count=count)
+    how: dict[str, Any] = dict(forward=forward, count=count, regroup=True)
+    losses = [
+        FrozenLoss(model, loss_fn, [batch], seed=derive_seed(seed, i), **how)
         for i, batch in enumerate(batches)
     ]
-    weights = evaluators[0].weights
+    weights = {name: parameter.detach() for name, parameter in losses[0].parameters.items()}
     control = flatten(weight + chord[name] / 2 for name, weight in weights.items())
     bend = unflatten(control, weights)  # views, which move with it
     state = {
@@ -172,11 +186,11 @@ def fit_bezier(
     saver = Saver(None if save is None else lambda now: save(_arrays(now)), state)
     todo = range(int(state["step"]), steps)
     for step in tqdm(todo, unit="step", disable=None, leave=False):
-        t, evaluator = ts[step], evaluators[order[step]]
+        t, objective = ts[step], losses[order[step]]
         pull = {name: bend[name] - weight for name, weight in weights.items()}
         point = displaced(weights, [chord, pull], [t**2, 2 * t * (1 - t)])
-        loss, gradient = evaluator.value_and_gradient(point)
-        slope = flatten(gradient[name] + weight_decay * point[name] for name in weights)
+        loss, gradient = objective.value_and_gradient(point)
+        slope = gradient + weight_decay * flatten(point[name] for name in weights)
         control.grad = 2 * t * (1 - t) * slope
         optimiser.param_groups[0]["lr"] = learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
         state["losses"][step] = loss

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from analysis.batches import Data
 from analysis.curvature import Hessian, eigsh
 from analysis.landscape.connectivity import bezier_path, fit_bezier, linear_path
 from analysis.landscape.directions import (
@@ -27,7 +28,6 @@ from analysis.landscape.directions import (
     random_directions,
     towards,
 )
-from analysis.landscape.evaluation import Data
 from analysis.landscape.trajectories import polar, trajectory
 from analysis.objective import Objective
 from analysis.saving import FRESH, Progress
@@ -95,7 +95,7 @@ def eigenvector_cut(
         seed=seed,
     )
     check = hessian.check()
-    if not check.ok:
+    if check.verdict == "wrong" or (check.verdict == "undecided" and check.smooth):
         raise InputError(f"directions: Hessian-vector products are wrong: {check}")
     found = eigsh(hessian, 2, which="BE", tol=1e-4, seed=seed, **progress.of("eigenvectors"))
     if not found.converged.all():

@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from analysis.landscape.evaluation import Data, Evaluator, Metric
+from analysis.batches import Count, Data, Forward
+from analysis.curvature.frozen import FrozenLoss, LossFunction
 from analysis.parameters import flatten, select_parameters, unflatten
 from models.errors import InputError
 
@@ -44,7 +45,7 @@ def random_directions(
     Parameters
     ----------
     model : nn.Module
-        Its parameters give the shapes and the lengths.
+        Its parameters that require gradients give the shapes and the lengths; the others stay.
     n : int
         Number of directions.
     seed : int
@@ -209,21 +210,26 @@ def eigenvector_directions(
 
 def gradient_direction(
     model: nn.Module,
-    loss_fn: Metric,
+    loss_fn: LossFunction,
     data: Data,
     *,
     weight_decay: float = 0.0,
+    forward: Forward | None = None,
+    count: Count | None = None,
     seed: int = 0,
 ) -> Direction:
-    """Gradient of the mean loss over all of `data` plus ``weight_decay / 2 * |weights|^2``.
+    """Gradient of the loss over all of `data` plus ``weight_decay / 2 * |weights|^2``.
 
-    x = -0.1 is a step of gradient descent with learning rate 0.1. The model is taken in the mode it
-    is in; `seed` decides what it draws at random.
+    x = -0.1 is a step of gradient descent with learning rate 0.1. Loss, `data`, `forward` and
+    `count` are those of `Hessian`. The model is taken in the mode it is in; `seed` decides what it
+    draws at random.
     """
-    evaluator = Evaluator(model, {"loss": loss_fn}, data, seed=seed)
-    _, gradient = evaluator.value_and_gradient(evaluator.weights)
+    how: dict[str, Any] = dict(forward=forward, count=count, seed=seed, regroup=True)
+    objective = FrozenLoss(model, loss_fn, data, **how)
+    _, gradient = objective.value_and_gradient()
     return {
-        name: gradient[name] + weight_decay * weight for name, weight in evaluator.weights.items()
+        name: piece + weight_decay * objective.parameters[name].detach()
+        for name, piece in unflatten(gradient, objective.parameters).items()
     }
 
 

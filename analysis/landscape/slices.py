@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import nn
 
+from analysis.batches import Count, Data, Forward
 from analysis.landscape.adaptive import fill_adaptively
 from analysis.landscape.directions import Direction
-from analysis.landscape.evaluation import Data, Evaluator, Metric, Sets
+from analysis.landscape.evaluation import Evaluator, Metric, Sets
 from analysis.landscape.sampling import Sampler, Slice
 from models.distributed import ALONE, Team
 from models.errors import InputError
@@ -28,6 +30,8 @@ def line(
     recalibrate: Data | None = None,
     seed: int = 0,
     bf16: bool = False,
+    forward: Forward | None = None,
+    count: Count | None = None,
     team: Team = ALONE,
     resume: Slice | None = None,
     save: Callable[[Slice], None] | None = None,
@@ -36,7 +40,10 @@ def line(
 
     Options and errors are those of `surface`.
     """
-    evaluator = Evaluator(model, metrics, data, seed=seed, recalibrate=recalibrate, bf16=bf16)
+    how: dict[str, Any] = dict(
+        seed=seed, recalibrate=recalibrate, bf16=bf16, forward=forward, count=count
+    )
+    evaluator = Evaluator(model, metrics, data, **how)
     axes = [_axis("xs", xs)]
     sampler = Sampler(evaluator, [direction], axes, resume=resume, save=save, team=team)
     l2 = _penalty(evaluator, [direction], axes, weight_decay)
@@ -58,6 +65,8 @@ def surface(
     recalibrate: Data | None = None,
     seed: int = 0,
     bf16: bool = False,
+    forward: Forward | None = None,
+    count: Count | None = None,
     team: Team = ALONE,
     resume: Slice | None = None,
     save: Callable[[Slice], None] | None = None,
@@ -72,22 +81,25 @@ def surface(
         Evaluated in the mode it is in, and left as it is. In training mode what it draws at random
         is drawn once per batch, so that the surface is smooth.
     metrics : mapping of str to callable
-        ``fn(outputs, targets) -> scalar``, the mean over the batch.
-    data : (x, y), iterable of (x, y), or mapping of str to one of them
-        The metrics are means over all its examples, however they are batched. Of several sets, such
-        as ``{"train": ..., "test": ...}``, the metrics are called "train/nll" and so on; the
-        objective is the first metric of the first set.
+        ``fn(outputs, targets) -> scalar``, or None for the loss that the model computes. Of what is
+        a mean over examples, the mean over all of `data` is taken, of a sum the sum, as `Hessian`
+        does; the attribute "sums" names the latter.
+    data : batch, iterable of batches, or mapping of str to one of them
+        Batches as for `Hessian`. Of several sets, such as ``{"train": ..., "test": ...}``, the
+        metrics are called "train/nll" and so on; the objective is the first metric of the first
+        set.
     directions : two dicts {parameter name: tensor}
         Absent parameters do not move.
     xs, ys : (nx,), (ny,) array_like
         Steps along the two directions.
     weight_decay : float, optional
-        Adds the metric "l2" = weight_decay / 2 * |weights|^2, over all parameters, at each point.
+        Adds the metric "l2" = weight_decay / 2 * |weights|^2, over all parameters that require
+        gradients, at each point.
     adaptive : float, optional
         Largest relative error of the objective, which is the first metric plus the penalty. Only
         as many points of the grid are evaluated as it takes, and the others interpolated; the
         attributes then state the error, see `analysis.landscape.adaptive.fill_adaptively`.
-    recalibrate : (x, y), or iterable of (x, y), optional
+    recalibrate : batch, or iterable of batches, optional
         Training data on which the statistics of every BatchNorm are computed anew at each point; by
         default they stay those of the model. The attribute "batchnorm" of the result says which.
     seed : int
@@ -95,6 +107,8 @@ def surface(
     bf16 : bool
         Compute in bfloat16 what `torch.autocast` deems safe: faster on a GPU, to two or three
         digits. Statistics of BatchNorm are computed in full precision.
+    forward, count : callable, optional
+        As of `Hessian`.
     team : Team
         Processes that all make this call and share the points, see `models.distributed.join`.
         Everyone gets the result of one process alone, to the last bit.
@@ -119,7 +133,10 @@ def surface(
     """
     if len(directions) != 2:
         raise InputError(f"directions: {len(directions)}, expected 2")
-    evaluator = Evaluator(model, metrics, data, seed=seed, recalibrate=recalibrate, bf16=bf16)
+    how: dict[str, Any] = dict(
+        seed=seed, recalibrate=recalibrate, bf16=bf16, forward=forward, count=count
+    )
+    evaluator = Evaluator(model, metrics, data, **how)
     axes = [_axis("xs", xs), _axis("ys", ys)]
     sampler = Sampler(evaluator, directions, axes, resume=resume, save=save, team=team)
     l2 = _penalty(evaluator, directions, axes, weight_decay)

@@ -213,7 +213,7 @@ def measure(case: Case, team: Team = ALONE) -> Measured:
         images=case.images,
         vectors=case.vectors,
         parameters=size,
-        kept=hessian._make_linear_map(chunk).size() / len(chunk.x),
+        kept=hessian._make_linear_map(chunk).size() / chunk.size,
         seconds=min(taken),
     )
 

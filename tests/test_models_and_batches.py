@@ -1,0 +1,469 @@
+"""Batches, losses and models of every kind: operators and surfaces are of the same, right, loss."""
+
+import copy
+from collections import namedtuple
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from analysis.curvature import GGN, Fisher, FunctionModule, Hessian, eigsh, per_layer
+from analysis.landscape import gradient_direction, line, random_directions, surface
+from models.errors import InputError
+from tests.dense import CLASSES, OPERATORS, ResidualNetwork, assert_same, flat, identity, make, rows
+
+
+def dense_hessian(loss, model):
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return rows(flat(torch.autograd.grad(loss, parameters, create_graph=True)), parameters)
+
+
+def assert_right(model, loss_fn, data, value, **how):
+    """Products, gradients and the centre of a line are those of `value`, and nothing moved."""
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    H = Hessian(model, loss_fn, data, **how)
+    assert_same(H @ identity(H), dense_hessian(value(), model), 1e-9)
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert_same(H.gradient(), flat(torch.autograd.grad(value(), list(parameters.values()))), 1e-9)
+    losses = {"loss": loss_fn}
+    how.pop("micro_batch", None)
+    still = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    found = line(model, losses, data, still, [0.0], **how)["loss"][0]
+    assert found == pytest.approx(value().item(), rel=1e-9)
+    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+
+
+def contrast(outputs, _):
+    z = F.normalize(outputs, dim=1)
+    return F.cross_entropy(z @ z.T / 0.2, torch.arange(len(z)).roll(1))
+
+
+WEIGHTS = torch.tensor([1.0, 50.0, 2.0], dtype=torch.float64)
+MEANS = {
+    "mean": F.cross_entropy,
+    "weighted": nn.CrossEntropyLoss(WEIGHTS),
+    "ignoring": nn.CrossEntropyLoss(ignore_index=1),
+    "contrast": contrast,
+}
+SUMS = {
+    "sum": nn.CrossEntropyLoss(reduction="sum"),
+    "weighted sum": nn.CrossEntropyLoss(WEIGHTS, reduction="sum"),
+}
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("sizes", [[70], [40, 30], [1, 9, 60], [1, 1]])
+@pytest.mark.parametrize("name", [*MEANS, *SUMS])
+def test_means_sums_and_other_losses(name, sizes, training):
+    """Of the others, and of means, each batch counts by its examples."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, CLASSES)).double()
+    n, loss = sum(sizes), (MEANS | SUMS)[name]
+    x, y = torch.randn(n, 4).double(), torch.arange(n) % CLASSES
+    if name == "ignoring" and min(sizes) == 1:
+        y = y * 2 % CLASSES  # none of those that are alone is ignored
+        y[[0, -1]] = 2
+    batches = list(zip(x.split(sizes), y.split(sizes), strict=True))
+    share = [1.0 if name in SUMS else size / n for size in sizes]
+
+    def value():
+        return sum(a * loss(model(b), t) for a, (b, t) in zip(share, batches, strict=True))
+
+    assert_right(model.train(training), loss, batches, value)
+
+
+def test_a_sum_is_said_to_be_one_and_another_metric_is_a_mean_all_the_same():
+    model, x = nn.Linear(4, 3), torch.randn(50, 4)
+    y = torch.arange(50) % 3
+    batches = [(x[:20], y[:20]), (x[20:], y[20:])]
+    metrics = {"mean": F.cross_entropy, "sum": nn.CrossEntropyLoss(reduction="sum")}
+    found = line(model, metrics, batches, random_directions(model, 1, seed=0)[0], [0.0, 1.0])
+    np.testing.assert_allclose(found["sum"], 50 * found["mean"], rtol=1e-5)
+    assert found.attributes["sums"] == "sum"
+    assert "sums" not in line(model, {"mean": F.cross_entropy}, batches, {}, [0.0]).attributes
+
+
+class Language(nn.Module):
+    """Next words of ragged sentences, weights tied, with a loss of its own where labels are."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.mix = nn.Embedding(7, 3), nn.Linear(3, 3)
+        self.head = nn.Linear(3, 7, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, input_ids, labels=None, attention_mask=None):
+        logits = self.head(self.mix(self.embed(input_ids)).tanh().cumsum(1))
+        loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        return {"logits": logits, "loss": loss}
+
+
+def sentences(n=9):
+    torch.manual_seed(0)
+    ids = torch.randint(7, (n, 5))
+    labels = ids.roll(-1, 1).where(torch.arange(5) < 1 + torch.arange(n)[:, None] % 5, -100)
+    return {"input_ids": ids, "labels": labels}
+
+
+@pytest.mark.parametrize("own_loss", [True, False])
+def test_batches_that_are_dictionaries_and_a_mean_over_tokens(own_loss):
+    model, whole = Language().double(), sentences()
+    loss = None
+    if not own_loss:
+
+        def loss(outputs, batch):
+            return F.cross_entropy(outputs["logits"].flatten(0, 1), batch["labels"].flatten())
+
+    def value():
+        return model(**whole)["loss"]
+
+    assert_right(model, loss, whole, value)
+
+    def tokens(batch):
+        return (batch["labels"] >= 0).sum()
+
+    batches = [{key: t[i] for key, t in whole.items()} for i in (slice(0, 2), slice(2, 9))]
+    assert_right(model, loss, batches, value, count=tokens)
+    assert_right(model, loss, whole, value, count=tokens, micro_batch=2)
+    with pytest.raises(InputError, match=r"micro_batch: 2 would change .* not the mean"):
+        Hessian(model, loss, whole, micro_batch=2)
+
+
+def test_batches_of_other_kinds():
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2).double()
+    x, y = torch.randn(40, 3).double(), torch.randn(40, 2).double()
+
+    def value():
+        return F.mse_loss(model(x), y)
+
+    Pair = namedtuple("Pair", "inputs targets")
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=7)
+    for data in ((x.numpy(), y.numpy()), [x, y], loader, Pair(x, y), [Pair(x, y)], ((x,), y)):
+        assert_right(model, F.mse_loss, data, value)
+    triples = [(x[:9], y[:9], torch.arange(9)), (x[9:], y[9:], torch.arange(31))]
+    assert_right(
+        *(model, lambda outputs, batch: F.mse_loss(outputs, batch[1]), triples, value),
+        forward=lambda model, batch: model(batch[0]),
+    )
+    assert_right(
+        model, lambda z, _: z.square().mean(), [(x, None)], lambda: model(x).square().mean()
+    )
+    with pytest.raises(InputError, match="data: a batch of 3, expected"):
+        Hessian(model, F.mse_loss, triples)
+    with pytest.raises(InputError, match="loss_fn: none given, and the outputs have no loss"):
+        Hessian(model, None, (x, y)).gradient()
+    with pytest.raises(InputError, match="loss_fn: none given, expected one: GGN is of the"):
+        GGN(model, None, (x, y))
+
+
+def test_a_function_of_parameters_is_a_model():
+    start = {"a.x": torch.tensor([1.0, -2.0]).double(), "b": torch.tensor(0.5).double()}
+    rosenbrock = FunctionModule(
+        lambda p: (1 - p["a.x"][0]) ** 2 + 100 * (p["a.x"][1] - p["b"] ** 2) ** 2, start
+    )
+    assert_right(rosenbrock, lambda z, _: z, ((), None), rosenbrock)
+    H = Hessian(rosenbrock, None, ((), None))
+    torch.testing.assert_close(H @ identity(H), dense_hessian(rosenbrock(), rosenbrock))
+    with pytest.raises(InputError, match=r"model: a function, expected .* FunctionModule"):
+        Hessian(lambda x: x, F.mse_loss, (torch.ones(1, 1), torch.ones(1, 1)))
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_outputs_of_more_than_two_dimensions_and_in_dictionaries(operator):
+    torch.manual_seed(0)
+    model, (x, y) = nn.Conv2d(1, CLASSES, 2).double(), (torch.randn(3, 1, 3, 3).double(), None)
+    y = torch.randint(CLASSES, (3, 2, 2))
+    parameters = list(model.parameters())
+    logits = model(x)
+    if operator == "fisher":
+        losses = F.cross_entropy(logits, y, reduction="none").flatten()
+        gradients = rows(losses, parameters)
+        expected = gradients.T @ gradients / len(losses)
+    else:
+        z = logits.detach().requires_grad_()
+        J = rows(logits, parameters)
+        (slope,) = torch.autograd.grad(F.cross_entropy(z, y), z, create_graph=True)
+        expected = J.T @ rows(slope, [z]) @ J  # the Hessian, too, of a linear model
+    A = OPERATORS[operator](model, F.cross_entropy, (x, y), micro_batch=2)
+    assert_same(A @ identity(A), expected)
+    assert A.check().ok
+
+    class Named(nn.Module):
+        def __init__(self, last):
+            super().__init__()
+            self.conv, self.last = model, last
+
+        def forward(self, image):
+            out = self.conv(image)
+            return {"out": out.movedim(1, -1) if self.last else out, "none": None}
+
+    if operator != "fisher":  # for which each output is of an example, or of a class
+        A = OPERATORS[operator](Named(False), lambda z, t: F.cross_entropy(z["out"], t), (x, y))
+        assert_same(A @ identity(A), expected)
+    else:
+        last = Fisher(
+            *(Named(True), lambda z, t: F.cross_entropy(z["out"].movedim(-1, 1), t), (x, y))
+        )
+        assert_same(last @ identity(last), expected)
+
+
+def test_monte_carlo_fisher_of_every_position_is_the_ggn():
+    torch.manual_seed(0)
+    model, x = nn.Conv1d(1, CLASSES, 2).double(), torch.randn(3, 1, 6).double()
+    y = torch.randint(CLASSES, (3, 5))
+    y[0, :3] = -100  # ignored
+    exact = GGN(model, F.cross_entropy, (x, y))
+    found = Fisher(model, F.cross_entropy, (x, y), mc_samples=2000)
+    assert_same(found @ identity(found), exact @ identity(exact), 0.05)
+
+
+class Parts(nn.Module):
+    """Parts that are computed anew in the backward pass, or not."""
+
+    def __init__(self, reentrant=None):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), nn.Tanh())
+        self.second = nn.Sequential(nn.Flatten(), nn.Linear(18, 3), nn.Dropout(0.5), nn.Tanh())
+        self.last = nn.Linear(3, CLASSES)
+        self.reentrant = reentrant
+
+    def forward(self, x):
+        for part in (self.first, self.second):
+            again = self.reentrant is not None
+            x = checkpoint(part, x, use_reentrant=self.reentrant) if again else part(x)
+        return self.last(x)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("operator", OPERATORS.values())
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing_changes_nothing(operator, reentrant):
+    torch.manual_seed(0)
+    model = Parts(reentrant)
+    plain = Parts()
+    plain.load_state_dict(model.state_dict())
+    before = copy.deepcopy(model.state_dict())
+    data = torch.randn(6, 1, 4, 4), torch.arange(6) % CLASSES
+    A, B = (operator(m, F.cross_entropy, data) for m in (model, plain))
+    torch.testing.assert_close(A @ torch.eye(A.shape[0]), B @ torch.eye(A.shape[0]))
+    assert A.check().ok
+    direction = random_directions(model, 1, seed=0)[0]
+    a, b = (
+        line(m, {"nll": F.cross_entropy}, data, direction, [0, 1])["nll"] for m in (model, plain)
+    )
+    np.testing.assert_array_equal(a, b)
+    gradients = [gradient_direction(m, F.cross_entropy, data) for m in (model, plain)]
+    torch.testing.assert_close(*gradients)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    outputs = model.train()(data[0])  # outside, it is as it was
+    if not reentrant:
+        F.cross_entropy(outputs, data[1]).backward()
+        assert int(model.first[1].num_batches_tracked) == 2
+
+
+def test_transformers_have_no_way_of_their_own_in_evaluation():
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(4, 2, 6, batch_first=True)
+            self.encoder = nn.TransformerEncoder(layer, 1)
+            self.head = nn.Linear(4, CLASSES)
+
+        def forward(self, x, padding):
+            return self.head(self.encoder(x, src_key_padding_mask=padding).mean(1))
+
+    torch.manual_seed(0)
+    model = Padded().double().eval()
+    padding = torch.arange(5) >= torch.tensor([[5], [3], [4], [2]])
+    inputs, y = (torch.randn(4, 5, 4).double(), padding), torch.arange(4) % CLASSES
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        # With gradients, which is not the fast way.
+        assert_right(
+            *(model, F.cross_entropy, (inputs, y), lambda: F.cross_entropy(model(*inputs), y))
+        )
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_wrapped_models_are_those_inside():
+    torch.manual_seed(0)
+    model, data = nn.Linear(4, 3), (torch.randn(5, 4), torch.arange(5) % 3)
+    H = Hessian(model, F.cross_entropy, data)
+    direction = random_directions(model, 1, seed=0)[0]
+    values = line(model, {"nll": F.cross_entropy}, data, direction, [0, 1])["nll"]
+    inside = nn.Sequential(torch.compile(copy.deepcopy(model), backend="aot_eager"))
+    for wrapped in (nn.DataParallel(model), torch.compile(model, backend="aot_eager"), inside):
+        A = Hessian(wrapped, F.cross_entropy, data)
+        torch.testing.assert_close(A @ torch.eye(15), H @ torch.eye(15))
+        if wrapped is not inside:
+            assert list(random_directions(wrapped, 1, seed=0)[0]) == ["weight"]
+            found = line(wrapped, {"nll": F.cross_entropy}, data, direction, [0, 1])["nll"]
+            np.testing.assert_array_equal(found, values)
+
+
+@pytest.mark.parametrize("enabling", [False, True])
+def test_models_that_differentiate_in_their_forward_pass(enabling):
+    class Residual(nn.Sequential):
+        def forward(self, t):
+            t = t.detach().requires_grad_()
+            with torch.set_grad_enabled(enabling or torch.is_grad_enabled()):
+                u = super().forward(t)
+                (slope,) = torch.autograd.grad(u.sum(), t, create_graph=True)
+                (bend,) = torch.autograd.grad(slope.sum(), t, create_graph=True)
+            return bend + u
+
+    torch.manual_seed(0)
+    model = Residual(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    t, zero = torch.linspace(0, 3, 80).double()[:, None], torch.zeros(80, 1).double()
+    assert_right(model, F.mse_loss, (t, zero), lambda: F.mse_loss(model(t), zero))
+    for operator in OPERATORS.values():
+        assert operator(model, F.mse_loss, (t, zero)).check().ok
+
+
+def test_frozen_parameters_are_constants():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    model[0].requires_grad_(False)
+    x, y = torch.randn(9, 4).double(), torch.arange(9) % 3
+    assert_right(model, F.cross_entropy, (x, y), lambda: F.cross_entropy(model(x), y))
+    direction = random_directions(model, 1, seed=0, include="all")[0]
+    assert list(direction) == ["2.weight", "2.bias"]
+    found = line(model, {"nll": F.cross_entropy}, (x, y), direction, [0.0], weight_decay=2.0)
+    assert found["l2"][0] == pytest.approx(
+        sum(p.square().sum() for p in model[2].parameters()).item()
+    )
+    assert [name for name, _ in per_layer(Hessian, model, F.cross_entropy, (x, y))] == ["2"]
+    model.requires_grad_(False)
+    for use in (
+        lambda: Hessian(model, F.cross_entropy, (x, y)),
+        lambda: random_directions(model, seed=0),
+    ):
+        with pytest.raises(InputError, match=r"no parameter requires a gradient, .*requires_grad_"):
+            use()
+
+
+def test_what_cannot_be_is_refused_in_one_line():
+    data = torch.randn(4, 3), torch.arange(4) % 3
+    waves = nn.Linear(3, 3, dtype=torch.complex64)
+    for use in (
+        lambda: Hessian(waves, F.mse_loss, data),
+        lambda: random_directions(waves, seed=0),
+        lambda: line(waves, {"mse": F.mse_loss}, data, {}, [0.0]),
+    ):
+        with pytest.raises(InputError, match="model: parameter weight is complex"):
+            use()
+    hardswish = nn.Hardswish()
+    for layer, same in (
+        (hardswish, lambda x: x * F.relu6(x + 3) / 6),
+        (nn.Hardsigmoid(), lambda x: F.relu6(x + 3) / 6),
+    ):
+        inner = nn.Linear(3, 3)
+        exact = Hessian(
+            *(inner, lambda z, y, same=same: F.cross_entropy(same(z), y), data)
+        ) @ torch.eye(12)
+        found = Hessian(nn.Sequential(inner, layer), F.cross_entropy, data)
+        if layer is hardswish:  # PyTorch has learnt that one
+            torch.testing.assert_close(found @ torch.eye(12), exact)
+            continue
+        with pytest.raises(InputError, match=r"no second derivative of hardsigmoid, .* relu6\("):
+            found @ torch.eye(12)
+
+
+@pytest.mark.parametrize("operator", OPERATORS.values())
+def test_layers_that_are_not_used_have_blocks_of_zeros(operator):
+    class Spare(nn.Sequential):
+        def forward(self, x):
+            return self[0](x)
+
+    torch.manual_seed(0)
+    model, data = Spare(nn.Linear(4, 3), nn.Linear(2, 2)), (torch.randn(5, 4), torch.arange(5) % 3)
+    for name, block in per_layer(operator, model, F.cross_entropy, data):
+        assert (block @ torch.eye(block.shape[0])).any() == (name == "0")
+        assert block.check().ok
+
+
+@pytest.mark.parametrize("loss", [SUMS["sum"], contrast, MEANS["weighted"]])
+def test_second_difference_of_a_line_along_an_eigenvector_is_the_eigenvalue(loss):
+    model, _, x, y = make("conv", n=40)
+    batches = [(x[:25], y[:25]), (x[25:], y[25:])]
+    H = Hessian(model, loss, batches)
+    top = eigsh(H, 1, tol=1e-8)
+    pieces = top.eigenvectors[:, 0].split([p.numel() for p in model.parameters()])
+    direction = {
+        name: piece.view(p.shape)
+        for piece, (name, p) in zip(pieces, model.named_parameters(), strict=True)
+    }
+    h = 1e-3
+    left, middle, right = surface(
+        model, {"loss": loss}, batches, [direction, {}], [-h, 0, h], [0.0]
+    )["loss"][0]
+    assert (left - 2 * middle + right) / h**2 == pytest.approx(top.eigenvalues.item(), rel=1e-4)
+
+
+def test_batch_normalisation_in_training_mode_of_a_sum():
+    torch.manual_seed(0)
+    model, loss = ResidualNetwork().double().train(), nn.CrossEntropyLoss(reduction="sum")
+    x, y = torch.randn(10, 1, 4, 4).double(), torch.arange(10) % CLASSES
+    batches = [(x[:6], y[:6]), (x[6:], y[6:])]
+    twin = copy.deepcopy(model)
+    value = sum(loss(twin(a), b) for a, b in batches)
+    H = Hessian(model, loss, batches)
+    assert_same(H @ identity(H), dense_hessian(value, twin), 1e-9)
+    found = line(model, {"loss": loss}, batches, {}, [0.0])["loss"][0]
+    assert found == pytest.approx(value.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("sizes", [[6, 4], [10]])
+def test_a_sum_where_the_model_draws_random_numbers(sizes):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Dropout(0.5), nn.Linear(5, CLASSES)).double()
+    x, y = torch.randn(10, 4).double(), torch.arange(10) % CLASSES
+    batches = list(zip(x.split(sizes), y.split(sizes), strict=True))
+    total = nn.CrossEntropyLoss(reduction="sum")
+    H = [Hessian(model, total, batches), Hessian(model, F.cross_entropy, batches)]
+    assert_same(H[0] @ identity(H[0]), 10 * (H[1] @ identity(H[0])))
+    model.eval()
+    A = [operator(model, total, batches) for operator in (Fisher, GGN)]
+    B = [operator(model, F.cross_entropy, batches) for operator in (Fisher, GGN)]
+    for one, other in zip(A, B, strict=True):
+        assert_same(one @ identity(one), 10 * (other @ identity(one)))
+
+
+def test_what_belongs_to_no_example_keeps_batches_whole():
+    model = Language().double()
+
+    def forward(model, batch):
+        return model(batch["input_ids"], batch["labels"])
+
+    data = [{**sentences(n), "language": "en", "step": torch.tensor(3)} for n in (4, 9)]
+    assert_right(
+        *(model, None, data),
+        lambda: sum(n / 13 * forward(model, sentences(n))["loss"] for n in (4, 9)),
+        forward=forward,
+    )
+    with pytest.raises(InputError, match=r"micro_batch: 2 .* not all of a batch belongs to single"):
+        Hessian(model, None, data, forward=forward, micro_batch=2)
+
+
+@pytest.mark.parametrize("n", [12, 70])
+@pytest.mark.parametrize("loss", [F.cross_entropy, SUMS["sum"]])
+def test_sums_and_means_where_memory_is_short(loss, n):
+    class Starving(nn.Linear):
+        def forward(self, x):
+            if len(x) > self.most:
+                raise MemoryError
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    model, x = Starving(4, CLASSES).double().eval(), torch.randn(n, 4).double()
+    y, model.most = torch.arange(n) % CLASSES, n
+    exact = dense_hessian(loss(model(x), y), model)
+    value = loss(model(x), y).item()
+    model.most = 5
+    for operator in (Hessian, GGN):
+        A = operator(model, loss, (x, y))
+        assert_same(A @ identity(A), exact)
+    assert line(model, {"loss": loss}, (x, y), {}, [0.0])["loss"][0] == pytest.approx(value)
