@@ -160,7 +160,7 @@ class Training:
         Raises `InputError` if its checkpoint is there, and is that of another training.
         """
         from models.checkpoint import load_checkpoint
-        from models.training import same_training
+        from models.resuming import same_training, state_files
 
         path = self.options.out
         if path.exists() and not same_training(load_checkpoint(path), self.start):
@@ -172,7 +172,7 @@ class Training:
             return "done"
         if path.exists():
             return "trained"
-        return "begun" if (path.with_suffix("") / "resume.pt").exists() else "to do"
+        return "begun" if any(p.exists() for p in state_files(path)) else "to do"
 
 
 @dataclass(frozen=True)
