@@ -94,9 +94,8 @@ def equally_far(
 ) -> list[list[int]]:
     """Which of several trainings can go on together: all of them, unless they were begun apart."""
     found = [_states(out, start, data) for out, start in zip(outs, starts, strict=True)]
-    if not any(found) or set.intersection(*map(set, found)):
-        return [list(range(len(outs)))]
-    reached = [max(states, default=0) for states in found]
+    common = set.intersection(*map(set, found)) if found else set()
+    reached = [max(common or states, default=0) for states in found]
     return [[i for i, r in enumerate(reached) if r == epoch] for epoch in sorted(set(reached))]
 
 
