@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import io
 import platform
@@ -66,7 +65,7 @@ class Checkpoint:
     def save(self, path: Path) -> None:
         """Write to `path`, whole or not at all."""
         content = {key: getattr(self, key) for key in _KEYS if key not in ("recipe", "state_dict")}
-        content["recipe"] = dataclasses.asdict(self.recipe)
+        content["recipe"] = self.recipe.options()
         content["state_dict"] = {k: v.cpu() for k, v in self.model.state_dict().items()}
         save({"format": FORMAT, **content}, path)
 

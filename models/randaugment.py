@@ -9,7 +9,7 @@ its precision.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,6 +65,12 @@ def draw(n: int, operations: int, magnitude: float) -> Operations:
     positive, bicubic = torch.rand(2, *shape) < 0.5
     arguments = arguments_of(kinds, levels, 2.0 * positive - 1)
     return Operations(kinds.masked_fill(~done, NONE), arguments, bicubic)
+
+
+def joined(several: Sequence[Operations]) -> Operations:
+    """Operations of the images of several mini-batches, one after the other."""
+    of_kind = zip(*((o.kinds, o.arguments, o.bicubic) for o in several), strict=True)
+    return Operations(*(torch.cat(tensors, 1) for tensors in of_kind))
 
 
 def arguments_of(kinds: Tensor, levels: Tensor, signs: Tensor) -> Tensor:

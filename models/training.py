@@ -103,7 +103,7 @@ def train(
         if team.rank == 0:
             current.save(snapshot(0))
 
-    augment = Augmentation(recipe, train_set)
+    augment = Augmentation(recipe, train_set, device)
     run = torch.compile(model) if compile else model
     precision = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16)
     size = min(recipe.batch_size, len(train_set))  # of all batches
