@@ -75,12 +75,11 @@ def joined(several: Sequence[Operations]) -> Operations:
 
 def arguments_of(kinds: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
     """Arguments of the operations `kinds` at `levels` from 0 to 10: tensors of one shape."""
+    groups = _GROUP_OF[kinds]
     arguments = levels / TOP_LEVEL * _TOP_ARGUMENTS[kinds]
-    groups = _GROUPS[kinds]
     arguments = torch.where(groups == _BILINEAR, arguments * signs, arguments)
-    whole = (groups > 2) & (groups <= len(_BY_VALUE))
-    blended = (groups > len(_BY_VALUE)) & (groups < _BILINEAR)
-    return torch.where(whole, arguments.floor(), arguments) + 0.1 * blended
+    arguments = torch.where(groups < _BLENDED, arguments.floor(), arguments)
+    return arguments + 0.1 * ((groups >= _BLENDED) & (groups < _BILINEAR))
 
 
 def apply(images: Tensor, operations: Operations, fill: Tensor) -> Tensor:
@@ -95,43 +94,40 @@ def apply(images: Tensor, operations: Operations, fill: Tensor) -> Tensor:
     fill : Tensor
         Uint8 (channels,) on the device of the images, the colour of what lies beyond their borders.
     """
-    for layer in zip(operations.kinds, operations.arguments, operations.bicubic, strict=True):
+    groups = _GROUP_OF[operations.kinds]
+    groups += (groups == _BILINEAR) & operations.bicubic
+    matrices = _matrices(operations, images.shape[2:])
+    for layer in zip(groups, operations.arguments, matrices, strict=True):
         images = _apply_one_to_each(images, *layer, fill)
     return images
 
 
 def _apply_one_to_each(
-    images: Tensor, kinds: Tensor, arguments: Tensor, bicubic: Tensor, fill: Tensor
+    images: Tensor, groups: Tensor, arguments: Tensor, matrices: Tensor, fill: Tensor
 ) -> Tensor:
     device = images.device
-    groups = _GROUPS[kinds]
-    groups += (groups == _BILINEAR) & bicubic
     order = groups.argsort()
-    sizes = groups.bincount(minlength=_BILINEAR + 2).tolist()
-    images, kinds, arguments = (
-        images.index_select(0, order.to(device)),
-        kinds[order],
-        arguments[order],
-    )
-    amounts = arguments.to(device)[:, None, None, None]
+    sizes = groups.bincount(minlength=_BILINEAR + len(_INTERPOLATIONS)).tolist()
+    changed, blended, moved = sizes[:_BLENDED], sizes[_BLENDED:_BILINEAR], sizes[_BILINEAR:]
+    sections = [sum(changed), sum(blended), sum(moved)]
+    to_change, to_blend, to_move = images.index_select(0, order.to(device)).split(sections)
+    arguments = arguments[order].to(device)[:, None, None, None]
+    amounts, factors, _ = arguments.split(sections)
 
-    starts = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
-    blended = slice(starts[len(_BY_VALUE) + 1], starts[_BILINEAR])
-    done = [images[: sizes[0]]]
-    for i, (change, size) in enumerate(zip(_BY_VALUE, sizes[1:], strict=False), start=1):
-        if size:
-            here = slice(starts[i], starts[i + 1])
-            done.append(change(images[here], amounts[here]))
-    if blended.start < blended.stop:
-        parts = images[blended].split(sizes[len(_BY_VALUE) + 1 : _BILINEAR])
-        ends = [end(part) for end, part in zip(_BLENDED, parts, strict=True) if len(part)]
-        done.append(_blend(torch.cat(ends), images[blended], amounts[blended]))
-    for i, (reach, interpolate) in enumerate(_INTERPOLATIONS, start=_BILINEAR):
-        if sizes[i]:
-            here = slice(starts[i], starts[i + 1])
-            matrices = _matrices(kinds[here], arguments[here], images.shape[2:]).to(device)
-            done.append(_transform(images[here], matrices, reach, interpolate, fill))
+    each = zip(_CHANGES, to_change.split(changed), amounts.split(changed), strict=True)
+    done = [change(part, amount) for change, part, amount in each if len(part)]
+    if len(to_blend):
+        pairs = zip(_ENDS, to_blend.split(blended), strict=True)
+        ends = torch.cat([end(part) for end, part in pairs if len(part)])
+        done.append(_blend(ends, to_blend, factors))
+    if len(to_move):
+        own = matrices[order[-len(to_move) :]].to(device)
+        done.append(_move(to_move, own, moved, fill))
     return torch.cat(done).index_select(0, order.argsort().to(device))
+
+
+def _unchanged(images: Tensor, _: Tensor) -> Tensor:
+    return images
 
 
 def _autocontrast(images: Tensor, _: Tensor) -> Tensor:
@@ -199,12 +195,12 @@ def _blend(ends: Tensor, images: Tensor, factors: Tensor) -> Tensor:
     return (start + factors.float() * (images.float() - start)).clamp(0, 255).to(torch.uint8)
 
 
-def _matrices(kinds: Tensor, arguments: Tensor, size: torch.Size) -> Tensor:
-    """Affine maps (m, 2, 3) of (x, y, 1), where a pixel goes, to where it comes from."""
+def _matrices(operations: Operations, size: torch.Size) -> Tensor:
+    """Affine maps (operations, n, 2, 3) of (x, y, 1), from where a pixel goes to where it was."""
     height, width = size
 
     def only(name: str) -> Tensor:
-        return arguments.where(kinds == OPERATIONS.index(name), 0)
+        return operations.arguments.where(operations.kinds == OPERATIONS.index(name), 0)
 
     angles = only("Rotate") % 360 * (-math.pi / 180)
     cos, sin = (torch.round(f(angles), decimals=15) for f in (torch.cos, torch.sin))
@@ -212,58 +208,72 @@ def _matrices(kinds: Tensor, arguments: Tensor, size: torch.Size) -> Tensor:
     across = cos * -x + sin * -y + x + only("TranslateXRel") * width
     down = -sin * -x + cos * -y + y + only("TranslateYRel") * height
     rows = (cos, sin + only("ShearX"), across, only("ShearY") - sin, cos, down)
-    return torch.stack(rows, 1).view(-1, 2, 3)
+    return torch.stack(rows, -1).unflatten(-1, (2, 3))
 
 
-def _transform(
-    images: Tensor,
-    matrices: Tensor,
-    reach: int,
-    interpolate: Callable[..., Tensor],
-    fill: Tensor,
-) -> Tensor:
-    """Interpolate between 2 * `reach` pixels along each axis; those beyond the border are its."""
+def _move(images: Tensor, matrices: Tensor, sizes: list[int], fill: Tensor) -> Tensor:
+    """Move pixels by affine maps; of each of `_INTERPOLATIONS`, so many images."""
     height, width = images.shape[2:]
-    device = images.device
-    x = torch.arange(width, device=device) + 0.5
-    y = torch.arange(height, device=device)[:, None] + 0.5
+    x = torch.arange(width, device=images.device) + 0.5
+    y = torch.arange(height, device=images.device)[:, None] + 0.5
     a, b, c = matrices[..., None, None].unbind(2)
-    places = a * x + b * y + c  # (m, 2, height, width), of x and y
-    inside = (places >= 0) & (places < torch.tensor([[[width]], [[height]]], device=device))
+    places = a * x + b * y + c  # (n, 2, height, width), of x and y
+    limits = torch.tensor([width, height])[:, None, None].to(images.device)
+    inside = ((places >= 0) & (places < limits)).all(1, keepdim=True)
     places -= 0.5
     corners = places.floor()
     fractions = places - corners
-    near = (
-        corners.long()[:, :, None]
-        + torch.arange(1 - reach, 1 + reach, device=device)[:, None, None]
-    )
-    columns, rows = near[:, 0].clamp(0, width - 1), near[:, 1].clamp(0, height - 1)
-    index = rows[:, :, None] * width + columns[:, None]  # (m, rows, columns, height, width)
+    parts = zip(*(t.split(sizes) for t in (images, corners.long(), fractions)), strict=True)
+    found = [
+        _interpolated(own, corner, fraction, reach, interpolate)
+        for (own, corner, fraction), (reach, interpolate) in zip(
+            parts, _INTERPOLATIONS, strict=True
+        )
+        if len(own)
+    ]
+    return torch.where(inside, torch.cat(found), fill[:, None, None])
+
+
+def _interpolated(
+    images: Tensor,
+    corners: Tensor,
+    fractions: Tensor,
+    reach: int,
+    interpolate: Callable[..., Tensor],
+) -> Tensor:
+    """Interpolate between 2 * `reach` pixels along each axis, the nearest beyond the border."""
+    height, width = images.shape[2:]
+    steps = torch.arange(1 - reach, 1 + reach, device=images.device)[:, None, None]
+    columns = (corners[:, 0, None] + steps).clamp(0, width - 1)
+    rows = (corners[:, 1, None] + steps).clamp(0, height - 1)
+    index = rows[:, :, None] * width + columns[:, None]  # (n, rows, columns, height, width)
     index = index.flatten(1)[:, None].expand(-1, images.shape[1], -1)
     values = images.flatten(2).gather(2, index).short()
     values = values.unflatten(2, (2 * reach, 2 * reach, height, width))
     dx, dy = fractions[:, None].unbind(2)
-    along_rows = interpolate(*values.unbind(3), dx[:, :, None])
-    found = interpolate(*along_rows.unbind(2), dy).clamp(0, 255).to(torch.uint8)
-    return torch.where(inside.all(1, keepdim=True), found, fill[:, None, None])
+    along_rows = interpolate(dx[:, :, None], *values.unbind(3))
+    return interpolate(dy, *along_rows.unbind(2)).clamp(0, 255).to(torch.uint8)
 
 
-def _linear(first: Tensor, second: Tensor, d: Tensor) -> Tensor:
-    return first + (second - first) * d
+def _linear(t: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return a + (b - a) * t
 
 
-def _cubic(a: Tensor, b: Tensor, c: Tensor, d: Tensor, t: Tensor) -> Tensor:
-    """Keys's cubic convolution with slope -1."""
+def _cubic(t: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    """Cubic convolution (Keys, 1981) with slope -1."""
     return b + t * ((c - a) + t * ((2 * (a - b) + c - d) + t * (-a + b - c + d)))
 
 
-_BY_VALUE = (_autocontrast, _equalize, _solarize, _posterize, _solarize_add)
-_BLENDED = (_black, _mean_grey, _grey, _smooth)
-_INTERPOLATIONS = ((1, _linear), (2, _cubic))
-_BILINEAR = 1 + len(_BY_VALUE) + len(_BLENDED)  # group 0 stays as it is
-_GROUP_OF = {
-    **dict(AutoContrast=1, Equalize=2, Solarize=3, Invert=3, Posterize=4, SolarizeAdd=5),
+# Groups of images that are treated together: those that are changed, each in its way, those that
+# are blended with an image that each makes in its way, and those whose pixels are moved.
+_CHANGES = (_unchanged, _autocontrast, _equalize, _solarize, _posterize, _solarize_add)
+_ENDS = (_black, _mean_grey, _grey, _smooth)
+_INTERPOLATIONS: tuple[tuple[int, Callable[..., Tensor]], ...] = ((1, _linear), (2, _cubic))
+_BLENDED = len(_CHANGES)
+_BILINEAR = _BLENDED + len(_ENDS)
+_GROUPS = {
+    **dict(AutoContrast=1, Equalize=2, Invert=3, Solarize=3, Posterize=4, SolarizeAdd=5),
     **dict(Brightness=6, Contrast=7, Color=8, Sharpness=9),
 }
-_GROUPS = torch.tensor([*(_GROUP_OF.get(name, _BILINEAR) for name in OPERATIONS), 0])
+_GROUP_OF = torch.tensor([*(_GROUPS.get(name, _BILINEAR) for name in OPERATIONS), 0])
 _TOP_ARGUMENTS = torch.tensor(list(TOP_ARGUMENTS.values()), dtype=torch.float64)
