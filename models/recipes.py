@@ -39,8 +39,8 @@ class Recipe:
     crop_padding: int = 0
     flip: bool = False
     clip_norm: float = 5.0
-    # Whose operations: "timm" does each of fifteen with probability 1/2, "torchvision" every one of
-    # its fourteen, of which a higher magnitude is a stronger Solarize and the weaker Posterize.
+    # "timm" takes one of fifteen operations and does it with probability 1/2; its Posterize and
+    # Solarize are weaker at a higher magnitude. "torchvision" always does one of fourteen.
     randaugment: RandAugment = "torchvision"
 
     def __post_init__(self) -> None:
