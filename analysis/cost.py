@@ -48,9 +48,9 @@ def measure_rate(training: Training, device: str) -> float:
         images=torch.randint(256, (batch, *dataset.images.shape[1:]), dtype=torch.uint8),
         labels=torch.arange(batch) % len(dataset.classes),
     )
-    augment, began = Augmentation(recipe, dataset), 0.0
+    augment, began = Augmentation(recipe, dataset, device), 0.0
     for step in range(3):
-        inputs, targets = (t.to(device) for t in augment(torch.arange(batch)))
+        inputs, targets = augment(torch.arange(batch))
         with torch.autocast(torch.device(device).type, torch.bfloat16, training.options.bf16):
             loss = recipe.loss(model(inputs), targets)
         loss.backward()

@@ -117,12 +117,9 @@ def train(
         for part in parts(share, most):
             _go_back_to(drawn, device)  # every part draws the random numbers of the whole batch
             with part_of_batch(model, size, part), precision:
-                outputs = run(inputs[part].to(device))
+                outputs = run(inputs[part])
                 weight = len(outputs) / size
-                if weight:
-                    loss = weight * recipe.loss(outputs, targets[part].to(device))
-                else:
-                    loss = outputs.sum()
+                loss = weight * recipe.loss(outputs, targets[part]) if weight else outputs.sum()
             loss.backward()
             total += loss.detach()
         return total
