@@ -121,10 +121,12 @@ class Augmentation:
         float32 (batches * n, classes), on the device, mini-batch after mini-batch: the same as one
         by one. The host does not wait for the device.
         """
-        indices = torch.cat([choices.indices for choices in batches]).to(self.device)
+        indices = torch.cat([choices.indices for choices in batches]).to(
+            self.device, non_blocking=True
+        )
         if self.one_by_one is not None:
             made = [choices.images for choices in batches if choices.images is not None]
-            images = torch.cat(made).to(self.device)
+            images = torch.cat(made).to(self.device, non_blocking=True)
         else:
             images = self.images.index_select(0, indices).permute(0, 3, 1, 2)
             if self.recipe.crop_padding or self.recipe.flip:
@@ -139,8 +141,8 @@ class Augmentation:
         if self.recipe.mixup or self.recipe.cutmix:
             own = torch.stack([choices.own for choices in batches])[:, None, None]
             share = torch.tensor([choices.share for choices in batches])[:, None, None]
-            inputs = _mixed(inputs, own.to(self.device))
-            targets = _mixed(targets, share.to(self.device))
+            inputs = _mixed(inputs, own.to(self.device, non_blocking=True))
+            targets = _mixed(targets, share.to(self.device, non_blocking=True))
         return inputs, targets
 
     def _crop(self, images: Tensor, batches: Sequence[Choices]) -> Tensor:
@@ -152,7 +154,7 @@ class Augmentation:
         columns = torch.arange(width)
         columns = left[:, None] + torch.where(flipped, columns.flip(0), columns)
         rows = top[:, None] + torch.arange(height)
-        rows, columns = rows.to(self.device), columns.to(self.device)
+        rows, columns = (t.to(self.device, non_blocking=True) for t in (rows, columns))
         index = rows[:, :, None] * (width + 2 * padding) + columns[:, None]
         index = index.flatten(1)[:, None].expand(-1, images.shape[1], -1)
         padded = F.pad(images, [padding] * 4).flatten(2)

@@ -110,8 +110,10 @@ def _apply_one_to_each(
     sizes = groups.bincount(minlength=_BILINEAR + len(_INTERPOLATIONS)).tolist()
     changed, blended, moved = sizes[:_BLENDED], sizes[_BLENDED:_BILINEAR], sizes[_BILINEAR:]
     sections = [sum(changed), sum(blended), sum(moved)]
-    to_change, to_blend, to_move = images.index_select(0, order.to(device)).split(sections)
-    arguments = arguments[order].to(device)[:, None, None, None]
+    to_change, to_blend, to_move = images.index_select(
+        0, order.to(device, non_blocking=True)
+    ).split(sections)
+    arguments = arguments[order].to(device, non_blocking=True)[:, None, None, None]
     amounts, factors, _ = arguments.split(sections)
 
     each = zip(_CHANGES, to_change.split(changed), amounts.split(changed), strict=True)
@@ -121,9 +123,9 @@ def _apply_one_to_each(
         ends = torch.cat([end(part) for end, part in pairs if len(part)])
         done.append(_blend(ends, to_blend, factors))
     if len(to_move):
-        own = matrices[order[-len(to_move) :]].to(device)
+        own = matrices[order[-len(to_move) :]].to(device, non_blocking=True)
         done.append(_move(to_move, own, moved, fill))
-    return torch.cat(done).index_select(0, order.argsort().to(device))
+    return torch.cat(done).index_select(0, order.argsort().to(device, non_blocking=True))
 
 
 def _unchanged(images: Tensor, _: Tensor) -> Tensor:
@@ -218,7 +220,7 @@ def _move(images: Tensor, matrices: Tensor, sizes: list[int], fill: Tensor) -> T
     y = torch.arange(height, device=images.device)[:, None] + 0.5
     a, b, c = matrices[..., None, None].unbind(2)
     places = a * x + b * y + c  # (n, 2, height, width), of x and y
-    limits = torch.tensor([width, height])[:, None, None].to(images.device)
+    limits = torch.tensor([width, height])[:, None, None].to(images.device, non_blocking=True)
     inside = ((places >= 0) & (places < limits)).all(1, keepdim=True)
     places -= 0.5
     corners = places.floor()
