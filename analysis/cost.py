@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -71,21 +72,24 @@ def print_plan(
     """What is to be trained and measured, what the trainings cost, and how it can be cut.
 
     Without a `rate`, in image-steps a second, that of each kind of training is measured. With
-    `minutes`, the pieces in which as long a command makes the trainings are printed, too.
+    `minutes`, so is what a command of that length does.
     """
     rates: dict[str, float] = {}
-    rows, work, times = [], 0.0, []
+    rows, pieces, count, work, left = [], [], 0, 0.0, 0.0
     for stack in stacks(plan.trainings) if together else [[t] for t in plan.trainings]:
         kind = repr([(t.start.architecture, t.start.recipe) for t in stack])
         with working(f"{stack[0].options.out}: a few steps"):
             if kind not in rates:
                 rates[kind] = rate or measure_rate(stack, device)
+        to_do, length = 0, 0.0  # epochs, and seconds of one of them
         for training in stack:
             state, start, cost = training.state(), training.start, cost_of(training)
             seconds = cost.image_steps / rates[kind]
             if state in ("to do", "begun"):
-                work += cost.flops
-                times.append((training, seconds))
+                epochs = start.recipe.epochs
+                share = (epochs - training.epochs_done()) / epochs
+                count, work, left = count + 1, work + share * cost.flops, left + share * seconds
+                to_do, length = max(to_do, round(share * epochs)), length + seconds / epochs
             rows.append(
                 [
                     str(training.options.out),
@@ -100,6 +104,11 @@ def print_plan(
                     state,
                 ]
             )
+        if to_do and minutes is not None:
+            fit = max(int(60 * minutes / length), 1)
+            names = str(stack[0].options.out) + f" and {len(stack) - 1} more" * (len(stack) > 1)
+            commands = math.ceil(to_do / fit)
+            pieces.append([names, str(to_do), _duration(length), str(fit), str(commands)])
     print_table(
         f"Plan of {plan.path}",
         [
@@ -112,13 +121,14 @@ def print_plan(
     how += ", networks of one shape at once" if together else ", one after another"
     slowest, fastest = min(rates.values()), max(rates.values())
     print(
-        f"{len(times)} of {len(rows)} trainings left: {work:.1e} FLOPs, about "
-        f"{_duration(sum(seconds for _, seconds in times))} at "
+        f"{count} of {len(rows)} trainings left: {work:.1e} FLOPs, about "
+        f"{_duration(left)} at "
         + (f"{slowest:.0f}" if slowest == fastest else f"{slowest:.0f} to {fastest:.0f}")
         + f" images/s ({how}); evaluations and measurements come on top"
     )
-    if minutes is not None:
-        print_pieces(plan, times, minutes, together=together)
+    if pieces:
+        columns = ["trainings", "epochs left", "an epoch", f"epochs in {minutes:g} min", "commands"]
+        print_table(f"Pieces of {minutes:g} minutes", columns, pieces)
     for measure in plan.measures:
         own = [t for t in plan.trainings if measure in t.measures]
         missing = sum(len(measure.missing(t)) for t in own)

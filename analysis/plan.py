@@ -175,6 +175,12 @@ class Training:
             return "trained"
         return "begun" if any(p.exists() for p in state_files(path)) else "to do"
 
+    def epochs_done(self) -> int:
+        """After how many epochs it would go on."""
+        from models.resuming import epochs_done
+
+        return epochs_done(self.options.out, self.start)
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -126,7 +126,9 @@ def train_stacks(plan: Plan, deadline: float, *, compile: bool) -> None:
     from models.train import train_all
 
     wanted = to_train(plan)
-    print(f"{len(plan.trainings) - len(wanted)} of {len(plan.trainings)} trainings are there already")
+    print(
+        f"{len(plan.trainings) - len(wanted)} of {len(plan.trainings)} trainings are there already"
+    )
     for stack in stacks(wanted):
         print(f"{len(stack)} as one program:", *(t.options.out for t in stack), flush=True)
         train_all([replace(t.options, compile=compile) for t in stack], deadline)
@@ -137,7 +139,9 @@ def train_stacks(plan: Plan, deadline: float, *, compile: bool) -> None:
 def training_commands(plan: Plan) -> list[Command]:
     """Those of `to_train`, as commands."""
     wanted = to_train(plan)
-    print(f"{len(plan.trainings) - len(wanted)} of {len(plan.trainings)} trainings are there already")
+    print(
+        f"{len(plan.trainings) - len(wanted)} of {len(plan.trainings)} trainings are there already"
+    )
     return [(TRAIN, t.arguments) for t in wanted]
 
 
@@ -169,7 +173,8 @@ def run_all(commands: Sequence[Command], plan: Plan, processes: int, deadline: f
     """Run commands: one after another in this process, or so many at once in their own.
 
     What a measurement prints and draws is left out: the tables and figures of everything come at
-    the end. After the `deadline` no command is begun, and trainings stop by themselves. Raises `InputError` if a command fails.
+    the end. After the `deadline` no command is begun, and trainings stop by themselves. Raises
+    `InputError` if a command fails.
     """
     with tempfile.TemporaryDirectory() as scratch:
         jobs: list[Command] = []

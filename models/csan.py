@@ -245,6 +245,10 @@ class CSAN(nn.Module):
         Average over the image tokens, or a class token.
     stochastic_depth : float
         Probability of skipping a residual branch in the last block; it rises linearly from 0.
+    position_std : float
+        Standard deviation of the position embedding before training. By default it is as large as
+        the patch embedding's output: a global window has no other sense of place, and with the
+        usual 0.02, which Park and Kim have, it spends its first epochs looking for it.
 
     Raises
     ------
@@ -268,6 +272,7 @@ class CSAN(nn.Module):
         border: Border = "clamp",
         pooling: Pooling = "gap",
         stochastic_depth: float = 0.0,
+        position_std: float = 0.5,
     ) -> None:
         super().__init__()
         for name, value in {
@@ -295,6 +300,7 @@ class CSAN(nn.Module):
         require(pooling in get_args(Pooling), "pooling", pooling, f"one of {get_args(Pooling)}")
         require_number("mlp_ratio", mlp_ratio, 1 / dim, MAX_SIZE / dim)
         require_number("stochastic_depth", stochastic_depth, 0, MAX_DROP)
+        require_number("position_std", position_std, 0, MAX_SIZE)
         tokens = (image_size // patch_size) ** 2 + (pooling == "cls")
         hidden = int(dim * mlp_ratio)
         weights = depth * dim * (4 * dim + 2 * hidden) + dim * (channels * patch_size**2 + classes)
@@ -309,9 +315,7 @@ class CSAN(nn.Module):
         grid = image_size // patch_size
         self.patch_embedding = PatchEmbedding(channels, dim, patch_size, stride=patch_size)
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if pooling == "cls" else None
-        # As large as the patch embedding's output: a global window has no other sense of place, and
-        # with the usual 0.02 it spends its first epochs looking for it.
-        self.position_embedding = nn.Parameter(torch.randn(1, tokens, dim) * 0.5)
+        self.position_embedding = nn.Parameter(torch.randn(1, tokens, dim) * position_std)
         self.blocks = nn.Sequential(
             *(
                 Block(

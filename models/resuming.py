@@ -99,6 +99,11 @@ def equally_far(
     return [[i for i, r in enumerate(reached) if r == epoch] for epoch in sorted(set(reached))]
 
 
+def epochs_done(out: Path, start: Checkpoint) -> int:
+    """After how many epochs a training would go on; raises `InputError` as `saved_states` does."""
+    return max(_states(out, start, None), default=0)
+
+
 def restore(
     states: Sequence[State],
     starts: Sequence[Checkpoint],
@@ -118,14 +123,17 @@ def restore(
     ]
 
 
-def _states(out: Path, start: Checkpoint, data: list[str]) -> dict[int, State]:
+def _states(out: Path, start: Checkpoint, data: list[str] | None) -> dict[int, State]:
     """What has been saved of a training, by epoch."""
     states = [read_state(path, start, data) for path in state_files(out) if path.exists()]
     return {state["epoch"]: state for state in states}
 
 
-def read_state(path: Path, start: Checkpoint, data: list[str]) -> State:
-    """What `save_states` wrote; raises `InputError` as `saved_states` does."""
+def read_state(path: Path, start: Checkpoint, data: list[str] | None) -> State:
+    """What `save_states` wrote, of any images if they are None.
+
+    Raises `InputError` as `saved_states` does.
+    """
     try:
         state: Any = read_pickle(path)
     except InputError as error:
@@ -137,7 +145,7 @@ def read_state(path: Path, start: Checkpoint, data: list[str]) -> State:
             f"{path}: saved by a training with other options; give those again, or start anew "
             "with --force"
         )
-    if state.get("data") != data:
+    if data is not None and state.get("data") != data:
         raise InputError(
             f"{path}: saved by a training on other images, {start.dataset} has changed since; put "
             "those back, or start anew with --force"

@@ -36,7 +36,13 @@ class Options:
     out: Annotated[Path, arg(metavar="FILE", help="the checkpoint to write")]
     window: Annotated[int, arg(help="tokens along each side of the attention window")] = 8
     head_window: Annotated[int, arg(help="heads that a query sees; 1 is 1D-CSAN")] = 1
-    border: Annotated[str, arg(help="windows beyond the image: clamp, mask or zero")] = "clamp"
+    border: Annotated[
+        str | None,
+        arg(
+            help="windows beyond the image: clamp, mask or zero; default: as the preset says, or "
+            "clamp"
+        ),
+    ] = None
     pooling: Annotated[str, arg(help="gap or cls")] = "gap"
     dataset: Annotated[
         str | None,
@@ -235,7 +241,7 @@ def untrained(options: Options, train_set: ImageDataset) -> Checkpoint:
         "classes": len(train_set.classes),
         "window": options.window,
         "head_window": options.head_window,
-        "border": options.border,
+        "border": options.border or preset.architecture.get("border", "clamp"),
         "pooling": options.pooling,
     }
     derive_seed(options.seed)  # is it usable?

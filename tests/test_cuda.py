@@ -28,6 +28,9 @@ from analysis.landscape import random_directions, surface
 from models import CSAN, load_checkpoint, load_dataset
 from models import train as train_command
 from models import training as loop
+from models.augment import Augmentation
+from models.datasets import ImageDataset
+from models.recipes import PRESETS
 from models.train import Options, untrained
 from models.training import train
 
@@ -54,6 +57,36 @@ def both(model, dtype=torch.float64, examples=7, size=4):
     batch = torch.randn(examples, 1, size, size, dtype=dtype), torch.arange(examples) % CLASSES
     model = model.to(dtype)
     return (model, batch), (copy.deepcopy(model).cuda(), tuple(t.cuda() for t in batch))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_augmented_images_are_those_of_the_cpu_to_the_bit(preset):
+    shape = (300, 8, 8, 1) if preset == "digits" else (300, 32, 32, 3)
+    channels = torch.rand(2, shape[-1])
+    images = torch.randint(256, shape, dtype=torch.uint8)
+    images[::3] //= 5  # not all of the levels
+    labels = torch.arange(len(images)) % CLASSES
+    dataset = ImageDataset("noise", images, labels, ("a", "b", "c"), channels[0], channels[1])
+    made = []
+    for device in ("cpu", "cuda"):
+        augment = Augmentation(PRESETS[preset].recipe, dataset, device)
+        torch.manual_seed(3)
+        drawn = [augment.draw(indices) for indices in torch.randperm(len(images)).split(50)]
+        made.append(augment.apply(drawn))
+    for own, other in zip(*made, strict=True):
+        assert other.is_cuda
+        assert torch.equal(other.cpu(), own)
+
+
+def test_augmentation_does_not_wait_for_the_device():
+    dataset = load_dataset("digits")
+    augment = Augmentation(PRESETS["paper-cifar100"].recipe, dataset, "cuda")
+    drawn = augment.draw(torch.arange(96))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        augment.apply([drawn])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("operator", [Hessian, GGN, Fisher])

@@ -87,6 +87,34 @@ def test_every_preset_augments_and_trains_reproducibly(digits):
         assert torch.equal(draws[0][1], draws[1][1])
 
 
+def test_the_papers_preset_has_the_border_and_the_positions_of_its_code(tmp_path, digits):
+    options = dict(preset="paper-cifar100", dataset="digits", dim=96, depth=1, epochs=6)
+    paper = tiny(tmp_path / "paper.pt", digits, **options)
+    assert paper.architecture["border"] == "zero"
+    assert paper.model.position_embedding.std().item() == pytest.approx(0.02, rel=0.1)
+    chosen = tiny(tmp_path / "mask.pt", digits, **options, border="mask")
+    assert chosen.architecture["border"] == "mask"
+    own = tiny(tmp_path / "own.pt", digits, dim=96)
+    assert own.architecture["border"] == "clamp"
+    assert own.model.position_embedding.std().item() == pytest.approx(0.5, rel=0.1)
+    paper.save(tmp_path / "paper.pt")
+    again = load_checkpoint(tmp_path / "paper.pt")
+    assert (again.recipe, again.architecture) == (paper.recipe, paper.architecture)
+
+
+def test_a_recipe_of_before_is_described_as_before():
+    """Or what is measured now would not be compared with what was."""
+    old = PRESETS["cifar100"].recipe.options()
+    assert "randaugment" not in old
+    assert Recipe(**old) == PRESETS["cifar100"].recipe
+    paper = PRESETS["paper-cifar100"].recipe
+    assert (
+        Recipe(**paper.options()) == paper != dataclasses.replace(paper, randaugment="torchvision")
+    )
+    with pytest.raises(InputError, match="randaugment: 'pillow' is not usable, expected one of"):
+        dataclasses.replace(paper, randaugment="pillow")
+
+
 def test_records_what_is_asked_of_a_training(trained, digits):
     history = trained.history
     assert history["epoch"] == list(range(8))

@@ -1,7 +1,8 @@
 """Training against other ways to do it: ``python -m tests.benchmarks.bench_training``.
 
-A CSAN of dim 96, depth 6 on CIFAR-100, by the recipe of its preset. All sides take turns, and
-ratios are medians over the turns. Printed and written to ``training.md``.
+A CSAN of dim 96, depth 6 on CIFAR-100, by the recipe of its preset, on the CPU; and augmentation by
+the paper's recipe, on a GPU if there is one. All sides take turns, and ratios are medians over the
+turns. Printed and written to ``training.md``.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import trange
 
+from models.augment import Augmentation
 from models.checkpoint import Checkpoint
 from models.csan import CSAN, WindowAttention
 from models.datasets import ImageDataset, load_dataset
-from models.recipes import PRESETS
+from models.devices import choose_device
+from models.recipes import PRESETS, Recipe
 from models.training import train
 from tests.benchmarks.images import Images
 from tests.benchmarks.table import Row, write_table
@@ -49,8 +52,59 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     options = parser.parse_args()
     train_set = load_dataset("cifar100").first(options.images)
-    rows = against_peers(train_set, options.turns)
+    rows = chain(augmentation(train_set, options.turns), against_peers(train_set, options.turns))
     write_table(OUTPUT, rows, packages=PACKAGES, threads=torch.get_num_threads())
+
+
+def augmentation(train_set: ImageDataset, turns: int) -> Iterator[Row]:
+    """The paper's, of whole mini-batches on a device, against that of one image after the other."""
+    device = choose_device("auto")
+    recipe = PRESETS["paper-cifar100"].recipe
+    batches = torch.arange(len(train_set)).split(recipe.batch_size)
+    batches = batches[: len(train_set) // recipe.batch_size]  # full ones
+    ours = Augmentation(recipe, train_set, device)
+    old = Augmentation(replace(recipe, randaugment="torchvision"), train_set)
+    sides: dict[str, Callable[[], object]] = {
+        "ours": lambda: [ours(indices) for indices in batches],
+        "ours, eight at once": lambda: [
+            ours.apply([ours.draw(indices) for indices in batches[i : i + 8]])
+            for i in range(0, len(batches), 8)
+        ],
+        "torchvision": lambda: [old(indices) for indices in batches],
+        "timm": partial(timm_augmentation, recipe, train_set),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in trange(1 + turns, desc="turns", leave=False):
+        for name, augment in sides.items():
+            began = time.perf_counter()
+            augment()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds[name].append(time.perf_counter() - began)
+    seconds = {name: s[1:] for name, s in seconds.items()}  # the first is to warm up
+    images = recipe.batch_size * len(batches)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+    for own, how in (("ours", "by 96"), ("ours, eight at once", "by 8 x 96")):
+        rate = images / np.median(seconds[own])
+        work = f"augmentation by the paper's recipe, {how}, on {name}: {rate:,.0f} images a second"
+        for peer, against in (
+            ("timm", "timm and Pillow, one image after the other"),
+            ("torchvision", "torchvision's RandAugment, one image after the other"),
+        ):
+            ratio = float(np.median(np.divide(seconds[peer], seconds[own])))
+            yield work, against, ratio, 50 if device.type == "cuda" else 1
+
+
+def timm_augmentation(recipe: Recipe, train_set: ImageDataset) -> None:
+    """Augment all images with timm's parts, put together as its training script does."""
+    loader = DataLoader(
+        Images(train_set.images, train_set.labels, "rand-m9-n2-mstd1.0"),
+        batch_size=recipe.batch_size,
+        drop_last=True,
+    )
+    mix = Mixup(recipe.mixup, recipe.cutmix, num_classes=100)
+    for batch in loader:
+        mix(*batch)
 
 
 def against_peers(train_set: ImageDataset, turns: int) -> Iterator[Row]:
