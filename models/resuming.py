@@ -82,11 +82,11 @@ def saved_states(
     training than that which begins with the network in `starts`, or of one on other images.
     """
     found = [_states(out, start, data) for out, start in zip(outs, starts, strict=True)]
-    common = set.intersection(*map(set, found))
-    if any(found) and not common:
+    epochs = set.intersection(*map(set, found))
+    if not epochs:
         names = " ".join(map(str, outs))
         raise InputError(f"out: {names} were begun apart, expected trainings that are equally far")
-    return [states[max(common)] for states in found if common]
+    return [states[max(epochs)] for states in found if max(epochs) > 0]
 
 
 def equally_far(
@@ -94,14 +94,14 @@ def equally_far(
 ) -> list[list[int]]:
     """Which of several trainings can go on together: all of them, unless they were begun apart."""
     found = [_states(out, start, data) for out, start in zip(outs, starts, strict=True)]
-    common = set.intersection(*map(set, found)) if found else set()
-    reached = [max(common or states, default=0) for states in found]
+    epochs = set.intersection(*map(set, found)) if found else set()
+    reached = [max(epochs or states) for states in found]
     return [[i for i, r in enumerate(reached) if r == epoch] for epoch in sorted(set(reached))]
 
 
 def epochs_done(out: Path, start: Checkpoint) -> int:
     """After how many epochs a training would go on; raises `InputError` as `saved_states` does."""
-    return max(_states(out, start, None), default=0)
+    return max(_states(out, start, None))
 
 
 def restore(
@@ -124,9 +124,11 @@ def restore(
 
 
 def _states(out: Path, start: Checkpoint, data: list[str] | None) -> dict[int, State]:
-    """What has been saved of a training, by epoch."""
-    states = [read_state(path, start, data) for path in state_files(out) if path.exists()]
-    return {state["epoch"]: state for state in states}
+    """What has been saved of a training, by epoch; nothing is needed to begin."""
+    files = [path for path in state_files(out) if path.exists()]
+    states = [read_state(path, start, data) for path in files]
+    beginning: dict[int, State] = {} if state_files(out)[0] in files else {0: {}}
+    return beginning | {state["epoch"]: state for state in states}
 
 
 def read_state(path: Path, start: Checkpoint, data: list[str] | None) -> State:
