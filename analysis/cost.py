@@ -117,8 +117,8 @@ def print_plan(
         ],
         rows,
     )
-    how = "as given" if rate else "as measured in a few steps here"
-    how += ", networks of one shape at once" if together else ", one after another"
+    how = "together" if together else "one after another"
+    how = "as given" if rate else f"as measured in a few steps here, {how}"
     slowest, fastest = min(rates.values()), max(rates.values())
     print(
         f"{count} of {len(rows)} trainings left: {work:.1e} FLOPs, about "

@@ -131,7 +131,10 @@ def train_together(
                 networks[-1].save(snapshot(out, 0))
 
     augment = Augmentation(recipe, train_set, device)
-    loss_fn, run = recipe.loss, torch.compile(stack.losses) if compile else stack.losses
+    loss_fn, run = recipe.loss, stack.losses
+    if compile:
+        torch.compiler.reset()  # or the programs of former stacks would count against its limit
+        run = torch.compile(run)
     precision = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
     size = min(recipe.batch_size, len(train_set))  # of all batches
     share = team.shard(size)

@@ -1,19 +1,15 @@
 """Networks that are trained as one program end as they would have alone."""
 
-import math
 import os
-import time
 from dataclasses import replace
 
 import pytest
 import torch
 
-from models import InputError, load_checkpoint, load_dataset
+from models import load_checkpoint, load_dataset
 from models.recipes import Recipe
-from models.resuming import equally_far
-from models.train import Options, train_all, untrained
+from models.train import Options, untrained
 from models.training import train, train_together
-from tests.teams import run_team
 
 # Windows and head windows of every kind, one without border; seeds of their own.
 GRID = ((3, 1, "clamp", 0), (8, 1, "clamp", 1), (5, 3, "zero", 2), (3, 2, "mask", 0))
@@ -87,31 +83,36 @@ def test_networks_together_end_as_each_alone(tmp_path, digits):
     assert not torch.equal(found[0].model.head.weight, found[3].model.head.weight)
 
 
+def kill_at(patch, at):
+    """Let the `at`-th file that is put in its place be the end."""
+    moves = []
+    for function in (os.replace, os.rename):
+
+        def move(*names, function=function):
+            moves.append(names)
+            if len(moves) == at:
+                raise KeyboardInterrupt
+            function(*names)
+
+        patch.setattr(os, function.__name__, move)
+
+
 def test_killed_anywhere_they_end_with_the_same_bits(tmp_path, digits, monkeypatch):
     """At every file that is put in its place: first snapshots, states, snapshots, results."""
     starts, outs = grid(tmp_path / "whole", digits)
     whole = train_together(starts, outs, *digits)
     starts, outs = grid(tmp_path / "killed", digits)
-    kills, killed = 0, True
-    while killed:
-        killed = False
+    kills, done = 0, False
+    while not done:
+        some = grid(tmp_path / "killed", digits)[0]
+        left = [i for i, out in enumerate(outs) if not out.exists()]
         with monkeypatch.context() as patch:
-            moves = []
-            for function in (os.replace, os.rename):
-
-                def move(*names, function=function):
-                    moves.append(names)
-                    if len(moves) == 3 + kills:  # later each time, in the end not at all
-                        raise KeyboardInterrupt
-                    function(*names)
-
-                patch.setattr(os, function.__name__, move)
-            left = [i for i, out in enumerate(outs) if not out.exists()]
+            kill_at(patch, 3 + kills)  # later each time, in the end not at all
             try:
-                some = grid(tmp_path / "killed", digits)[0]
                 train_together([some[i] for i in left], [outs[i] for i in left], *digits)
+                done = True
             except KeyboardInterrupt:
-                kills, killed = kills + 1, True
+                kills += 1
     assert kills > 8
     for out, expected in zip(outs, whole, strict=True):
         found = load_checkpoint(out).model.state_dict()
