@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -32,7 +32,7 @@ from models.checkpoint import Checkpoint
 from models.csan import CSAN, WindowAttention
 from models.datasets import ImageDataset, load_dataset
 from models.devices import choose_device
-from models.recipes import PRESETS, Recipe
+from models.recipes import PRESETS, RandAugment, Recipe
 from models.train import Options, untrained
 from models.training import train, train_together
 from tests.benchmarks.images import Images
@@ -118,38 +118,45 @@ def timm_augmentation(recipe: Recipe, train_set: ImageDataset) -> None:
 
 def together(train_set: ImageDataset, turns: int, sizes: dict[str, int]) -> Iterator[Row]:
     """Windows 3, 5 and 8 as one program, compiled on a GPU, against one after another, eagerly."""
-    device = choose_device("auto")
-    at_once = partial(seconds_of, (3, 5, 8), train_set, device, sizes, device.type == "cuda")
-    alone = [partial(seconds_of, (w,), train_set, device, sizes, False) for w in (3, 5, 8)]
-    seconds = np.array(
-        [(at_once(), sum(one() for one in alone)) for _ in trange(turns, desc="turns", leave=False)]
-    )
-    images = 3 * (len(train_set) // PAPER.recipe.batch_size) * PAPER.recipe.batch_size
-    rates = images / np.median(seconds, axis=0)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
-    yield (
-        f"three ViT at once (dim {sizes['dim']}, depth {sizes['depth']}), the paper's recipe, on "
-        f"{name}: {rates[0]:,.0f} images a second",
-        f"one after another: {rates[1]:,.0f} images a second",
-        float(np.median(seconds[:, 1] / seconds[:, 0])),
-        10,
-    )
+    device, windows = choose_device("auto"), (3, 5, 8)
+    of = partial(seconds_of, train_set, device, sizes)
+    sides: dict[str, Callable[[], float]] = {
+        "at once": lambda: of(windows, compile=device.type == "cuda"),
+        "one after another": lambda: sum(of([window]) for window in windows),
+        "one after another, torchvision augments one image after the other": lambda: sum(
+            of([window], randaugment="torchvision") for window in windows
+        ),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in trange(turns, desc="turns", leave=False):
+        for name, side in sides.items():
+            seconds[name].append(side())
+    batch = PAPER.recipe.batch_size
+    images = len(windows) * (len(train_set) // batch) * batch
+    rates = {name: f"{images / np.median(s):,.0f} images a second" for name, s in seconds.items()}
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+    work = f"three ViT at once (dim {sizes['dim']}, depth {sizes['depth']}) on {where}: "
+    for name, goal in zip(list(sides)[1:], (1, 10), strict=True):
+        ratio = float(np.median(np.divide(seconds[name], seconds["at once"])))
+        yield work + rates["at once"], f"{name}: {rates[name]}", ratio, goal
 
 
 def seconds_of(
-    windows: tuple[int, ...],
     train_set: ImageDataset,
     device: torch.device,
     sizes: dict[str, int],
-    compile: bool,
+    windows: Sequence[int],
+    *,
+    compile: bool = False,
+    randaugment: RandAugment = "timm",
 ) -> float:
-    """Seconds of the second epoch of networks of these windows, evaluations apart."""
+    """Seconds of the second epoch by the paper's recipe, evaluations apart."""
+    recipe = replace(PAPER.recipe, epochs=2, warmup_epochs=0, randaugment=randaugment)
     with tempfile.TemporaryDirectory() as folder:
         outs = [Path(folder, f"csan{window}.pt") for window in windows]
         starts = []
         for window, out in zip(windows, outs, strict=True):
             options = Options(out=out, window=window, preset="paper-cifar100", **sizes)
-            recipe = replace(PAPER.recipe, epochs=2, warmup_epochs=0)
             starts.append(replace(untrained(options, train_set), recipe=recipe))
         trained = train_together(
             starts,
