@@ -72,6 +72,7 @@ class Options:
 def main(options: Options) -> None:
     """Do what is left to do of the study."""
     from analysis.plan import load_plan
+    from models.devices import choose_device
 
     if under_torchrun():
         raise InputError(
@@ -87,8 +88,6 @@ def main(options: Options) -> None:
         common["data_root"] = str(options.data_root)
     deadline = deadline_in(options.minutes)
     plan = load_plan(options.study, common)
-    from models.devices import choose_device
-
     device = choose_device(options.device).type
     together = options.together == "yes" or (options.together == "auto" and device == "cuda")
     if options.dry_run:
@@ -98,10 +97,13 @@ def main(options: Options) -> None:
         return
     parts = (options.only,) if options.only else ("train", "measure", "figures")
     if "train" in parts:
+        wanted, every = to_train(plan), len(plan.trainings)
+        print(f"{every - len(wanted)} of {every} trainings are there already")
         if together:
-            train_stacks(plan, deadline, compile=device == "cuda")
+            train_stacks(wanted, deadline, compile=device == "cuda")
         else:
-            run_all(training_commands(plan), plan, options.processes, deadline)
+            commands = [(TRAIN, t.arguments) for t in wanted]
+            run_all(commands, plan, options.processes, deadline)
         if deadline < math.inf and (left := to_train(plan)):
             print(f"time is up with {len(left)} trainings left; the same command goes on")
             return
@@ -120,29 +122,18 @@ def to_train(plan: Plan) -> list[Training]:
     return [t for t in plan.trainings if t.state() in ("to do", "begun")]
 
 
-def train_stacks(plan: Plan, deadline: float, *, compile: bool) -> None:
-    """Train what is not there yet, the networks of one shape of each grid as one program."""
+def train_stacks(wanted: Sequence[Training], deadline: float, *, compile: bool) -> None:
+    """Train the networks of one shape of each grid as one program."""
     from analysis.plan import stacks
     from models.train import train_all
 
-    wanted = to_train(plan)
-    print(
-        f"{len(plan.trainings) - len(wanted)} of {len(plan.trainings)} trainings are there already"
-    )
     for stack in stacks(wanted):
         print(f"{len(stack)} as one program:", *(t.options.out for t in stack), flush=True)
-        train_all([replace(t.options, compile=compile) for t in stack], deadline)
+        train_all(
+            [replace(t.options, compile=compile or t.options.compile) for t in stack], deadline
+        )
         if time.monotonic() > deadline or any(t.state() == "begun" for t in stack):
             return
-
-
-def training_commands(plan: Plan) -> list[Command]:
-    """Those of `to_train`, as commands."""
-    wanted = to_train(plan)
-    print(
-        f"{len(plan.trainings) - len(wanted)} of {len(plan.trainings)} trainings are there already"
-    )
-    return [(TRAIN, t.arguments) for t in wanted]
 
 
 def measuring_commands(plan: Plan, processes: int) -> list[Command]:

@@ -57,7 +57,7 @@ def train_together(
     """Train models of one shape by their recipe, as one program, and save each in a file.
 
     Every network sees the mini-batches that its own seed draws, and ends with the weights that it
-    would have alone, to rounding.
+    would have alone, to rounding. The seconds in its history are those of all of them.
 
     Beside each file, in a folder of the same name, snapshots are kept of the initialisation, of the
     end of warm-up, and of the epochs in `snapshots`; until the training ends, that folder also
