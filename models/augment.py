@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from scipy.stats import norm
@@ -121,12 +122,11 @@ class Augmentation:
         float32 (batches * n, classes), on the device, mini-batch after mini-batch: the same as one
         by one. The host does not wait for the device.
         """
-        indices = torch.cat([choices.indices for choices in batches]).to(
-            self.device, non_blocking=True
-        )
+        send = partial(torch.Tensor.to, device=self.device, non_blocking=True)
+        indices = send(torch.cat([choices.indices for choices in batches]))
         if self.one_by_one is not None:
             made = [choices.images for choices in batches if choices.images is not None]
-            images = torch.cat(made).to(self.device, non_blocking=True)
+            images = send(torch.cat(made))
         else:
             images = self.images.index_select(0, indices).permute(0, 3, 1, 2)
             if self.recipe.crop_padding or self.recipe.flip:
@@ -141,8 +141,8 @@ class Augmentation:
         if self.recipe.mixup or self.recipe.cutmix:
             own = torch.stack([choices.own for choices in batches])[:, None, None]
             share = torch.tensor([choices.share for choices in batches])[:, None, None]
-            inputs = _mixed(inputs, own.to(self.device, non_blocking=True))
-            targets = _mixed(targets, share.to(self.device, non_blocking=True))
+            inputs = _mixed(inputs, send(own))
+            targets = _mixed(targets, send(share))
         return inputs, targets
 
     def _crop(self, images: Tensor, batches: Sequence[Choices]) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -105,16 +106,13 @@ def apply(images: Tensor, operations: Operations, fill: Tensor) -> Tensor:
 def _apply_one_to_each(
     images: Tensor, groups: Tensor, arguments: Tensor, matrices: Tensor, fill: Tensor
 ) -> Tensor:
-    device = images.device
+    send = partial(torch.Tensor.to, device=images.device, non_blocking=True)
     order = groups.argsort()
     sizes = groups.bincount(minlength=_BILINEAR + len(_INTERPOLATIONS)).tolist()
     changed, blended, moved = sizes[:_BLENDED], sizes[_BLENDED:_BILINEAR], sizes[_BILINEAR:]
     sections = [sum(changed), sum(blended), sum(moved)]
-    to_change, to_blend, to_move = images.index_select(
-        0, order.to(device, non_blocking=True)
-    ).split(sections)
-    arguments = arguments[order].to(device, non_blocking=True)[:, None, None, None]
-    amounts, factors, _ = arguments.split(sections)
+    to_change, to_blend, to_move = images.index_select(0, send(order)).split(sections)
+    amounts, factors, _ = send(arguments[order])[:, None, None, None].split(sections)
 
     each = zip(_CHANGES, to_change.split(changed), amounts.split(changed), strict=True)
     done = [change(part, amount) for change, part, amount in each if len(part)]
@@ -123,9 +121,9 @@ def _apply_one_to_each(
         ends = torch.cat([end(part) for end, part in pairs if len(part)])
         done.append(_blend(ends, to_blend, factors))
     if len(to_move):
-        own = matrices[order[-len(to_move) :]].to(device, non_blocking=True)
+        own = send(matrices[order[-len(to_move) :]])
         done.append(_move(to_move, own, moved, fill))
-    return torch.cat(done).index_select(0, order.argsort().to(device, non_blocking=True))
+    return torch.cat(done).index_select(0, send(order.argsort()))
 
 
 def _unchanged(images: Tensor, _: Tensor) -> Tensor:
@@ -156,6 +154,7 @@ def _solarize(images: Tensor, first: Tensor) -> Tensor:
 
 
 def _posterize(images: Tensor, bits: Tensor) -> Tensor:
+    # None are left below a level of 2.5, which Pillow made black images of before it refused to.
     return images & (255 << (8 - bits.int())).to(torch.uint8)
 
 

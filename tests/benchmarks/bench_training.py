@@ -92,10 +92,10 @@ def augmentation(train_set: ImageDataset, turns: int) -> Iterator[Row]:
             seconds[name].append(time.perf_counter() - began)
     seconds = {name: s[1:] for name, s in seconds.items()}  # the first is to warm up
     images = recipe.batch_size * len(batches)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
     for own, how in (("ours", "by 96"), ("ours, eight at once", "by 8 x 96")):
         rate = images / np.median(seconds[own])
-        work = f"augmentation by the paper's recipe, {how}, on {name}: {rate:,.0f} images a second"
+        work = f"augmentation by the paper's recipe, {how}, on {where}: {rate:,.0f} images a second"
         for peer, against in (
             ("timm", "timm and Pillow, one image after the other"),
             ("torchvision", "torchvision's RandAugment, one image after the other"),
