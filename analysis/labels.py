@@ -107,7 +107,8 @@ def by_architecture(measurements: Iterable[Measurement]) -> dict[str, list[Measu
     named = {}
     for text, configurations in by_label.items():
         options = [_options(members[0]) for members in configurations]
-        differ = [key for key in options[0] if len({repr(o.get(key)) for o in options}) > 1]
+        keys = dict.fromkeys(key for own in options for key in own)
+        differ = [key for key in keys if len({repr(own.get(key)) for own in options}) > 1]
         for members, own in zip(configurations, options, strict=True):
             named[text + "".join(f", {key} {own.get(key)}" for key in differ)] = members
     return named

@@ -7,7 +7,6 @@ needs no PyTorch, so that figures can be drawn where there is none.
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -65,7 +64,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """What a measurement remembers of the checkpoint it was made of."""
     return {
         "architecture": checkpoint.architecture,
-        "recipe": dataclasses.asdict(checkpoint.recipe),
+        "recipe": checkpoint.recipe.options(),
         "dataset": checkpoint.dataset,
         "images": checkpoint.images,
         "epoch": checkpoint.epoch,

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from analysis.objective import augmented, error_rate, require_outputs, require_size, shuffled
-from models.csan import part_of_batch
+from models.csan import random_branches
 from models.devices import full_precision
 from models.distributed import ALONE, Team
 from models.seeds import derive_seed, seed_everything, untouched_rng
@@ -115,13 +116,14 @@ def _sums(
 ) -> Tensor:
     """NLL and error summed over a mini-batch, (2,) float64, evaluating so many images at once.
 
-    However it is cut: each part draws what is random for the whole, and takes its own share.
+    What is random is drawn for the whole, however it is cut.
     """
     sums = torch.zeros(2, dtype=torch.float64, device=x.device)
+    seed_everything(x.device, seed)
+    kept = {name: branch.draw(len(x), x.device) for name, branch in random_branches(model).items()}
     for part in parts(slice(0, len(x)), at_most):
-        seed_everything(x.device, seed)
-        with part_of_batch(model, len(x), part):
-            scores = model(x[part])
+        own = {name: images[part] for name, images in kept.items()}
+        scores = functional_call(model, own, (x[part],))
         means = loss(scores, y[part]), error_rate(scores, y[part])
         sums += len(scores) * torch.stack([mean.double() for mean in means])
     return sums

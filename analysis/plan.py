@@ -28,7 +28,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import product
@@ -135,6 +135,7 @@ class Training:
     arguments: tuple[str, ...]
     options: TrainOptions
     measures: tuple[Measure, ...]
+    grid: int  # which of the study's it is of
 
     @cached_property
     def start(self) -> Checkpoint:
@@ -160,7 +161,7 @@ class Training:
         Raises `InputError` if its checkpoint is there, and is that of another training.
         """
         from models.checkpoint import load_checkpoint
-        from models.training import same_training
+        from models.resuming import same_training, state_files
 
         path = self.options.out
         if path.exists() and not same_training(load_checkpoint(path), self.start):
@@ -172,7 +173,13 @@ class Training:
             return "done"
         if path.exists():
             return "trained"
-        return "begun" if (path.with_suffix("") / "resume.pt").exists() else "to do"
+        return "begun" if any(p.exists() for p in state_files(path)) else "to do"
+
+    def epochs_done(self) -> int:
+        """After how many epochs it would go on."""
+        from models.resuming import epochs_done
+
+        return epochs_done(self.options.out, self.start)
 
 
 @dataclass(frozen=True)
@@ -185,6 +192,17 @@ class Plan:
     threads: int | None
     trainings: tuple[Training, ...]
     measures: tuple[Measure, ...]
+
+
+def stacks(trainings: Iterable[Training]) -> list[list[Training]]:
+    """Trainings that can be made as one program: of one grid, and of one shape and recipe."""
+    from models.stack import FREE
+
+    found: dict[str, list[Training]] = {}
+    for training in trainings:
+        own = {k: v for k, v in vars(training.options).items() if k not in (*FREE, "seed", "out")}
+        found.setdefault(repr((training.grid, own)), []).append(training)
+    return list(found.values())
 
 
 def load_plan(name: str, common: Mapping[str, Any] | None = None) -> Plan:
@@ -231,7 +249,8 @@ def load_plan(name: str, common: Mapping[str, Any] | None = None) -> Plan:
     trainings: dict[Path, Training] = {}
     for i, table in enumerate(tables["grid"]):
         place = f"{path}: [[grid]] {i + 1}"
-        for training in _trainings(table, content.get("train", {}), measures, place, common or {}):
+        settings = {**content.get("train", {}), **table}
+        for training in _trainings(settings, i, measures, place, common or {}):
             if training.options.out in trainings:
                 raise InputError(f"{place}: two trainings write {training.options.out}")
             trainings[training.options.out] = training
@@ -253,15 +272,14 @@ def _measure(table: Mapping[str, Any], place: str, common: Mapping[str, Any]) ->
 
 
 def _trainings(
-    table: Mapping[str, Any],
-    shared: Mapping[str, Any],
+    settings: dict[str, Any],
+    grid: int,
     measures: tuple[Measure, ...],
     place: str,
     common: Mapping[str, Any],
 ) -> list[Training]:
     from models.train import Options
 
-    settings = {**shared, **table}
     asked = settings.pop("measure", None)
     names = [m.command for m in measures]
     if asked is not None and not isinstance(asked, list):
@@ -287,7 +305,7 @@ def _trainings(
         chosen["out"] = "".join(str(chosen[p]) if i % 2 else p for i, p in enumerate(parts))
         arguments = _arguments({**chosen, **common}, place)
         options = _parse(Options, arguments, place)
-        training = Training(arguments, options, own)
+        training = Training(arguments, options, own, grid)
         try:
             assert training.start  # the options fit each other
         except InputError as error:

@@ -14,18 +14,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from tqdm import tqdm
 from tyro.conf import Positional, arg
 
-from models.cli import DataRoot, Device, parse, run, under_torchrun
+from models.cli import DataRoot, Device, Minutes, deadline_in, parse, run, under_torchrun
 from models.errors import InputError
 
 if TYPE_CHECKING:
-    from analysis.plan import Plan
+    from analysis.plan import Plan, Training
 
 TRAIN = "models.train"
 TOGETHER = ("robustness",)  # measures that make their images once for all checkpoints of a command
@@ -49,6 +49,11 @@ class Options:
         Positional[str], arg(metavar="NAME|FILE.toml", help="one of studies/, or a file")
     ]
     processes: Annotated[int, arg(help="trainings or measurements at once")] = 1
+    together: Annotated[
+        Literal["auto", "yes", "no"],
+        arg(help="train the networks of a grid as one program; auto: on a GPU, compiled"),
+    ] = "auto"
+    minutes: Minutes = None
     only: Annotated[Literal["train", "measure", "figures"] | None, arg(help="this part alone")] = (
         None
     )
@@ -67,6 +72,7 @@ class Options:
 def main(options: Options) -> None:
     """Do what is left to do of the study."""
     from analysis.plan import load_plan
+    from models.devices import choose_device
 
     if under_torchrun():
         raise InputError(
@@ -80,28 +86,54 @@ def main(options: Options) -> None:
     common: dict[str, str] = {} if options.device == "auto" else {"device": options.device}
     if options.data_root is not None:
         common["data_root"] = str(options.data_root)
+    deadline = deadline_in(options.minutes)
     plan = load_plan(options.study, common)
+    device = choose_device(options.device).type
+    together = options.together == "yes" or (options.together == "auto" and device == "cuda")
     if options.dry_run:
         from analysis.cost import print_plan
-        from models.devices import choose_device
 
-        print_plan(plan, str(choose_device(options.device)), options.rate)
+        print_plan(plan, device, options.rate, together=together, minutes=options.minutes)
         return
     parts = (options.only,) if options.only else ("train", "measure", "figures")
     if "train" in parts:
-        run_all(training_commands(plan), plan, options.processes)
+        wanted, every = to_train(plan), len(plan.trainings)
+        print(f"{every - len(wanted)} of {every} trainings are there already")
+        if together:
+            train_stacks(wanted, deadline, compile=device == "cuda")
+        else:
+            commands = [(TRAIN, t.arguments) for t in wanted]
+            run_all(commands, plan, options.processes, deadline)
+        if deadline < math.inf and (left := to_train(plan)):
+            print(f"time is up with {len(left)} trainings left; the same command goes on")
+            return
     if "measure" in parts:
-        run_all(measuring_commands(plan, options.processes), plan, options.processes)
+        commands = measuring_commands(plan, options.processes)
+        run_all(commands, plan, options.processes, deadline)
+        if time.monotonic() > deadline:
+            print("time is up; the same command goes on with what is left to measure and to draw")
+            return
     if "figures" in parts:
         report(plan)
 
 
-def training_commands(plan: Plan) -> list[Command]:
+def to_train(plan: Plan) -> list[Training]:
     """The trainings that are not there yet, in the order of the study."""
-    wanted = [t for t in plan.trainings if t.state() in ("to do", "begun")]
-    there = len(plan.trainings) - len(wanted)
-    print(f"{there} of {len(plan.trainings)} trainings are there already")
-    return [(TRAIN, t.arguments) for t in wanted]
+    return [t for t in plan.trainings if t.state() in ("to do", "begun")]
+
+
+def train_stacks(wanted: Sequence[Training], deadline: float, *, compile: bool) -> None:
+    """Train the networks of one shape of each grid as one program."""
+    from analysis.plan import stacks
+    from models.train import train_all
+
+    for stack in stacks(wanted):
+        print(f"{len(stack)} as one program:", *(t.options.out for t in stack), flush=True)
+        train_all(
+            [replace(t.options, compile=compile or t.options.compile) for t in stack], deadline
+        )
+        if time.monotonic() > deadline or any(t.state() == "begun" for t in stack):
+            return
 
 
 def measuring_commands(plan: Plan, processes: int) -> list[Command]:
@@ -128,11 +160,12 @@ def measuring_commands(plan: Plan, processes: int) -> list[Command]:
     return commands
 
 
-def run_all(commands: Sequence[Command], plan: Plan, processes: int) -> None:
+def run_all(commands: Sequence[Command], plan: Plan, processes: int, deadline: float) -> None:
     """Run commands: one after another in this process, or so many at once in their own.
 
     What a measurement prints and draws is left out: the tables and figures of everything come at
-    the end. Raises `InputError` if a command fails.
+    the end. After the `deadline` no command is begun, and trainings stop by themselves. Raises
+    `InputError` if a command fails.
     """
     with tempfile.TemporaryDirectory() as scratch:
         jobs: list[Command] = []
@@ -140,10 +173,10 @@ def run_all(commands: Sequence[Command], plan: Plan, processes: int) -> None:
             extra = () if module == TRAIN else ("--out", str(Path(scratch, f"figures{i}")))
             jobs.append((module, (*arguments, *extra)))
         if processes == 1:
-            _run_here(jobs, plan.threads)
+            _run_here(jobs, plan.threads, deadline)
         else:
             threads = plan.threads or max((os.cpu_count() or 1) // processes, 1)
-            _run_at_once(jobs, processes, threads, Path(scratch))
+            _run_at_once(jobs, processes, threads, Path(scratch), deadline)
 
 
 def _announce(number: int, jobs: Sequence[Command]) -> str:
@@ -156,19 +189,30 @@ def _announce(number: int, jobs: Sequence[Command]) -> str:
     return line
 
 
-def _run_here(jobs: Sequence[Command], threads: int | None) -> None:
+def _run_here(jobs: Sequence[Command], threads: int | None, deadline: float) -> None:
     """One after another, with their progress bars."""
     import torch
 
     torch.set_num_threads(threads or torch.get_num_threads())
     for number, (name, arguments) in enumerate(jobs):
+        if time.monotonic() > deadline:
+            return
         _announce(number, jobs)
         module = importlib.import_module(name)
         with contextlib.redirect_stdout(sys.stdout if name == TRAIN else io.StringIO()):
-            module.main(parse(module.Options, arguments))
+            module.main(parse(module.Options, (*arguments, *_minutes(name, deadline))))
 
 
-def _run_at_once(jobs: Sequence[Command], processes: int, threads: int, scratch: Path) -> None:
+def _minutes(module: str, deadline: float) -> tuple[str, ...]:
+    """The option that lets a training stop in time."""
+    if module != TRAIN or deadline == math.inf:
+        return ()
+    return ("--minutes", str(max(deadline - time.monotonic(), 1) / 60))
+
+
+def _run_at_once(
+    jobs: Sequence[Command], processes: int, threads: int, scratch: Path, deadline: float
+) -> None:
     """In processes of their own; if one fails, the others are ended, what they saved is kept."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     waiting = list(range(len(jobs)))
@@ -176,11 +220,14 @@ def _run_at_once(jobs: Sequence[Command], processes: int, threads: int, scratch:
     bar = tqdm(total=len(jobs), unit="command", leave=False, disable=None)
     try:
         while waiting or running:
+            if time.monotonic() > deadline:
+                waiting.clear()
             while waiting and len(running) < processes:
                 number = waiting.pop(0)
                 module, arguments = jobs[number]
                 line, log = _announce(number, jobs), scratch / f"{number}.log"
                 command = [sys.executable, "-m", module.removesuffix(".__main__"), *arguments]
+                command += _minutes(module, deadline)
                 with log.open("wb") as file:
                     process = subprocess.Popen(
                         command,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import io
 import platform
@@ -66,8 +65,10 @@ class Checkpoint:
     def save(self, path: Path) -> None:
         """Write to `path`, whole or not at all."""
         content = {key: getattr(self, key) for key in _KEYS if key not in ("recipe", "state_dict")}
-        content["recipe"] = dataclasses.asdict(self.recipe)
-        content["state_dict"] = {k: v.cpu() for k, v in self.model.state_dict().items()}
+        content["recipe"] = self.recipe.options()
+        # Copies, as the weights may be pieces of something larger, which would be written whole.
+        state = self.model.state_dict()
+        content["state_dict"] = {k: v.to("cpu", copy=True) for k, v in state.items()}
         save({"format": FORMAT, **content}, path)
 
 

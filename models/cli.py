@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import re
 import signal
@@ -29,6 +30,13 @@ DataRoot = Annotated[
     arg(metavar="DIR", help="folder of the datasets; default: $LOCALITY_DATA, then data/"),
 ]
 Force = Annotated[bool, arg(help="compute again what is already stored")]
+Minutes = Annotated[
+    float | None,
+    arg(
+        metavar="M",
+        help="stop after so many minutes, at the end of an epoch; the same command goes on",
+    ),
+]
 
 Options = TypeVar("Options")
 
@@ -75,6 +83,18 @@ def run(
                     file=sys.stderr,
                 )
             sys.exit(130)
+
+
+def deadline_in(minutes: float | None) -> float:
+    """When the time of the option ``--minutes`` is up, as `time.monotonic` counts.
+
+    Raises `InputError` if it is not positive.
+    """
+    if minutes is None:
+        return math.inf
+    if not minutes > 0:
+        raise InputError(f"minutes: {minutes} found, expected more than 0")
+    return time.monotonic() + 60 * minutes
 
 
 def under_torchrun() -> bool:

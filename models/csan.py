@@ -8,8 +8,7 @@ Work?*, ICLR 2022, Figure 7) use ``head_window=1`` on the 8 x 8 tokens of a CIFA
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -27,9 +26,9 @@ MAX_WEIGHTS = 2**28  # a gigabyte, as much as a ViT-L
 MAX_SCORES = 2**27  # of all blocks for one image: half a gigabyte of masks
 
 
-def window_start(length: int, window: int) -> Tensor:
-    """First index of the window around each of `length` positions, shifted inwards at the ends."""
-    return (torch.arange(length) - window // 2).clamp(0, max(length - window, 0))
+def window_start(position: int, length: int, window: int) -> int:
+    """First index of the window around one of `length` positions, shifted inwards at the ends."""
+    return min(max(position - window // 2, 0), max(length - window, 0))
 
 
 def window_mask(grid: int, window: int, border: Border) -> Tensor:
@@ -42,8 +41,9 @@ def window_mask(grid: int, window: int, border: Border) -> Tensor:
     positions = torch.arange(grid)
     if window >= grid:  # global attention: nothing lies beyond the border
         return torch.ones(grid**2, grid**2, dtype=torch.bool)
-    start = window_start(grid, window) if border == "clamp" else positions - window // 2
-    start = start[:, None]
+    start = positions[:, None] - window // 2
+    if border == "clamp":
+        start = start.clamp(0, grid - window)
     sees = (positions >= start) & (positions < start + window)  # along one axis
     return (sees[:, None, :, None] & sees[None, :, None, :]).reshape(grid**2, grid**2)
 
@@ -70,9 +70,8 @@ class WindowAttention(nn.Module):
         Whether a class token, which sees and is seen by every token, precedes the image tokens.
     """
 
-    bias: Tensor | None  # (N, head_window * N), 0 where a query sees a key and -inf elsewhere
+    bias: Tensor | None  # ([heads,] N, head_window * N), 0 where a query sees a key, or -inf
     zero_keys: Tensor | None  # (N,), how many zero keys each query sees
-    head_neighbours: Tensor | None  # (heads * head_window,)
 
     def __init__(
         self,
@@ -85,7 +84,7 @@ class WindowAttention(nn.Module):
         class_token: bool = False,
     ) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.head_window, self.tokens = heads, head_window, grid**2 + class_token
         self.scale = (dim // heads) ** -0.5
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.proj = nn.Linear(dim, dim)
@@ -100,17 +99,15 @@ class WindowAttention(nn.Module):
         self.register_buffer(
             "zero_keys", None if padded is None else padded * head_window, persistent=False
         )
-        neighbours = window_start(heads, head_window)[:, None] + torch.arange(head_window)
-        self.register_buffer(
-            "head_neighbours", neighbours.flatten() if head_window > 1 else None, persistent=False
-        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend: (B, N, dim) -> (B, N, dim)."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        if self.head_neighbours is not None:  # (B, heads, N, d) -> (B, heads, head_window * N, d)
+        if self.head_window > 1:  # (B, heads, N, d) -> (B, heads, head_window * N, d)
+            # Slices, as the derivative of an indexed tensor is not the same at every run on a GPU.
+            starts = [window_start(i, self.heads, self.head_window) for i in range(self.heads)]
             k, v = (
-                t.index_select(1, self.head_neighbours).unflatten(1, (self.heads, -1)).flatten(2, 3)
+                torch.stack([t[:, i : i + self.head_window].flatten(1, 2) for i in starts], 1)
                 for t in (k, v)
             )
         if self.zero_keys is None and not torch.is_grad_enabled():
@@ -127,6 +124,29 @@ class WindowAttention(nn.Module):
         return self.proj(out.transpose(1, 2).flatten(2))
 
 
+def common_masks(attentions: Sequence[WindowAttention]) -> list[dict[str, Tensor]]:
+    """Masks by which one module computes what each of several does that differ in their windows.
+
+    With an item's buffers in the place of its own, the module of the largest head window does what
+    that item's module does, to rounding: of the heads that it sees, some are masked.
+    """
+    heads, tokens = attentions[0].heads, attentions[0].tokens
+    most = max(attention.head_window for attention in attentions)
+    padded = any(attention.zero_keys is not None for attention in attentions)
+    masks = []
+    for own in attentions:
+        bias = torch.full((heads, tokens, most, tokens), -torch.inf, device=own.proj.weight.device)
+        for head in range(heads):
+            start = window_start(head, heads, own.head_window) - window_start(head, heads, most)
+            seen = 0 if own.bias is None else own.bias[:, None, :tokens]
+            bias[head, :, start : start + own.head_window] = seen
+        masks.append({"bias": bias.flatten(2)})
+        if padded:
+            none = bias.new_zeros(tokens)
+            masks[-1]["zero_keys"] = none if own.zero_keys is None else own.zero_keys.to(none)
+    return masks
+
+
 class StochasticDepth(nn.Module):
     """Leave out a residual branch with probability `p`, drawn for each image (Huang et al., 2016).
 
@@ -134,34 +154,36 @@ class StochasticDepth(nn.Module):
     random numbers are those of torchvision's module of this name.
     """
 
-    part: tuple[int, slice] | None = None  # images in the whole batch, and which of them are here
+    kept: Tensor | None  # (B,), 1 where the branch stays and 0 elsewhere; None: drawn at every call
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
+        self.register_buffer("kept", None, persistent=False)
+
+    def draw(self, images: int, device: torch.device) -> Tensor:
+        """Choose for so many images: (images,), 1 where the branch stays and 0 elsewhere."""
+        # In one dtype, or a GPU would draw others in float64, and not in place, for torch.vmap.
+        return torch.bernoulli(torch.ones(images, dtype=torch.float32, device=device), 1 - self.p)
 
     def forward(self, x: Tensor) -> Tensor:
         """Mask: (B, ...) -> (B, ...)."""
         if not self.training or self.p == 0:
             return x
-        images, here = self.part or (len(x), slice(None))
-        # In one dtype, or a GPU would draw others in float64, and not in place, for torch.vmap.
-        ones = torch.ones(images, *[1] * (x.ndim - 1), dtype=torch.float32, device=x.device)
-        kept = torch.bernoulli(ones, 1 - self.p)[here]
-        return x * (kept.to(x.dtype) / (1 - self.p))
+        kept = self.draw(len(x), x.device) if self.kept is None else self.kept
+        return x * (kept.to(x.dtype) / (1 - self.p)).view(-1, *[1] * (x.ndim - 1))
 
 
-@contextlib.contextmanager
-def part_of_batch(model: nn.Module, images: int, here: slice) -> Iterator[None]:
-    """Let `model` draw what is random as if its batches were those `here` of so many `images`."""
-    modules = [module for module in model.modules() if isinstance(module, StochasticDepth)]
-    try:
-        for module in modules:
-            module.part = images, here
-        yield
-    finally:
-        for module in modules:
-            module.part = None
+def random_branches(model: nn.Module) -> dict[str, StochasticDepth]:
+    """What a forward pass in training mode draws, in this order, by the name of its buffer.
+
+    With the drawn numbers as those buffers (`torch.func.functional_call`), nothing is random.
+    """
+    return {
+        f"{name}.kept": module
+        for name, module in model.named_modules()
+        if isinstance(module, StochasticDepth) and module.p > 0
+    }
 
 
 class Block(nn.Module):
@@ -173,12 +195,28 @@ class Block(nn.Module):
         self.attention = attention
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
-        self.drop_path = StochasticDepth(drop)
+        self.drop_path1 = StochasticDepth(drop)
+        self.drop_path2 = StochasticDepth(drop)
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform: (B, N, dim) -> (B, N, dim)."""
-        x = x + self.drop_path(self.attention(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = x + self.drop_path1(self.attention(self.norm1(x)))
+        return x + self.drop_path2(self.mlp(self.norm2(x)))
+
+
+class PatchEmbedding(nn.Conv2d):
+    """A convolution of patches that do not overlap, as a product of matrices.
+
+    That is faster on a CPU, and under `torch.vmap` over the weights on a GPU, too, where it would
+    be a convolution in groups.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed: (B, channels, height, width) -> (B, N, dim), tokens in row-major order."""
+        height, width = self.kernel_size
+        patches = images.unflatten(3, (-1, width)).unflatten(2, (-1, height))
+        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        return F.linear(patches, self.weight.flatten(1), self.bias)
 
 
 class CSAN(nn.Module):
@@ -207,6 +245,10 @@ class CSAN(nn.Module):
         Average over the image tokens, or a class token.
     stochastic_depth : float
         Probability of skipping a residual branch in the last block; it rises linearly from 0.
+    position_std : float
+        Standard deviation of the position embedding before training. By default it is as large as
+        the patch embedding's output: a global window has no other sense of place, and with the
+        usual 0.02, which Park and Kim have, it spends its first epochs looking for it.
 
     Raises
     ------
@@ -230,6 +272,7 @@ class CSAN(nn.Module):
         border: Border = "clamp",
         pooling: Pooling = "gap",
         stochastic_depth: float = 0.0,
+        position_std: float = 0.5,
     ) -> None:
         super().__init__()
         for name, value in {
@@ -257,6 +300,7 @@ class CSAN(nn.Module):
         require(pooling in get_args(Pooling), "pooling", pooling, f"one of {get_args(Pooling)}")
         require_number("mlp_ratio", mlp_ratio, 1 / dim, MAX_SIZE / dim)
         require_number("stochastic_depth", stochastic_depth, 0, MAX_DROP)
+        require_number("position_std", position_std, 0, MAX_SIZE)
         tokens = (image_size // patch_size) ** 2 + (pooling == "cls")
         hidden = int(dim * mlp_ratio)
         weights = depth * dim * (4 * dim + 2 * hidden) + dim * (channels * patch_size**2 + classes)
@@ -269,11 +313,9 @@ class CSAN(nn.Module):
         )
 
         grid = image_size // patch_size
-        self.patch_embedding = nn.Conv2d(channels, dim, patch_size, stride=patch_size)
+        self.patch_embedding = PatchEmbedding(channels, dim, patch_size, stride=patch_size)
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if pooling == "cls" else None
-        # As large as the patch embedding's output: a global window has no other sense of place, and
-        # with the usual 0.02 it spends its first epochs looking for it.
-        self.position_embedding = nn.Parameter(torch.randn(1, tokens, dim) * 0.5)
+        self.position_embedding = nn.Parameter(torch.randn(1, tokens, dim) * position_std)
         self.blocks = nn.Sequential(
             *(
                 Block(
@@ -293,8 +335,7 @@ class CSAN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Class logits: (B, channels, image_size, image_size) -> (B, classes)."""
-        # In order of memory, or every layer that follows would have to reorder its tokens.
-        x = self.patch_embedding(images).flatten(2).transpose(1, 2).contiguous()
+        x = self.patch_embedding(images)
         if self.class_token is not None:
             x = torch.cat([self.class_token.expand(len(x), -1, -1), x], dim=1)
         x = self.blocks(x + self.position_embedding)

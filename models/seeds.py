@@ -43,3 +43,21 @@ def seeded(device: torch.device, seed: int) -> Iterator[None]:
     with untouched_rng(device):
         seed_everything(device, seed)
         yield
+
+
+class Stream:
+    """Numbers that the CPU's global generator draws from `seed` on, in portions.
+
+    Each ``with stream:`` goes on where the one before has ended; outside, nothing has happened.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._state = torch.Generator().manual_seed(seed).get_state()
+
+    def __enter__(self) -> None:
+        self._outside = torch.get_rng_state()
+        torch.set_rng_state(self._state)
+
+    def __exit__(self, *exception: object) -> None:
+        self._state = torch.get_rng_state()
+        torch.set_rng_state(self._outside)

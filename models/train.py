@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from filelock import FileLock, Timeout
 from tyro.conf import arg
 
-from models.cli import DataRoot, Device, Seed, run
+from models.cli import DataRoot, Device, Minutes, Seed, deadline_in, run
 from models.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,7 +36,13 @@ class Options:
     out: Annotated[Path, arg(metavar="FILE", help="the checkpoint to write")]
     window: Annotated[int, arg(help="tokens along each side of the attention window")] = 8
     head_window: Annotated[int, arg(help="heads that a query sees; 1 is 1D-CSAN")] = 1
-    border: Annotated[str, arg(help="windows beyond the image: clamp, mask or zero")] = "clamp"
+    border: Annotated[
+        str | None,
+        arg(
+            help="windows beyond the image: clamp, mask or zero; default: as the preset says, or "
+            "clamp"
+        ),
+    ] = None
     pooling: Annotated[str, arg(help="gap or cls")] = "gap"
     dataset: Annotated[
         str | None,
@@ -70,69 +77,104 @@ class Options:
     bf16: Annotated[bool, arg(help="bfloat16 autocast")] = False
     compile: Annotated[bool, arg(help="train with torch.compile")] = False
     data_root: DataRoot = None
+    minutes: Minutes = None
     force: Annotated[bool, arg(help="train again what is already there")] = False
 
 
 def main(options: Options) -> None:
     """Train as `options` say, print the last scores, and name the files."""
+    train_all([options], deadline_in(options.minutes))
+
+
+def train_all(several: Sequence[Options], deadline: float) -> None:
+    """Train what several options say and is not there yet, as one program.
+
+    They may differ in window, head_window, border, seed and out. Stops at the `deadline`, as
+    `models.training.train_together` does.
+    """
     from models.checkpoint import load_checkpoint
     from models.datasets import load_dataset
     from models.devices import choose_device
     from models.distributed import join
-    from models.training import same_training, train
+    from models.resuming import equally_far, same_training, state_files
+    from models.training import train_together
 
-    if options.out.suffix != ".pt":
-        raise InputError(f"out: {options.out} found, expected a name that ends in .pt")
-    device = choose_device(options.device)
+    common = several[0]
+    for options in several:
+        if options.out.suffix != ".pt":
+            raise InputError(f"out: {options.out} found, expected a name that ends in .pt")
+    device = choose_device(common.device)
     team = join(device.type)
-    _, dataset = choose_preset(options)
-    train_set = load_dataset(dataset, "train", data_root=options.data_root)
-    if options.images is not None:
-        train_set = train_set.first(options.images)
-    test_set = load_dataset(dataset, "test", data_root=options.data_root)
-    start = untrained(options, train_set)
-    for epoch in options.snapshots:
-        if not 0 <= epoch <= start.recipe.epochs:
-            raise InputError(f"snapshots: {epoch} found, expected 0 to {start.recipe.epochs}")
-    if options.evaluate_every < 1:
-        raise InputError(f"evaluate-every: {options.evaluate_every} found, expected at least 1")
+    _, dataset = choose_preset(common)
+    train_set = load_dataset(dataset, "train", data_root=common.data_root)
+    if common.images is not None:
+        train_set = train_set.first(common.images)
+    test_set = load_dataset(dataset, "test", data_root=common.data_root)
+    starts = [untrained(options, train_set) for options in several]
+    for epoch in common.snapshots:
+        if not 0 <= epoch <= starts[0].recipe.epochs:
+            raise InputError(f"snapshots: {epoch} found, expected 0 to {starts[0].recipe.epochs}")
+    if common.evaluate_every < 1:
+        raise InputError(f"evaluate-every: {common.evaluate_every} found, expected at least 1")
 
-    def is_there() -> bool:
-        if options.force:
-            for old in (options.out, options.out.with_suffix("") / "resume.pt"):
-                old.unlink(missing_ok=True)
-        elif options.out.exists():
-            if not same_training(load_checkpoint(options.out), start):
-                raise InputError(
-                    f"out: {options.out} is there already, trained with other options; expected "
-                    "another name, or --force"
-                )
-            # Of a training that was killed after the last thing it wrote.
-            (options.out.with_suffix("") / "resume.pt").unlink(missing_ok=True)
-            return True
-        return False
+    def is_there(out: Path, start: Checkpoint) -> bool:
+        if common.force:
+            out.unlink(missing_ok=True)
+        elif out.exists() and not same_training(load_checkpoint(out), start):
+            raise InputError(
+                f"out: {out} is there already, trained with other options; expected another "
+                "name, or --force"
+            )
+        if common.force or out.exists():  # or of a training that was killed at its very end
+            for path in state_files(out):
+                path.unlink(missing_ok=True)
+        return out.exists()
 
+    def to_do() -> list[list[int]]:
+        left = [k for k, out in enumerate(outs) if not is_there(out, starts[k])]
+        data = [train_set.fingerprint, test_set.fingerprint]
+        groups = equally_far([outs[k] for k in left], [starts[k] for k in left], data)
+        return [[left[i] for i in group] for group in groups]
+
+    outs = [options.out for options in several]
     with contextlib.ExitStack() as held:
-        team.first(lambda: held.enter_context(alone(options.out)))
-        if team.first(is_there):
-            print(f"{options.out} is already there; --force trains it again")
-            return
-        trained = train(
-            start,
-            options.out,
-            train_set,
-            test_set,
-            snapshots=options.snapshots,
-            evaluate_every=options.evaluate_every,
-            device=device,
-            bf16=options.bf16,
-            compile=options.compile,
-            team=team,
-        )
-    last = {name: values[-1] for name, values in trained.history.items()}
+        for out in outs:
+            team.first(partial(_hold, held, out))
+        groups = team.first(to_do)
+        for k in sorted(set(range(len(outs))).difference(*groups)):
+            print(f"{outs[k]} is already there; --force trains it again")
+        for group in groups:
+            trained = train_together(
+                [starts[k] for k in group],
+                [outs[k] for k in group],
+                train_set,
+                test_set,
+                snapshots=common.snapshots,
+                evaluate_every=common.evaluate_every,
+                device=device,
+                bf16=common.bf16,
+                compile=common.compile,
+                deadline=deadline,
+                team=team,
+            )
+            for k, network in zip(group, trained, strict=True):
+                report(outs[k], network)
+
+
+def report(out: Path, network: Checkpoint) -> None:
+    """Print the last scores of a training, and where it is."""
+    last = {name: values[-1] for name, values in network.history.items()}
     for split in ("train", "test"):
         print(f"{split:5} NLL {last[f'{split}_nll']:.4f}  error {last[f'{split}_error']:.2%}")
-    print(f"wrote {options.out} and snapshots in {options.out.with_suffix('')}")
+    if network.epoch < network.recipe.epochs:
+        done = f"{network.epoch} of {network.recipe.epochs} epochs"
+        print(f"{out}: time is up after {done}; the same command goes on from there")
+    else:
+        print(f"wrote {out} and snapshots in {out.with_suffix('')}")
+
+
+def _hold(held: contextlib.ExitStack, out: Path) -> None:
+    held.enter_context(alone(out))
 
 
 @contextlib.contextmanager
@@ -199,7 +241,7 @@ def untrained(options: Options, train_set: ImageDataset) -> Checkpoint:
         "classes": len(train_set.classes),
         "window": options.window,
         "head_window": options.head_window,
-        "border": options.border,
+        "border": options.border or preset.architecture.get("border", "clamp"),
         "pooling": options.pooling,
     }
     derive_seed(options.seed)  # is it usable?

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import operator
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,25 +17,32 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from models.augment import Augmentation
-from models.checkpoint import Checkpoint, load_checkpoint, save
-from models.csan import part_of_batch
+from models.checkpoint import Checkpoint, load_checkpoint
 from models.datasets import ImageDataset
-from models.description import require, require_history, require_integer
 from models.devices import full_precision
 from models.distributed import ALONE, Team
-from models.errors import InputError
 from models.memory import Halving
-from models.seeds import derive_seed, seeded
-from models.weights import read_pickle
+from models.resuming import restore, same_training, save_states, saved_states, state_files
+from models.seeds import Stream, derive_seed
+from models.stack import Stack
 
 EVALUATION_BATCH = 256
 CACHED_BATCH = 32  # images whose activations stay in the cache of a CPU, a tenth faster than 96
+AHEAD = 8  # mini-batches that are augmented at once on a GPU, in as many kernels as one
+SAVE_EVERY = 30.0  # seconds, of a training that is seldom evaluated
 evaluating = Halving(EVALUATION_BATCH, "evaluation")  # for all evaluations of this process
 
 
 def train(
-    start: Checkpoint,
-    out: Path,
+    start: Checkpoint, out: Path, train_set: ImageDataset, test_set: ImageDataset, **options: Any
+) -> Checkpoint:
+    """Train the model of `start` by its recipe and save it as `out`: see `train_together`."""
+    return train_together([start], [out], train_set, test_set, **options)[0]
+
+
+def train_together(
+    starts: Sequence[Checkpoint],
+    outs: Sequence[Path],
     train_set: ImageDataset,
     test_set: ImageDataset,
     *,
@@ -42,21 +51,25 @@ def train(
     device: torch.device | str = "cpu",
     bf16: bool = False,
     compile: bool = False,
+    deadline: float = math.inf,
     team: Team = ALONE,
-) -> Checkpoint:
-    """Train the model of `start` by its recipe and save it as `out`.
+) -> list[Checkpoint]:
+    """Train models of one shape by their recipe, as one program, and save each in a file.
 
-    Beside `out`, in a folder of the same name, snapshots are kept of the initialisation, of the end
-    of warm-up, and of the epochs in `snapshots`; until the training ends, that folder also holds
-    the state to go on from after an interruption. Every epoch draws from its own random stream, so
-    that an interrupted training ends with the same weights as an uninterrupted one.
+    Every network sees the mini-batches that its own seed draws, and ends with the weights that it
+    would have alone, to rounding. The seconds in its history are those of all of them.
+
+    Beside each file, in a folder of the same name, snapshots are kept of the initialisation, of the
+    end of warm-up, and of the epochs in `snapshots`; until the training ends, that folder also
+    holds the state to go on from after an interruption. Every epoch draws from its own random
+    stream, so that an interrupted training ends with the same weights as an uninterrupted one.
 
     Parameters
     ----------
-    start : Checkpoint
-        Untrained model (epoch 0), its recipe and seed.
-    out : Path
-        File of the trained checkpoint.
+    starts : sequence of Checkpoint
+        Untrained models (epoch 0) that a `Stack` can hold, with seeds of their own and one recipe.
+    outs : sequence of Path
+        Files of the trained checkpoints.
     train_set, test_set : ImageDataset
     snapshots : collection of int
         Further epochs to keep.
@@ -68,110 +81,185 @@ def train(
         Train under bfloat16 autocast; weights and evaluation stay float32.
     compile : bool
         Train with ``torch.compile``.
+    deadline : float
+        When to stop, as `time.monotonic` counts: after an epoch, if another of the same length
+        would end later. The same call goes on from there.
     team : Team
         Processes that all make this call, each of which takes its share of every batch. The result
         is that of one process, to rounding, whatever their number, which may change at an
         interruption. The first one saves.
 
+    Returns
+    -------
+    list of Checkpoint
+        The trained networks, or, at the deadline, how far they are.
+
     Raises
     ------
     InputError
-        If the folder of `out` holds the state of a different training, or of one on other images.
+        If a folder holds the state of a different training, or of one on other images.
     """
-    recipe, model = start.recipe, start.model.to(device)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
-    )
+    recipe, device = starts[0].recipe, torch.device(device)
     snapshots = {0, recipe.warmup_epochs, *snapshots}
     evaluated = {*range(0, recipe.epochs, evaluate_every), *snapshots, recipe.epochs}
-    folder, state = out.with_suffix(""), out.with_suffix("") / "resume.pt"
     data = [train_set.fingerprint, test_set.fingerprint]
-    saved = team.first(lambda: _saved_state(state, start, data))
+    states = team.first(lambda: saved_states(outs, starts, data))
+    stack = Stack([start.model for start in starts], device)
+    optimizer = torch.optim.AdamW(
+        [stack.weights],
+        lr=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        fused=True,
+    )
 
-    def snapshot(epoch: int) -> Path:
-        return folder / f"epoch{epoch:03d}.pt"
+    def snapshot(out: Path, epoch: int) -> Path:
+        return out.with_suffix("") / f"epoch{epoch:03d}.pt"
 
-    if saved is not None:
-        current = _restored(saved, state, start, optimizer)
-        if current.epoch in snapshots:  # what is saved after the state
-            team.first(lambda: _keep_unless_there(current, snapshot(current.epoch)))
+    if states:
+        networks = restore(states, starts, stack.weights, optimizer)
+        if networks[0].epoch in snapshots:  # what is saved after the states
+            for network, out in zip(networks, outs, strict=True):
+                team.first(partial(_keep_unless_there, network, snapshot(out, network.epoch)))
     else:
-        scores = evaluate(model, train_set, test_set, team)
-        history = {"epoch": [0.0], "objective": [float("nan")], "learning_rate": [0.0]}
-        history |= {"seconds": [0.0], **{name: [score] for name, score in scores.items()}}
-        current = replace(start, history=history)
-        if team.rank == 0:
-            current.save(snapshot(0))
+        networks = []
+        for start, out in zip(starts, outs, strict=True):
+            scores = evaluate(start.model, train_set, test_set, team)
+            history = {"epoch": [0.0], "objective": [float("nan")], "learning_rate": [0.0]}
+            history |= {"seconds": [0.0], **{name: [score] for name, score in scores.items()}}
+            networks.append(replace(start, history=history))
+            if team.rank == 0:
+                networks[-1].save(snapshot(out, 0))
 
-    augment = Augmentation(recipe, train_set)
-    run = torch.compile(model) if compile else model
-    precision = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16)
+    augment = Augmentation(recipe, train_set, device)
+    loss_fn, run = recipe.loss, stack.losses
+    if compile:
+        torch.compiler.reset()  # or the programs of former stacks would count against its limit
+        run = torch.compile(run)
+    precision = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
     size = min(recipe.batch_size, len(train_set))  # of all batches
     share = team.shard(size)
-    fast = CACHED_BATCH if torch.device(device).type == "cpu" else size
+    fast = CACHED_BATCH if device.type == "cpu" else size
     at_once = Halving(min(share.stop - share.start, fast), "training")
+    weights = stack.weights
+    gradient = weights.grad = torch.zeros_like(weights)
 
-    def gradient(inputs: Tensor, targets: Tensor, drawn: list[Tensor], most: int) -> Tensor:
-        optimizer.zero_grad()
-        total = torch.zeros((), device=device)
+    def losses_and_gradient(batch: tuple[Tensor, Tensor, Tensor], most: int) -> Tensor:
+        """Mean losses (n,) of a mini-batch; their gradients are left in `gradient`."""
+        gradient.zero_()
+        total = torch.zeros(len(starts), device=device)
         for part in parts(share, most):
-            _go_back_to(drawn, device)  # every part draws the random numbers of the whole batch
-            with part_of_batch(model, size, part), precision:
-                outputs = run(inputs[part].to(device))
-                weight = len(outputs) / size
-                if weight:
-                    loss = weight * recipe.loss(outputs, targets[part].to(device))
-                else:
-                    loss = outputs.sum()
-            loss.backward()
-            total += loss.detach()
+            inputs, targets, kept = (t[:, part] for t in batch)
+            with precision:
+                losses = (part.stop - part.start) / size * run(loss_fn, inputs, targets, kept)
+            losses.sum().backward()
+            total += losses.detach()
         return total
 
-    bar = tqdm(total=recipe.epochs, initial=current.epoch, desc=out.stem, unit="epoch")
-    for epoch in range(current.epoch, recipe.epochs):
-        began, losses = time.perf_counter(), []
-        with seeded(torch.device(device), derive_seed(start.seed, epoch)):
-            model.train()
-            batches = torch.randperm(len(train_set)).split(recipe.batch_size)
-            batches = batches[: max(len(train_set) // recipe.batch_size, 1)]  # full ones
-            for step, indices in enumerate(batches, start=1):
-                rate = recipe.learning_rate_at(epoch + step / len(batches))
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                # Everyone draws the whole batch, so that what is random is the same in any team.
-                inputs, targets = augment(indices)
-                work = partial(gradient, inputs, targets, _random_states(device))
-                loss = _summed(model, at_once(work), team)
-                nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
-                optimizer.step()
-                losses.append(loss)
-        current = replace(current, epoch=epoch + 1)
+    names = outs[0].stem + f" and {len(outs) - 1} more" * (len(outs) > 1)
+    bar = tqdm(total=recipe.epochs, initial=networks[0].epoch, desc=names, unit="epoch")
+    saved_at = time.monotonic()
+    for epoch in range(networks[0].epoch, recipe.epochs):
+        began, losses = time.monotonic(), []
+        for start in starts:
+            start.model.train()
+        steps = max(len(train_set) // size, 1)
+        for step, batch in enumerate(
+            _batches(starts, epoch, len(train_set), augment, stack), start=1
+        ):
+            rate = recipe.learning_rate_at(epoch + step / steps)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            # Everyone draws the whole batch, so that what is random is the same in any team.
+            losses.append(_summed(at_once(partial(losses_and_gradient, batch)), gradient, team))
+            _clip(gradient, recipe.clip_norm)
+            optimizer.step()
+        networks = [replace(network, epoch=epoch + 1) for network in networks]
         if epoch + 1 in evaluated:
-            penalty = sum(p.square().sum().item() for p in model.parameters())
-            row = {
-                "epoch": epoch + 1.0,
-                # The mean NLL during the epoch, and the penalty at its end.
-                "objective": torch.stack(losses).mean().item() + recipe.weight_decay / 2 * penalty,
-                "learning_rate": rate,
-                "seconds": time.perf_counter() - began,
-                **evaluate(model, train_set, test_set, team),
-            }
-            history = {name: [*current.history[name], value] for name, value in row.items()}
-            current = replace(current, history=history)
+            # The mean NLL during the epoch, and the penalty at its end.
+            nlls = torch.stack(losses).mean(0).tolist()
+            seconds = time.monotonic() - began
+            for k, network in enumerate(networks):
+                penalty = weights[k].detach().double().square().sum().item()
+                row = {
+                    "epoch": epoch + 1.0,
+                    "objective": nlls[k] + recipe.weight_decay / 2 * penalty,
+                    "learning_rate": rate,
+                    "seconds": seconds,
+                    **evaluate(network.model, train_set, test_set, team),
+                }
+                history = {name: [*network.history[name], value] for name, value in row.items()}
+                networks[k] = replace(network, history=history)
             bar.set_postfix(nll=f"{row['train_nll']:.3f}", error=f"{row['test_error']:.1%}")
-        if team.rank == 0:
-            _save_state(state, current, optimizer, data)
+        now = time.monotonic()
+        late = deadline < math.inf and epoch + 1 < recipe.epochs
+        late = late and team.first(partial(operator.gt, now + (now - began), deadline))
+        if team.rank == 0 and (late or epoch + 1 in evaluated or now > saved_at + SAVE_EVERY):
+            save_states(networks, outs, weights, optimizer, data)
+            saved_at = now
         if epoch + 1 in snapshots and team.rank == 0:
-            current.save(snapshot(epoch + 1))
+            for network, out in zip(networks, outs, strict=True):
+                network.save(snapshot(out, epoch + 1))
         bar.update()
+        if late:
+            break
     bar.close()
 
-    def finish() -> Checkpoint:
-        current.save(out)
-        state.unlink()
+    def finish(network: Checkpoint, out: Path) -> Checkpoint:
+        network.save(out)
+        for path in state_files(out):
+            path.unlink(missing_ok=True)
         return load_checkpoint(out)
 
-    return team.first(finish)
+    if networks[0].epoch < recipe.epochs:
+        return networks
+    return [team.first(partial(finish, *pair)) for pair in zip(networks, outs, strict=True)]
+
+
+def _batches(
+    starts: Sequence[Checkpoint], epoch: int, images: int, augment: Augmentation, stack: Stack
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The mini-batches of an epoch of so many images, each network's drawn by its own seed.
+
+    Yields inputs (n, B, channels, height, width), targets (n, B, classes) and what `Stack.draw`
+    chose (n, B, branches), on the device of the stack, for which nothing here waits.
+    """
+    most, device = starts[0].recipe.batch_size, stack.weights.device
+    ahead = AHEAD if device.type == "cuda" else 1
+    streams = [Stream(derive_seed(start.seed, epoch)) for start in starts]
+    orders = []
+    for stream in streams:
+        with stream:
+            order = torch.randperm(images).split(most)
+        orders.append(order[: max(images // most, 1)])  # full ones
+    for first in range(0, len(orders[0]), ahead):
+        drawn = []  # by network, then by mini-batch
+        for stream, order in zip(streams, orders, strict=True):
+            with stream:
+                some = order[first : first + ahead]
+                drawn.append([(augment.draw(i), stack.draw(len(i))) for i in some])
+        in_turn = [pair for pairs in zip(*drawn, strict=True) for pair in pairs]
+        choices, branches = zip(*in_turn, strict=True)
+        kept = torch.cat(branches)
+        if device.type == "cuda":
+            kept = kept.pin_memory()
+        made = (*augment.apply(choices), kept.to(device, non_blocking=True))
+        by_step = [t.unflatten(0, (-1, len(starts), len(order[0]))) for t in made]
+        yield from zip(*by_step, strict=True)
+
+
+def _summed(losses: Tensor, gradient: Tensor, team: Team) -> Tensor:
+    """Replace gradients (n, P) by their sum over a team, and return that of the losses (n,)."""
+    if team.size == 1:
+        return losses
+    total = team.sum_(torch.cat([losses, gradient.flatten()]))  # one message
+    gradient.copy_(total[len(losses) :].view_as(gradient))
+    return total[: len(losses)]
+
+
+def _clip(gradient: Tensor, norm: float) -> None:
+    """Scale each row of a gradient down to so large a norm, if it is larger."""
+    norms = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
+    gradient.mul_((norm / (norms + 1e-6)).clamp(max=1))
 
 
 @torch.inference_mode()
@@ -210,95 +298,9 @@ def shares(n: int, team: Team, at_once: int) -> Iterator[slice]:
 
 
 def parts(whole: slice, most: int) -> Iterator[slice]:
-    """Cut a range into parts of at most so many; of an empty one there is one."""
-    for start in range(whole.start, max(whole.stop, whole.start + 1), max(most, 1)):
+    """Cut a range into parts of at most so many."""
+    for start in range(whole.start, whole.stop, max(most, 1)):
         yield slice(start, min(start + most, whole.stop))
-
-
-def _random_states(device: torch.device | str) -> list[Tensor]:
-    states = [torch.get_rng_state()]
-    return [*states, torch.cuda.get_rng_state(device)] if "cuda" in str(device) else states
-
-
-def _go_back_to(states: list[Tensor], device: torch.device | str) -> None:
-    torch.set_rng_state(states[0])
-    for state in states[1:]:
-        torch.cuda.set_rng_state(state, device)
-
-
-def _summed(model: nn.Module, loss: Tensor, team: Team) -> Tensor:
-    """Replace gradients by their sums over a team, and return that of the loss: one message."""
-    if team.size == 1:
-        return loss
-    parameters = list(model.parameters())
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    flat = torch.cat([loss.reshape(1), *(gradient.flatten() for gradient in gradients)])
-    total, *sums = team.sum_(flat).split([1, *(p.numel() for p in parameters)])
-    for parameter, gradient in zip(parameters, sums, strict=True):
-        parameter.grad = gradient.view_as(parameter)
-    return total.squeeze()
-
-
-def _save_state(
-    path: Path, current: Checkpoint, optimizer: torch.optim.Optimizer, data: list[str]
-) -> None:
-    state: dict[str, object] = {
-        "run": _identity(current),
-        "data": data,
-        "epoch": current.epoch,
-        "history": current.history,
-        "model": current.model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-    }
-    save(state, path)
-
-
-def _saved_state(path: Path, start: Checkpoint, data: list[str]) -> dict[str, Any] | None:
-    """What `_save_state` has saved of the training that begins with `start`, if it has."""
-    if not path.exists():
-        return None
-    try:
-        state = read_pickle(path)
-    except InputError as error:
-        raise _damaged(path) from error
-    if not isinstance(state, dict) or not isinstance(state.get("run"), str):
-        raise _damaged(path)
-    if state["run"] != _identity(start):
-        raise InputError(
-            f"{path}: saved by a training with other options; give those again, or start anew "
-            "with --force"
-        )
-    if state.get("data", data) != data:  # older states do not have it
-        raise InputError(
-            f"{path}: saved by a training on other images, {start.dataset} has changed since; put "
-            "those back, or start anew with --force"
-        )
-    return state
-
-
-def _restored(
-    saved: dict[str, Any], path: Path, start: Checkpoint, optimizer: torch.optim.Optimizer
-) -> Checkpoint:
-    try:
-        require_integer("epoch", saved["epoch"], 1, start.recipe.epochs)
-        require_history(saved["history"])
-        # Settings are those of the recipe, whatever the file says; the rate is set at every step.
-        own, parameters = optimizer.state_dict(), list(start.model.parameters())
-        moments = saved["optimizer"]["state"]
-        for i, moment in moments.items():
-            for name in ("exp_avg", "exp_avg_sq"):
-                require(moment[name].shape == parameters[i].shape, name, i, "a parameter's shape")
-            require(moment["step"].numel() == 1 and len(moment) == 3, "step", i, "one number")
-        require(len(moments) == len(parameters), "optimizer", len(moments), "all parameters")
-        start.model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(own | {"state": moments})
-        return replace(start, epoch=saved["epoch"], history=saved["history"])
-    except Exception as error:  # a damaged file fails in any way it likes
-        raise _damaged(path) from error
-
-
-def _damaged(path: Path) -> InputError:
-    return InputError(f"{path}: damaged; delete it, or start again with --force")
 
 
 def _keep_unless_there(current: Checkpoint, path: Path) -> None:
@@ -308,20 +310,3 @@ def _keep_unless_there(current: Checkpoint, path: Path) -> None:
         if same_training(found, current) and found.epoch == current.epoch:
             return
     current.save(path)
-
-
-def same_training(one: Checkpoint, other: Checkpoint) -> bool:
-    """Whether two checkpoints belong to trainings that could go on one where the other stopped."""
-    return _identity(one) == _identity(other)
-
-
-def _identity(checkpoint: Checkpoint) -> str:
-    return repr(
-        [
-            checkpoint.architecture,
-            checkpoint.dataset,
-            checkpoint.images,
-            checkpoint.recipe,
-            checkpoint.seed,
-        ]
-    )

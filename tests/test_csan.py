@@ -143,7 +143,7 @@ def test_inference_agrees_with_what_is_differentiated(window, head_window, borde
 
 def test_stochastic_depth_rises_linearly():
     model = small(depth=3, stochastic_depth=0.2)
-    assert [block.drop_path.p for block in model.blocks] == [0, 0.1, 0.2]
+    assert [block.drop_path1.p for block in model.blocks] == [0, 0.1, 0.2]
 
 
 @pytest.mark.parametrize(

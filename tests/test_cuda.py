@@ -28,8 +28,11 @@ from analysis.landscape import random_directions, surface
 from models import CSAN, load_checkpoint, load_dataset
 from models import train as train_command
 from models import training as loop
+from models.augment import Augmentation
+from models.datasets import ImageDataset
+from models.recipes import PRESETS
 from models.train import Options, untrained
-from models.training import train
+from models.training import train, train_together
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -54,6 +57,36 @@ def both(model, dtype=torch.float64, examples=7, size=4):
     batch = torch.randn(examples, 1, size, size, dtype=dtype), torch.arange(examples) % CLASSES
     model = model.to(dtype)
     return (model, batch), (copy.deepcopy(model).cuda(), tuple(t.cuda() for t in batch))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_augmented_images_are_those_of_the_cpu_to_the_bit(preset):
+    shape = (300, 8, 8, 1) if preset == "digits" else (300, 32, 32, 3)
+    channels = torch.rand(2, shape[-1])
+    images = torch.randint(256, shape, dtype=torch.uint8)
+    images[::3] //= 5  # not all of the levels
+    labels = torch.arange(len(images)) % CLASSES
+    dataset = ImageDataset("noise", images, labels, ("a", "b", "c"), channels[0], channels[1])
+    made = []
+    for device in ("cpu", "cuda"):
+        augment = Augmentation(PRESETS[preset].recipe, dataset, device)
+        torch.manual_seed(3)
+        drawn = [augment.draw(indices) for indices in torch.randperm(len(images)).split(50)]
+        made.append(augment.apply(drawn))
+    for own, other in zip(*made, strict=True):
+        assert other.is_cuda
+        assert torch.equal(other.cpu(), own)
+
+
+def test_augmentation_does_not_wait_for_the_device():
+    dataset = load_dataset("digits")
+    augment = Augmentation(PRESETS["paper-cifar100"].recipe, dataset, "cuda")
+    drawn = augment.draw(torch.arange(96))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        augment.apply([drawn])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("operator", [Hessian, GGN, Fisher])
@@ -149,6 +182,32 @@ def test_too_little_memory_halves_the_batches(capsys):
     assert "not enough memory for 1024 examples" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("compile", [False, True])
+def test_networks_together_end_as_each_alone_and_go_on_to_the_bit(tmp_path, compile):
+    data = load_dataset("digits").first(96), load_dataset("digits", "test").first(32)
+
+    def trained(name, kinds, **options):
+        starts, outs = [], []
+        for window, head_window in kinds:
+            outs.append(tmp_path / name / f"{window}{head_window}.pt")
+            sizes = dict(dim=12, depth=2, epochs=6, images=96)
+            own = Options(out=outs[-1], window=window, head_window=head_window, **sizes)
+            starts.append(untrained(own, data[0]))
+        found = train_together(starts, outs, *data, device="cuda", **options)
+        return [dict(network.model.state_dict()) for network in found]
+
+    kinds = [(3, 1), (8, 1), (5, 3)]
+    alone = [trained("alone", [kind])[0] for kind in kinds]
+    together = trained("together", kinds, compile=compile)
+    for one, other in zip(together, alone, strict=True):
+        for key in one:
+            torch.testing.assert_close(one[key], other[key], rtol=1e-2, atol=1e-3)
+    for _ in range(5):  # an epoch each, and the last one
+        trained("pieces", kinds, compile=compile, deadline=0.0)
+    for one, other in zip(trained("pieces", kinds, compile=compile), together, strict=True):
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
 class Interrupt(Exception):
     pass
 
@@ -167,15 +226,15 @@ def test_a_training_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, comp
     assert whole.history["train_nll"][-1] < whole.history["train_nll"][0]
     assert all(p.device.type == "cpu" for p in whole.model.parameters())
 
-    save = loop._save_state
+    save = loop.save_states
 
-    def interrupt(path, current, *rest):
-        save(path, current, *rest)
-        if current.epoch == 4:
+    def interrupt(networks, *rest):
+        save(networks, *rest)
+        if networks[0].epoch == 4:
             raise Interrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_save_state", interrupt)
+        patch.setattr(loop, "save_states", interrupt)
         with pytest.raises(Interrupt):
             trained("parts")
     parts = trained("parts")

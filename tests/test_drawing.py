@@ -179,6 +179,16 @@ def test_seeds_are_pooled_and_other_recipes_are_not(folder):
     assert labels.seeds(groups) == "1 to 2 seeds"
 
 
+def test_recipes_with_an_option_that_others_lack_are_told_apart(folder):
+    write(folder / "timm.h5", "history", {}, window=3, recipe=dict(randaugment="timm"))
+    groups = labels.by_architecture(collect([folder], "history"))
+    assert {text: len(members) for text, members in groups.items()} == {
+        "3×3, randaugment None": 2,
+        "3×3, randaugment timm": 1,
+        "8×8 (global)": 2,
+    }
+
+
 def test_what_was_measured_differently_is_not_compared(folder):
     write(folder / "k1.h5", "hessian/train", {"eigenvalues": np.ones((1, 1))}, k=1)
     found = collect([folder], "hessian/train")

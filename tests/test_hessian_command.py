@@ -84,7 +84,7 @@ def objective_of(path):
 def test_eigenvalues_are_those_of_the_dense_hessian(measured):
     path, measurement = measured
     objective = objective_of(path)
-    assert objective.model.blocks[1].drop_path.p > 0
+    assert objective.model.blocks[1].drop_path1.p > 0
     eigenvalues = measurement.arrays["eigenvalues"]
     for batch, (x, y) in enumerate(objective.batches):
         matrix = dense_hessian(objective.model, x, y, alone(batch))

@@ -35,7 +35,7 @@ def test_what_was_stored_is_read_again(checkpoint):
     assert found.options == OPTIONS
     assert found.checkpoint["sha256"] == checkpoint.sha256
     assert found.checkpoint["architecture"] == checkpoint.architecture
-    assert found.checkpoint["recipe"] == dataclasses.asdict(checkpoint.recipe)
+    assert found.checkpoint["recipe"] == checkpoint.recipe.options()
     assert found.versions["torch"]
     assert found.date.endswith("+00:00")
 

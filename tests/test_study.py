@@ -154,6 +154,53 @@ def test_dry_run_prints_the_plan_and_its_cost_and_does_nothing(here, call):
     assert "as measured in a few steps" in out
 
 
+GRIDS = """
+[train]
+dim = 6
+depth = 1
+epochs = 6
+images = 64
+
+[[grid]]
+seed = [0, 1]
+window = [3, 5]
+out = "seed{seed}/csan{window}.pt"
+
+[[grid]]
+window = [3, 8]
+head_window = 3
+out = "heads/csan{window}.pt"
+"""
+
+
+def test_networks_of_a_grid_are_trained_as_one_program_piece_by_piece(here, call):
+    Path("studies/grids.toml").write_text(GRIDS)
+    code, out, _ = call("grids", "--dry-run", "--rate", "64", "--minutes", 0.1, "--together", "yes")
+    assert code == 0
+    # 4 networks of 64 images are 4 s an epoch, of which one fits; 2 networks are 2 s, 3 fit.
+    assert re.search(r"seed0/csan3.pt and 3 more +6 +4 s +1 +6 ", out)
+    assert re.search(r"heads/csan3.pt and 1 more +6 +2 s +3 +2 ", out)
+    for piece in range(12):  # an epoch each
+        code, out, err = call("grids", "--together", "yes", "--minutes", "1e-9", "--only", "train")
+        assert code == 0, err
+        left = (6 if piece < 5 else 2) if piece < 11 else 0
+        assert (f"time is up with {left} trainings left" in out) == (left > 0)
+        assert ("4 as one program: seed0/csan3.pt" in out) == (piece < 6)
+        assert ("2 as one program: heads/csan3.pt" in out) == (piece >= 6)
+    assert all(t.state() == "trained" for t in load_plan("grids").trainings)
+    assert not list(here.rglob("resume*"))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_trainings_one_by_one_stop_in_time_too(here, call, processes):
+    arguments = ["tiny", "--processes", processes, "--minutes", "1e-6"]
+    code, out, err = call(*arguments)
+    assert code == 0, err
+    assert "time is up with 2 trainings left" in out
+    assert not list(here.rglob("*.h5"))
+    assert call("tiny", "--minutes", "-1")[0] == 2
+
+
 def test_cost_is_that_of_the_architecture(here):
     training = load_plan("tiny").trainings[0]
     dim, tokens = 6, 64

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from torch import nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from models import CSAN, InputError, load_checkpoint, load_dataset, memory
 from models.augment import Augmentation
 from models.checkpoint import FORMAT
-from models.csan import StochasticDepth, part_of_batch
+from models.csan import StochasticDepth
 from models.distributed import ALONE
 from models.recipes import PRESETS, Recipe
 from models.train import Options, untrained
@@ -85,6 +85,34 @@ def test_every_preset_augments_and_trains_reproducibly(digits):
             draws.append(augment(torch.arange(6)))
         assert torch.equal(draws[0][0], draws[1][0])
         assert torch.equal(draws[0][1], draws[1][1])
+
+
+def test_the_papers_preset_has_the_border_and_the_positions_of_its_code(tmp_path, digits):
+    options = dict(preset="paper-cifar100", dataset="digits", dim=96, depth=1, epochs=6)
+    paper = tiny(tmp_path / "paper.pt", digits, **options)
+    assert paper.architecture["border"] == "zero"
+    assert paper.model.position_embedding.std().item() == pytest.approx(0.02, rel=0.1)
+    chosen = tiny(tmp_path / "mask.pt", digits, **options, border="mask")
+    assert chosen.architecture["border"] == "mask"
+    own = tiny(tmp_path / "own.pt", digits, dim=96)
+    assert own.architecture["border"] == "clamp"
+    assert own.model.position_embedding.std().item() == pytest.approx(0.5, rel=0.1)
+    paper.save(tmp_path / "paper.pt")
+    again = load_checkpoint(tmp_path / "paper.pt")
+    assert (again.recipe, again.architecture) == (paper.recipe, paper.architecture)
+
+
+def test_a_recipe_of_before_is_described_as_before():
+    """Or what is measured now would not be compared with what was."""
+    old = PRESETS["cifar100"].recipe.options()
+    assert "randaugment" not in old
+    assert Recipe(**old) == PRESETS["cifar100"].recipe
+    paper = PRESETS["paper-cifar100"].recipe
+    assert (
+        Recipe(**paper.options()) == paper != dataclasses.replace(paper, randaugment="torchvision")
+    )
+    with pytest.raises(InputError, match="randaugment: 'pillow' is not usable, expected one of"):
+        dataclasses.replace(paper, randaugment="pillow")
 
 
 def test_records_what_is_asked_of_a_training(trained, digits):
@@ -195,10 +223,8 @@ def test_stochastic_depth_is_torchvisions_to_the_bit():
     torch.manual_seed(1)
     assert torch.equal(ours(x), expected)
     torch.manual_seed(1)
-    with part_of_batch(nn.Sequential(ours), 7, slice(2, 5)):
-        assert torch.equal(ours(x[2:5]), expected[2:5])
-    torch.manual_seed(1)
-    assert torch.equal(ours(x), expected)
+    kept = ours.draw(7, x.device)
+    assert torch.equal(functional_call(ours, {"kept": kept[2:5]}, x[2:5]), expected[2:5])
     assert ours.eval()(x) is x
 
 
@@ -256,9 +282,6 @@ def test_going_on_with_other_images_is_refused(tmp_path, digits, monkeypatch):
     with pytest.raises(InputError, match=r"resume.pt: saved by a training on other images, digits"):
         train(tiny(out, digits, epochs=6), out, changed, digits[1])
     assert state.read_bytes() == before
-    content = torch.load(state, weights_only=True)
-    del content["data"]  # as states were before
-    torch.save(content, state)
     assert train(tiny(out, digits, epochs=6), out, *digits).epoch == 6
 
 
@@ -267,7 +290,7 @@ def test_damaged_states_are_refused_and_left_as_they_are(tmp_path, digits, monke
     killed(out, digits, monkeypatch, 4)
     state = out.with_suffix("") / "resume.pt"
     whole, content = state.read_bytes(), torch.load(state, weights_only=True)
-    torch.save(content | {"model": {}}, state)
+    torch.save(content | {"weights": torch.zeros(3)}, state)
     for bad in (state.read_bytes(), whole[:-100], b""):
         state.write_bytes(bad)
         with pytest.raises(InputError, match=r"resume.pt: damaged; delete it, or start again with"):

@@ -1,7 +1,8 @@
 """Training against other ways to do it: ``python -m tests.benchmarks.bench_training``.
 
-A CSAN of dim 96, depth 6 on CIFAR-100, by the recipe of its preset. All sides take turns, and
-ratios are medians over the turns. Printed and written to ``training.md``.
+On a GPU if there is one: augmentation by the paper's recipe, and three ViT-Ti that are trained at
+once by it. On the CPU: a CSAN of dim 96, depth 6 on CIFAR-100, by the recipe of its preset. All
+sides take turns, and ratios are medians over the turns. Printed and written to ``training.md``.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -26,17 +27,21 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import trange
 
+from models.augment import Augmentation
 from models.checkpoint import Checkpoint
 from models.csan import CSAN, WindowAttention
 from models.datasets import ImageDataset, load_dataset
-from models.recipes import PRESETS
-from models.training import train
+from models.devices import choose_device
+from models.recipes import PRESETS, RandAugment, Recipe
+from models.train import Options, untrained
+from models.training import train, train_together
 from tests.benchmarks.images import Images
 from tests.benchmarks.table import Row, write_table
 
 OUTPUT = Path(__file__).with_name("training.md")
 PACKAGES = ("torch", "torchvision", "timm")
-PRESET = PRESETS["cifar100"]
+ROWS = ("augmentation", "together", "peers")
+PRESET, PAPER = PRESETS["cifar100"], PRESETS["paper-cifar100"]
 RECIPE = replace(PRESET.recipe, epochs=1, warmup_epochs=0)
 WINDOW = 5
 ARCHITECTURE = {**PRESET.architecture, **dict(image_size=32, channels=3, classes=100)}
@@ -47,10 +52,122 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=1920, help="of an epoch")
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--dataset", default="cifar100", help="or an HDF5 file of such images")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="these alone")
+    parser.add_argument("--dim", type=int, default=192, help="of the three networks")
+    parser.add_argument("--depth", type=int, default=12, help="of the three networks")
     options = parser.parse_args()
-    train_set = load_dataset("cifar100").first(options.images)
-    rows = against_peers(train_set, options.turns)
+    sizes = dict(dim=options.dim, depth=options.depth)
+    parts = dict(augmentation=augmentation, together=partial(together, sizes=sizes))
+    parts["peers"] = against_peers
+    train_set = load_dataset(options.dataset).first(options.images)
+    rows = chain.from_iterable(parts[name](train_set, options.turns) for name in options.rows)
     write_table(OUTPUT, rows, packages=PACKAGES, threads=torch.get_num_threads())
+
+
+def augmentation(train_set: ImageDataset, turns: int) -> Iterator[Row]:
+    """The paper's, of whole mini-batches on a device, against that of one image after the other."""
+    device = choose_device("auto")
+    recipe = PRESETS["paper-cifar100"].recipe
+    batches = torch.arange(len(train_set)).split(recipe.batch_size)
+    batches = batches[: len(train_set) // recipe.batch_size]  # full ones
+    ours = Augmentation(recipe, train_set, device)
+    old = Augmentation(replace(recipe, randaugment="torchvision"), train_set)
+    sides: dict[str, Callable[[], object]] = {
+        "ours": lambda: [ours(indices) for indices in batches],
+        "ours, eight at once": lambda: [
+            ours.apply([ours.draw(indices) for indices in batches[i : i + 8]])
+            for i in range(0, len(batches), 8)
+        ],
+        "torchvision": lambda: [old(indices) for indices in batches],
+        "timm": partial(timm_augmentation, recipe, train_set),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in trange(1 + turns, desc="turns", leave=False):
+        for name, augment in sides.items():
+            began = time.perf_counter()
+            augment()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds[name].append(time.perf_counter() - began)
+    seconds = {name: s[1:] for name, s in seconds.items()}  # the first is to warm up
+    images = recipe.batch_size * len(batches)
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+    for own, how in (("ours", "by 96"), ("ours, eight at once", "by 8 x 96")):
+        rate = images / np.median(seconds[own])
+        work = f"augmentation by the paper's recipe, {how}, on {where}: {rate:,.0f} images a second"
+        for peer, against in (
+            ("timm", "timm and Pillow, one image after the other"),
+            ("torchvision", "torchvision's RandAugment, one image after the other"),
+        ):
+            ratio = float(np.median(np.divide(seconds[peer], seconds[own])))
+            yield work, against, ratio, 50 if device.type == "cuda" else 1
+
+
+def timm_augmentation(recipe: Recipe, train_set: ImageDataset) -> None:
+    """Augment all images with timm's parts, put together as its training script does."""
+    loader = DataLoader(
+        Images(train_set.images, train_set.labels, "rand-m9-n2-mstd1.0"),
+        batch_size=recipe.batch_size,
+        drop_last=True,
+    )
+    mix = Mixup(recipe.mixup, recipe.cutmix, num_classes=100)
+    for batch in loader:
+        mix(*batch)
+
+
+def together(train_set: ImageDataset, turns: int, sizes: dict[str, int]) -> Iterator[Row]:
+    """Windows 3, 5 and 8 as one program, compiled on a GPU, against one after another, eagerly."""
+    device, windows = choose_device("auto"), (3, 5, 8)
+    of = partial(seconds_of, train_set, device, sizes)
+    sides: dict[str, Callable[[], float]] = {
+        "at once": lambda: of(windows, compile=device.type == "cuda"),
+        "one after another": lambda: sum(of([window]) for window in windows),
+        "one after another, torchvision augments one image after the other": lambda: sum(
+            of([window], randaugment="torchvision") for window in windows
+        ),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in trange(turns, desc="turns", leave=False):
+        for name, side in sides.items():
+            seconds[name].append(side())
+    batch = PAPER.recipe.batch_size
+    images = len(windows) * (len(train_set) // batch) * batch
+    rates = {name: f"{images / np.median(s):,.0f} images a second" for name, s in seconds.items()}
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+    work = f"three ViT at once (dim {sizes['dim']}, depth {sizes['depth']}) on {where}: "
+    for name, goal in zip(list(sides)[1:], (1, 10), strict=True):
+        ratio = float(np.median(np.divide(seconds[name], seconds["at once"])))
+        yield work + rates["at once"], f"{name}: {rates[name]}", ratio, goal
+
+
+def seconds_of(
+    train_set: ImageDataset,
+    device: torch.device,
+    sizes: dict[str, int],
+    windows: Sequence[int],
+    *,
+    compile: bool = False,
+    randaugment: RandAugment = "timm",
+) -> float:
+    """Seconds of the second epoch by the paper's recipe, evaluations apart."""
+    recipe = replace(PAPER.recipe, epochs=2, warmup_epochs=0, randaugment=randaugment)
+    with tempfile.TemporaryDirectory() as folder:
+        outs = [Path(folder, f"csan{window}.pt") for window in windows]
+        starts = []
+        for window, out in zip(windows, outs, strict=True):
+            options = Options(out=out, window=window, preset="paper-cifar100", **sizes)
+            starts.append(replace(untrained(options, train_set), recipe=recipe))
+        trained = train_together(
+            starts,
+            outs,
+            train_set,
+            train_set.first(1),
+            device=device,
+            bf16=device.type == "cuda",
+            compile=compile,
+        )
+    return trained[0].history["seconds"][-1]
 
 
 def against_peers(train_set: ImageDataset, turns: int) -> Iterator[Row]:

@@ -101,7 +101,7 @@ def _trainings() -> Target:
     from models.checkpoint import Checkpoint
     from models.csan import CSAN
     from models.recipes import Recipe
-    from models.training import _restored, _saved_state
+    from models.resuming import read_state
 
     start = Checkpoint(
         CSAN(**bases.ARCHITECTURE),
@@ -113,14 +113,12 @@ def _trainings() -> Target:
         0,
         {},
     )
-    optimizer = torch.optim.AdamW(start.model.parameters(), fused=True)
-    content = bases.resume_content(start, optimizer)
+    content = bases.resume_content(start)
     entries = entries_of(bases.saved(content))
     ops = operations(next(c for n, c in entries if n.endswith("data.pkl")))
 
     def read(path: Path) -> object:
-        saved = _saved_state(path, start, [])
-        return saved and _restored(saved, path, start, optimizer)
+        return read_state(path, start, [])
 
     return Target(
         "resume",
@@ -290,7 +288,7 @@ def shorten() -> None:
         raise InputError("usable")
 
     models.datasets._download = refuse
-    models.training.train = refuse
+    models.training.train_together = refuse
     models.train.alone = contextlib.nullcontext
     importlib.import_module("analysis.study").print_plan = refuse
     importlib.import_module("analysis.study").run_all = refuse
