@@ -34,6 +34,8 @@ class Recorder:
     recorded, so graphs that are to be recorded have to be made in `stream`, too.
     """
 
+    refused = False  # it has been seen that functions like these cannot be recorded
+
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
@@ -59,7 +61,9 @@ class Recorder:
         A recording that this ends could not be ended properly.
         """
         before = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("error")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that not all that waits is seen
+            torch.cuda.set_sync_debug_mode("error")
         try:
             with self.stream():
                 return work()
@@ -110,13 +114,12 @@ class Captured:
     def __init__(self, function: RowFunction, recorder: Recorder | None) -> None:
         self._function = function
         self._recorder = recorder
-        self._refused = False
         self._rehearsed: set[torch.Size] = set()
         self._recorded: dict[torch.Size, RowFunction] = {}
 
     def __call__(self, rows: Tensor) -> Tensor:
         """The result may be overwritten by the next call of what shares the recorder."""
-        if self._recorder is None or self._refused:
+        if self._recorder is None or self._recorder.refused:
             with on_stream_of(self._recorder):
                 return self._function(rows)
         if rows.shape in self._recorded:
@@ -132,8 +135,7 @@ class Captured:
                 raise  # it has nothing to do with the recording
             reason = str(error).strip().splitlines()[0]
             warnings.warn(f"products are not replayed as a CUDA graph: {reason}", stacklevel=2)
-            self._refused = True
-            self._recorded.clear()
+            self._recorder.refused = True
         return self(rows)
 
 
