@@ -42,7 +42,7 @@ from models.csan import CSAN
 from models.datasets import load_dataset
 from models.devices import choose_device
 from tests.benchmarks.bench_curvature import loosest, relative_error, spectrum
-from tests.benchmarks.bench_landscape import both, cut, loss_landscapes
+from tests.benchmarks.bench_landscape import METRICS, both, cut, loss_landscapes
 from tests.benchmarks.peers import (
     Batch,
     curvlinops_operator,
@@ -66,6 +66,10 @@ TOLERANCES = (0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3)
 
 class OutOfTime(Exception):
     """Raised when the share of a section is used up."""
+
+
+class TookLong(Exception):
+    """Raised when that of one side is."""
 
 
 @dataclass(frozen=True)
@@ -206,26 +210,32 @@ class Side:
 
 def alternate(
     sides: dict[str, Side], sizes: Sizes, seconds: float, warm: bool = True
-) -> Iterator[tuple[str, str]]:
-    """Let all sides take turns for so long; yields (name, reason) of those that fail.
+) -> dict[str, str]:
+    """Let all sides take turns for so long; returns {name: reason} of those that have no time.
 
-    Every side has one turn before those that count, unless it has been warmed already.
+    One turn of a side may take half of the seconds. The first round does not count, unless all are
+    `warm` already or there is no time for another one.
     """
+    failed: dict[str, str] = {}
     end = time.monotonic() + seconds
-    for turn in range(-1 if warm else 0, sizes.turns):
+    for turn in range(0 if warm else -1, sizes.turns):
         began = time.monotonic()
-        for name, side in list(sides.items()):
+        for name, side in sides.items():
+            if name in failed:
+                continue
             try:
-                side.turn(sizes.device)
-                if turn < 0:
-                    side.seconds.clear()
+                with limited(seconds / 2, TookLong(f"a turn of more than {seconds / 2:.0f} s")):
+                    side.turn(sizes.device)
             except OutOfTime:
                 raise
             except Exception as error:
-                del sides[name]
-                yield name, reason(error)
-        if turn >= 0 and time.monotonic() + (time.monotonic() - began) > end:
+                failed[name] = reason(error)
+        if time.monotonic() + (time.monotonic() - began) > end:
             break
+        if turn < 0:
+            for side in sides.values():
+                side.seconds.clear()
+    return {name: why for name, why in failed.items() if not sides[name].seconds}
 
 
 def reason(error: BaseException) -> str:
@@ -277,8 +287,9 @@ class Replayed(Section):
             name: Side(lambda A=A: [A @ v for _ in range(self.REPEATS)], self.REPEATS)
             for name, A in H.items()
         }
-        for name, why in alternate(sides, replace(sizes, turns=4 * sizes.turns), seconds / 2):
-            yield replace(speed, details=f"{name} {why}")
+        failed = alternate(sides, replace(sizes, turns=4 * sizes.turns), seconds / 2, warm=True)
+        if failed:
+            yield replace(speed, details="; ".join(failed.values()))
             return
         details = f"{sides['us']}; {sides['eager']}; {off:.0e} apart"
         yield replace(speed, ratio=sides["eager"].median / sides["us"].median, details=details)
@@ -315,7 +326,8 @@ class Eigenvalues(Section):
         settings: dict[str, str] = {}
         for row in peers:
             try:
-                with sdpa_kernel(SDPBackend.MATH):
+                slow = TookLong("settings for this accuracy were not found in time")
+                with sdpa_kernel(SDPBackend.MATH), limited(seconds / 3, slow):
                     solve, settings[row.against] = self._peer(row.against, model, few, truth)
             except OutOfTime:
                 raise
@@ -325,20 +337,21 @@ class Eigenvalues(Section):
             sides[row.against] = Side(solve, FEW)
         sides["us"].work()  # the others are warm by now
         with sdpa_kernel(SDPBackend.MATH):
-            failed = dict(alternate(sides, sizes, seconds / 2, warm=False))
+            failed = alternate(sides, sizes, seconds / 2)
         for row in peers:
-            if row.against in failed or "us" in failed:
-                yield replace(row, details=failed.get(row.against, failed.get("us", "")))
-            elif row.against in sides:
-                ours, theirs = sides["us"], sides[row.against]
-                off = relative_error(theirs.result, truth)
-                details = (
-                    f"{ours}, {relative_error(ours.result[:FEW], truth):.0e} off; "
-                    f"{theirs}, {off:.0e} off{settings[row.against]}"
-                )
-                yield replace(row, ratio=theirs.median / ours.median, details=details)
-        if "us" in sides:
-            yield busy(share, sides["us"], sizes)
+            if row.against not in sides:
+                continue
+            why = failed.get(row.against) or failed.get("us")
+            if why is not None:
+                yield replace(row, details=why)
+                continue
+            ours, theirs = sides["us"], sides[row.against]
+            details = (
+                f"{ours}, {relative_error(ours.result[:FEW], truth):.0e} off; "
+                f"{theirs}, {relative_error(theirs.result, truth):.0e} off{settings[row.against]}"
+            )
+            yield replace(row, ratio=theirs.median / ours.median, details=details)
+        yield busy(share, sides["us"], sizes)
 
     @staticmethod
     def _peer(
@@ -425,13 +438,14 @@ class Surface(Section):
     def rows(self) -> list[Row]:
         work = "CSAN 96 x 6: 21 x 21 surface of 1,024 images, NLL + error"
         return [
+            Row(work, "loss-landscapes, a run for each metric", 3),
             Row(work, "loss-landscapes, one metric that is both", 3),
             Row(work, "the bare forward passes", 0.8),
             Row("CSAN 96 x 6: share of the time that the device is busy", "surface"),
         ]
 
     def measure(self, sizes: Sizes, seconds: float) -> Iterator[Row]:
-        peer, bare, share = self.rows()
+        apart, together, bare, share = self.rows()
         model = small_csan(sizes).requires_grad_(False)
         x, y = (t[: sizes.images // 2] for t in sizes.inputs)
         directions = random_directions(model, seed=0)
@@ -443,12 +457,16 @@ class Surface(Section):
                     outputs = model(x)
             return outputs
 
+        def theirs(metric: Callable[[Tensor, Tensor], Tensor]) -> np.ndarray:
+            return loss_landscapes(model, metric, x, y, directions, axis, axis)
+
         sides = {
             "us": Side(lambda: cut(model, (x, y), directions, axis, axis)),
-            peer.against: Side(lambda: loss_landscapes(model, both, x, y, directions, axis, axis)),
+            apart.against: Side(lambda: [theirs(metric) for metric in METRICS.values()]),
+            together.against: Side(lambda: theirs(both)),
             bare.against: Side(forward_passes),
         }
-        yield from compared([peer, bare], sides, sizes, seconds)
+        yield from compared([apart, together, bare], sides, sizes, seconds)
         yield busy(share, sides["us"], sizes)
 
 
@@ -456,8 +474,7 @@ def compared(
     rows: Sequence[Row], sides: dict[str, Side], sizes: Sizes, seconds: float
 ) -> Iterator[Row]:
     """Rows of the side "us" against others, when all have had their turns."""
-    taking_part = dict(sides)
-    failed = dict(alternate(taking_part, sizes, seconds, warm=not sizes.rehearsal))
+    failed = alternate(sides, sizes, seconds, warm=False)
     for row in rows:
         why = failed.get(row.against) or failed.get("us")
         if why is not None:
@@ -472,8 +489,9 @@ def busy(row: Row, side: Side, sizes: Sizes) -> Row:
 
     These are counted in a turn of its own, as the profiler slows down the host, but not them.
     """
-    if sizes.device.type != "cuda":
-        return replace(row, details="not measured: there is no GPU")
+    if sizes.device.type != "cuda" or not side.seconds:
+        why = "no time to compare with" if sizes.device.type == "cuda" else "there is no GPU"
+        return replace(row, details=f"not measured: {why}")
     with profile(activities=[ProfilerActivity.CUDA]) as record:
         side.work()
         torch.cuda.synchronize()
@@ -551,7 +569,7 @@ def measure_all(sizes: Sizes, seconds: float, path: Path | None) -> None:
         why = "not measured: out of time"
         began = time.monotonic()
         try:
-            with limited(min(1.5 * given, left)):
+            with limited(min(1.5 * given, left), OutOfTime()):
                 for row in section.measure(sizes, given):
                     lines[i][open_rows.pop((row.work, row.against))] = str(row)
                     print(row, flush=True)
@@ -577,12 +595,17 @@ def write(path: Path | None, head: Sequence[str], lines: Sequence[Sequence[str]]
 
 
 @contextlib.contextmanager
-def limited(seconds: float) -> Iterator[None]:
-    """Raise `OutOfTime` inside after so long."""
+def limited(seconds: float, error: Exception) -> Iterator[None]:
+    """Raise `error` inside after so long; may be nested."""
+    outer, _ = signal.getitimer(signal.ITIMER_REAL)
+    if outer and outer <= seconds:
+        yield
+        return
 
     def stop(*_: object) -> None:
-        raise OutOfTime
+        raise error
 
+    began = time.monotonic()
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))
     try:
@@ -590,6 +613,8 @@ def limited(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        if outer:
+            signal.setitimer(signal.ITIMER_REAL, max(outer - time.monotonic() + began, 1e-3))
 
 
 def device_name(device: torch.device) -> str:
