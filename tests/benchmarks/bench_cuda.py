@@ -607,14 +607,14 @@ def limited(seconds: float, error: Exception) -> Iterator[None]:
 
     began = time.monotonic()
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3), 5.0)  # again, if it went unheard
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         if outer:
-            signal.setitimer(signal.ITIMER_REAL, max(outer - time.monotonic() + began, 1e-3))
+            signal.setitimer(signal.ITIMER_REAL, max(outer - time.monotonic() + began, 1e-3), 5.0)
 
 
 def device_name(device: torch.device) -> str:
