@@ -39,10 +39,8 @@ class Recorder:
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
-        with self.stream():
-            zero = torch.zeros(1, device=device)
         # The pool ends with the last graph in it, and would not come back for the next one.
-        self._keeper, _ = self._capture(zero.zero_)
+        self._keeper: torch.cuda.CUDAGraph | None = None
 
     @contextlib.contextmanager
     def stream(self) -> Iterator[None]:
@@ -72,6 +70,8 @@ class Recorder:
 
     def record(self, function: RowFunction, rows: Tensor) -> RowFunction:
         """The function of all tensors like `rows`, which has been rehearsed."""
+        if self._keeper is None:
+            self._keeper, _ = self._capture(rows.new_zeros(1).zero_)
         given = rows.clone()
         graph, found = self._capture(lambda: function(given))
 
@@ -94,8 +94,11 @@ class Recorder:
             graph.capture_begin(pool=self._pool)
             try:
                 result = work()
-            finally:
-                graph.capture_end()
+            except BaseException:
+                with contextlib.suppress(RuntimeError):  # it is no reason, but a consequence
+                    graph.capture_end()
+                raise
+            graph.capture_end()
         return graph, result
 
 

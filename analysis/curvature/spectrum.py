@@ -155,14 +155,20 @@ def max_eigenvalue_spectrum(
             first = eigsh(H, k, tol=tol, seed=seeds[0])
             fill([0], _table([first]))
             recorder = make_recorder(H.device)
-            wanted = _occupying(H, len(drawn) - 1) if together is None else together
-            group_size = min(wanted, _fitting(H, k, memory))
-            if group_size > 1 and not vmappable(model, loss_fn, drawn[0], params=params):
-                group_size = 1
-            if group_size > 1 and together is None:
-                how: dict[str, Any] = {"params": params, "recorder": recorder}
-                if not faster_together(model, loss_fn, drawn[0], H, group_size, **how):
-                    group_size = 1
+
+            def choose_group_size() -> int:
+                how: dict[str, Any] = {"params": params}
+                wanted = _occupying(H, len(drawn) - 1) if together is None else together
+                size = min(wanted, _fitting(H, k, memory))
+                if size == 1 or not vmappable(model, loss_fn, drawn[0], **how):
+                    return 1
+                if together is None and not faster_together(
+                    model, loss_fn, drawn[0], H, size, recorder=recorder, **how
+                ):
+                    return 1
+                return size
+
+            group_size = team.first(choose_group_size)  # all have to deal out the same groups
             if group_size == 1 and not compile and team.size == 1:
                 workers = _choose_threads(H, k, len(drawn) - 1, memory)
 
