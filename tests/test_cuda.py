@@ -201,9 +201,12 @@ def test_spectrum_in_lockstep_is_that_of_one_by_one():
     (model, _), (there, _) = both(csan())
     batches = [both(csan())[0][1] for _ in range(5)]
     expected = max_eigenvalue_spectrum(model, F.cross_entropy, batches, k=3, tol=1e-8)
-    found = max_eigenvalue_spectrum(there, F.cross_entropy, batches, k=3, tol=1e-8)
-    assert found.together > 1 == expected.together
-    np.testing.assert_allclose(found.eigenvalues, expected.eigenvalues, rtol=1e-6, atol=1e-9)
+    for together, allowed in ((4, {4}), (None, {1, 4})):  # None: what is seen to be faster
+        found = max_eigenvalue_spectrum(
+            there, F.cross_entropy, batches, k=3, tol=1e-8, together=together
+        )
+        assert found.together in allowed
+        np.testing.assert_allclose(found.eigenvalues, expected.eigenvalues, rtol=1e-6, atol=1e-9)
 
 
 def test_compiled_products():
