@@ -70,12 +70,13 @@ class Options(MeasurementOptions):
         ),
     ] = False
     memory: Annotated[
-        float,
+        float | None,
         arg(
             metavar="GIB",
-            help="budget for what Hessian-vector products have in common and for their threads",
+            help="budget for what Hessian-vector products have in common and for their threads; "
+            "default: 2, on a GPU half of what is free",
         ),
-    ] = 2.0
+    ] = None
 
 
 def main(options: Options) -> None:
@@ -87,7 +88,7 @@ def main(options: Options) -> None:
     from models.distributed import join
 
     options.require(k=1, batches=1, density_batches=1, probes=2, steps=2)
-    if not 0 <= options.memory < math.inf:
+    if options.memory is not None and not 0 <= options.memory < math.inf:
         raise InputError(f"memory: {options.memory} found, expected 0 GiB or more")
     if not 0 <= options.tol < 1:
         raise InputError(f"tol: {options.tol} found, expected a relative error from 0 to below 1")
@@ -160,7 +161,7 @@ def measure(checkpoint: Checkpoint, options: Options, team: Team) -> Measurement
     how: dict[str, Any] = dict(
         weight_decay=objective.weight_decay,
         seed=options.seed,
-        memory=int(options.memory * 2**30),
+        memory=None if options.memory is None else int(options.memory * 2**30),
         compile=options.compile,
         team=team,
     )

@@ -70,3 +70,12 @@ def unflatten(vector: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name: piece.view(tensor.shape)
         for piece, (name, tensor) in zip(pieces, like.items(), strict=True)
     }
+
+
+def unflatten_rows(rows: Tensor, like: Mapping[str, Tensor]) -> list[Tensor]:
+    """Cut the rows of a matrix (n, P) into tensors (n, ...) of the shapes of `like`."""
+    pieces = rows.split([tensor.numel() for tensor in like.values()], dim=1)
+    return [
+        piece.reshape(len(rows), *tensor.shape)
+        for piece, tensor in zip(pieces, like.values(), strict=True)
+    ]

@@ -125,7 +125,7 @@ def test_what_is_stated_is_true(name, tol):
 
 
 def test_a_dominant_eigenvalue_hides_no_other():
-    """In float32, four of about 3 beside one of 8e6: found, but beyond what precision vouches for."""
+    """In float32, four of about 3 beside one of 8e6 are found, but not vouched for."""
     A = symmetric(NASTY["dominant"][0], torch.float32)
     truth = np.linalg.eigvalsh(A.double().numpy())[::-1][:5]
     E = eigsh(A, 5)

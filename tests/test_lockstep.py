@@ -88,9 +88,11 @@ def test_no_more_at_once_than_memory_holds():
     model, data = MODELS["csan-clamp-1"]().double(), mini_batches(5)
     H = Hessian(model, F.cross_entropy, data[0])
     H @ torch.ones(H.shape[0], dtype=torch.float64)
+    vectors = 20 + 1 + 1  # of the basis, and the parameters
+    one = 2 * H.kept_bytes() + vectors * 8 * H.shape[0]
     for memory, expected in ((100, 4), (2.5, 2), (0.5, 1)):
         found = max_eigenvalue_spectrum(
-            model, F.cross_entropy, data, 2, together=4, memory=int(memory * H.kept_bytes())
+            model, F.cross_entropy, data, 2, together=4, memory=int(memory * one)
         )
         assert found.together == expected
 

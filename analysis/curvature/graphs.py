@@ -18,6 +18,8 @@ class LinearMap:
 
     apply: Callable[[Sequence[Tensor], bool], Sequence[Tensor]]  # (tensors, is a block of vectors)
     size: Callable[[], int]  # bytes that it keeps alive
+    # (product, rows), both (n, P): add those with all rows, where a device has a way of its own
+    add_products: Callable[[Tensor, Tensor], None] | None = None
 
 
 def storage_bytes(tensors: Iterable[Tensor], besides: Iterable[Tensor]) -> int:

@@ -5,18 +5,21 @@ A mini-batch of 16 images does not keep a GPU busy. Here each product is made of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from analysis.curvature.captured import Captured, Recorder, on_stream_of
 from analysis.curvature.eigensolver import Eigenpairs, lanczos
 from analysis.curvature.frozen import FrozenLoss, LossFunction
 from analysis.curvature.graphs import gradient
 from analysis.curvature.hessian import Hessian
 from analysis.curvature.operators import asymmetry
+from analysis.parameters import unflatten_rows
 from models.devices import full_precision
 from models.errors import InputError
 from models.seeds import seeded
@@ -35,6 +38,8 @@ class HessianStack:
         As of `Hessian`.
     batches
         ``(x, y)``, all of one shape.
+    recorder
+        Where products are to be recorded, see `Hessian`; None: they are not.
     """
 
     @full_precision()
@@ -47,44 +52,49 @@ class HessianStack:
         weight_decay: float = 0.0,
         params: str | None = None,
         seed: int = 0,
+        recorder: Recorder | None = None,
     ) -> None:
         xs, ys = (torch.stack(tensors) for tensors in zip(*batches, strict=True))
         one = FrozenLoss(model, loss_fn, batches[0], params=params, seed=seed)
         self._weight_decay = weight_decay
-        self._leaves = {
+        leaves = {
             name: p.detach().expand(len(xs), *p.shape).clone().requires_grad_()
             for name, p in one.parameters.items()
         }
-        with torch.enable_grad(), seeded(one.device, one.chunks[0].seed):
+        variables = list(leaves.values())
+        with (
+            on_stream_of(recorder),
+            torch.enable_grad(),
+            seeded(one.device, one.chunks[0].seed),
+        ):
             losses = torch.vmap(one.value, randomness="different")(
-                self._leaves, xs.to(one.device), ys.to(one.device)
+                leaves, xs.to(one.device), ys.to(one.device)
             )
-            self._gradients = torch.autograd.grad(
+            gradients = torch.autograd.grad(
                 losses.sum(),
-                list(self._leaves.values()),
+                variables,
                 create_graph=True,
                 allow_unused=True,
                 materialize_grads=True,
             )
+
+        def multiply(rows: Tensor) -> Tensor:
+            found = gradient(gradients, variables, unflatten_rows(rows, one.parameters))
+            return torch.cat([piece.flatten(1) for piece in found], dim=1)
+
+        self._multiply = Captured(multiply, recorder)
+        self._length = len(xs)
         size = sum(p.numel() for p in one.parameters.values())
         self.shape, self.dtype, self.device = (size, size), one.dtype, one.device
 
     @full_precision()
     def products(self, vectors: Tensor) -> Tensor:
         """The product of each Hessian with its row of `vectors` (n, P)."""
-        leaves = list(self._leaves.values())
-        sizes = [leaf[0].numel() for leaf in leaves]
-        pieces = [
-            piece.reshape(leaf.shape)
-            for piece, leaf in zip(vectors.split(sizes, dim=1), leaves, strict=True)
-        ]
-        found = gradient(self._gradients, leaves, pieces)
-        product = torch.cat([piece.flatten(1) for piece in found], dim=1)
-        return product.add_(vectors, alpha=self._weight_decay)
+        return torch.add(self._multiply(vectors), vectors, alpha=self._weight_decay)
 
     def require_symmetric(self) -> None:
         """Raise `InputError` if products are numbers, but not those of symmetric matrices."""
-        shape = (2, len(next(iter(self._leaves.values()))), self.shape[0])
+        shape = (2, self._length, self.shape[0])
         generator = torch.Generator().manual_seed(0)
         u, v = torch.randn(shape, generator=generator, dtype=torch.float64).to(
             self.device, self.dtype
@@ -147,6 +157,38 @@ def _require_equal(stack: HessianStack, H: Hessian) -> None:
             f"together: Hessian-vector products of several mini-batches at once are {error:.1e} "
             f"off those of one, expected at most {tolerance:.1e}; solve one at a time"
         )
+
+
+def faster_together(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    batch: tuple[Tensor, Tensor],
+    H: Hessian,
+    n: int,
+    *,
+    params: str | None = None,
+    recorder: Recorder | None = None,
+) -> bool:
+    """Whether products of `n` mini-batches take less time at once than one after another.
+
+    As they do not where vmap has to make do with slow kernels: of convolutions whose weights
+    differ it makes grouped ones. `H` is the `Hessian` of `batch`, which is taken for all of them.
+    """
+    stack = HessianStack(model, loss_fn, [batch] * n, params=params, recorder=recorder)
+    v = torch.ones(H.shape[0], dtype=H.dtype, device=H.device)
+    vectors = v.expand(n, -1)
+    return _seconds(lambda: stack.products(vectors)) < n * _seconds(lambda: H @ v)
+
+
+def _seconds(product: Callable[[], Tensor]) -> float:
+    """Of one of several products, once they are recorded."""
+    for _ in range(2):
+        float(product().sum())
+    start = time.perf_counter()
+    for _ in range(3):
+        last = product()
+    float(last.sum())  # it is waited for
+    return (time.perf_counter() - start) / 3
 
 
 def eigsh_lockstep(

@@ -6,7 +6,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from analysis.batches import Chunk, Count, Data, Forward
+from analysis.curvature.captured import RowProducts, make_recorder, on_stream_of
 from analysis.curvature.compiled import CompiledProduct
 from analysis.curvature.frozen import FrozenLoss, LossFunction
 from analysis.curvature.graphs import LinearMap
 from analysis.curvature.sharing import Plan, make_plan, runs_python
-from analysis.parameters import flatten
+from analysis.parameters import flatten, unflatten_rows
 from analysis.threads import MOST_THREADS, free_threads, give_way, parallel
 from models.devices import full_precision
 from models.distributed import ALONE, Team
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
     from typing_extensions import Self
 
-MEMORY = 2 * 1024**3  # default budget for what is kept and for threads, in bytes
+MEMORY = 2 * 1024**3  # default budget on a CPU for what is kept and for threads, in bytes
 
 
 @dataclass(frozen=True)
@@ -111,13 +112,17 @@ class CurvatureOperator(ABC):
         Largest number of examples in one pass; None chooses by device.
     memory
         Budget in bytes for what is kept between products and, on a CPU, for threads that each take
-        some of the chunks. Where it is more than there is, it is halved, and threads or else the
-        examples in one pass become fewer.
+        some of the chunks; default: 2 GiB, on a GPU half of what is free. Where it is more than
+        there is, it is halved, and threads or else the examples in one pass become fewer.
     compile
         Record one product, and compile what depends on the vector: a minute or so for the shape of
         the first chunk of data (others go without), repaid after some thousand products. What is
         recorded is double backward: of PyTorch's ways to a second derivative some are wrong, and
         compiling does not mend them.
+    capture
+        On a GPU, products that are not compiled are recorded as a CUDA graph where what they have
+        in common is kept, and replayed for each vector: the same kernels, launched all at once. It
+        holds on to the memory that a product takes. What cannot be recorded is said in a warning.
     team
         Processes that share the data, each with the same arguments. They make all products together
         and all get the whole result, for one sum over the processes.
@@ -140,8 +145,9 @@ class CurvatureOperator(ABC):
         count: Count | None = None,
         seed: int = 0,
         micro_batch: int | None = None,
-        memory: int = MEMORY,
+        memory: int | None = None,
         compile: bool = False,
+        capture: bool = True,
         team: Team = ALONE,
     ) -> None:
         self._objective = FrozenLoss(
@@ -159,7 +165,7 @@ class CurvatureOperator(ABC):
         self._parameters = self._objective.parameters
         self._weight_decay = weight_decay
         self._seed = seed
-        self._memory = memory
+        self._memory = default_memory(self._objective.device) if memory is None else memory
         self._kept: dict[int, LinearMap] = {}  # of the chunks with these numbers
         self._made_plan: Plan | None = None  # at the first product
         self._threads_failed = False  # for want of memory
@@ -167,6 +173,7 @@ class CurvatureOperator(ABC):
         self.shape = (size, size)
         self.dtype = self._objective.dtype
         self.device = self._objective.device
+        self._recorder = make_recorder(self.device) if capture else None
         self._compiled: CompiledProduct | None = None
         if compile and self._objective.chunks:
             self._compiled = self._compile(self._objective.chunks[0])
@@ -246,12 +253,10 @@ class CurvatureOperator(ABC):
             self._kept, self._made_plan = {}, None
 
     def _product_of_own_data(self, rows: Tensor) -> Tensor:
-        pieces = _unflatten_rows(rows, self._parameters)
-
         def product_of(share: Sequence[int]) -> Tensor:
             product = torch.zeros_like(rows)
             for linear_map in self._linear_maps(share):
-                self._add_product(product, linear_map, pieces)
+                self._add_product(product, linear_map, rows)
                 del linear_map  # before the next one is built
             return product
 
@@ -262,14 +267,14 @@ class CurvatureOperator(ABC):
             product += parts.pop(i)
         return product
 
-    def _add_product(self, product: Tensor, linear_map: LinearMap, pieces: list[Tensor]) -> None:
+    def _add_product(self, product: Tensor, linear_map: LinearMap, rows: Tensor) -> None:
         """Add the products of a chunk with all vectors to the rows of `product`."""
-        if self.device.type != "cpu" and len(product) > 1:
-            found = [piece.flatten(1) for piece in linear_map.apply(pieces, True)]
-            product += torch.cat(found, dim=1)
+        if linear_map.add_products is not None:
+            linear_map.add_products(product, rows)
             return
         # One pass for the whole block takes longer on a CPU: intermediate results, so many times
         # larger, leave the cache, and no kernel is too short to be worth its launch.
+        pieces = unflatten_rows(rows, self._parameters)
         for index, row in enumerate(product):
             give_way()
             row += flatten(linear_map.apply([piece[index] for piece in pieces], False))
@@ -387,8 +392,14 @@ class CurvatureOperator(ABC):
 
     def _make_linear_map(self, chunk: Chunk) -> LinearMap:
         if self._compiled is not None and self._compiled.fits(chunk):
-            return self._compiled.linear_map(chunk)
-        return self._linear_map(chunk)
+            made, recorder = self._compiled.linear_map(chunk), None
+        else:
+            recorder = self._recorder
+            with on_stream_of(recorder):
+                made = self._linear_map(chunk)
+        if self.device.type == "cpu":
+            return made
+        return replace(made, add_products=RowProducts(made, self._parameters, recorder).add_to)
 
     def _compile(self, chunk: Chunk) -> CompiledProduct:
         def product(chunk: Chunk, vectors: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -406,12 +417,13 @@ class CurvatureOperator(ABC):
         return compiled
 
 
-def _unflatten_rows(rows: Tensor, like: dict[str, Tensor]) -> list[Tensor]:
-    pieces = rows.split([tensor.numel() for tensor in like.values()], dim=1)
-    return [
-        piece.reshape(len(rows), *tensor.shape)
-        for piece, tensor in zip(pieces, like.values(), strict=True)
-    ]
+def default_memory(device: torch.device) -> int:
+    """Bytes for what products have in common: half of what is free on a GPU, else `MEMORY`."""
+    if device.type != "cuda":
+        return MEMORY
+    free, _ = torch.cuda.mem_get_info(device)
+    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return (free + idle) // 2
 
 
 def asymmetry(u: Tensor, Au: Tensor, v: Tensor, Av: Tensor) -> float:

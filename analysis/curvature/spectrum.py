@@ -12,12 +12,19 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from analysis.batches import Batch, Data, as_batches, examples_in, is_pair
+from analysis.batches import Batch, Data, as_batches, is_pair
+from analysis.curvature.captured import make_recorder, occupying_bytes
 from analysis.curvature.eigensolver import Eigenpairs, default_ncv, eigsh
-from analysis.curvature.frozen import MICRO_BATCH, LossFunction
+from analysis.curvature.frozen import LossFunction
 from analysis.curvature.hessian import Hessian
-from analysis.curvature.lockstep import HessianStack, eigsh_lockstep, stackable, vmappable
-from analysis.curvature.operators import MEMORY
+from analysis.curvature.lockstep import (
+    HessianStack,
+    eigsh_lockstep,
+    faster_together,
+    stackable,
+    vmappable,
+)
+from analysis.curvature.operators import default_memory
 from analysis.curvature.power_iteration import power_iteration
 from analysis.saving import Saver, filled
 from analysis.threads import MOST_THREADS, free_threads, parallel
@@ -62,7 +69,7 @@ def max_eigenvalue_spectrum(
     seed: int = 0,
     solver: Solver = "lanczos",
     compile: bool = False,
-    memory: int = MEMORY,
+    memory: int | None = None,
     together: int | None = None,
     team: Team = ALONE,
     resume: Mapping[str, np.ndarray] | None = None,
@@ -95,10 +102,10 @@ def max_eigenvalue_spectrum(
         As of `Hessian`, for all mini-batches that are being solved.
     together
         Mini-batches that are solved in lock-step, with one product for all of them, as far as
-        `memory` holds what they keep. None chooses by device: on a GPU as many as it takes to keep
-        it busy, on a CPU one. There each thread that PyTorch has solves mini-batches of its own, as
-        far as `memory` holds what that takes, unless `compile` or a `team` has a use for the
-        threads.
+        `memory` holds what they take. None chooses by device: on a GPU as many as occupy it, if
+        that is seen to be faster than one after another, on a CPU one. There each thread that
+        PyTorch has solves mini-batches of its own, as far as `memory` holds what that takes, unless
+        `compile` or a `team` has a use for the threads.
     team
         Processes among which the mini-batches are dealt out; all get the whole result.
     resume
@@ -117,9 +124,10 @@ def max_eigenvalue_spectrum(
     drawn = as_batches(batches)
     seeds = [derive_seed(seed, i) for i in range(len(drawn))]
     common: dict[str, Any] = {"weight_decay": weight_decay, "params": params}
-    together = _choose_together(model, drawn) if together is None else together
-    if together < 1:
+    if together is not None and together < 1:
         raise InputError(f"together: {together}, expected at least 1")
+    if memory is None:
+        memory = default_memory(next(model.parameters()).device)
 
     rows = filled(_blank(len(drawn), k), resume)
     saver = Saver(save if team.rank == 0 else None, rows)
@@ -133,9 +141,8 @@ def max_eigenvalue_spectrum(
         saver.now_and_then()
 
     with bar, saver:
-        workers = 1
+        workers = group_size = 1
         if solver == "pyhessian":
-            together = 1
 
             def solve(group: Sequence[int]) -> list[Eigenpairs]:
                 return [
@@ -148,12 +155,24 @@ def max_eigenvalue_spectrum(
             )
             first = eigsh(H, k, tol=tol, seed=seeds[0])
             fill([0], _table([first]))
-            together = min(together, _fitting(H, memory))
-            if together > 1 and not (
-                _are_stacks(drawn) and vmappable(model, loss_fn, drawn[0], params=params)
-            ):
-                together = 1
-            if together == 1 and not compile and team.size == 1:
+            recorder = make_recorder(H.device)
+
+            def choose_group_size() -> int:
+                how: dict[str, Any] = {"params": params}
+                wanted = _occupying(H, len(drawn) - 1) if together is None else together
+                size = min(wanted, _fitting(H, k, memory))
+                if size == 1 or not (
+                    _are_stacks(drawn) and vmappable(model, loss_fn, drawn[0], **how)
+                ):
+                    return 1
+                if together is None and not faster_together(
+                    model, loss_fn, drawn[0], H, size, recorder=recorder, **how
+                ):
+                    return 1
+                return size
+
+            group_size = team.first(choose_group_size)  # all have to deal out the same groups
+            if group_size == 1 and not compile and team.size == 1:
                 workers = _choose_threads(H, k, len(drawn) - 1, memory)
 
             def solve(group: Sequence[int]) -> list[Eigenpairs]:
@@ -161,7 +180,9 @@ def max_eigenvalue_spectrum(
                 own = [seeds[i] for i in group]
                 starts = [start(first.eigenvectors, seed) for seed in own]
                 if len(group) > 1 and stackable(model, members):
-                    stack = HessianStack(model, loss_fn, members, seed=own[0], **common)
+                    stack = HessianStack(
+                        model, loss_fn, members, seed=own[0], recorder=recorder, **common
+                    )
                     return eigsh_lockstep(stack, k, starts, own, tol=tol)
                 return [
                     eigsh(H.on(batch, seed=seed), k, tol=tol, v0=v0, seed=seed)
@@ -169,7 +190,7 @@ def max_eigenvalue_spectrum(
                 ]
 
         missing = np.flatnonzero(~rows["done"]).tolist()
-        groups = [missing[i : i + together] for i in range(0, len(missing), together)]
+        groups = [missing[i : i + group_size] for i in range(0, len(missing), group_size)]
 
         def work(i: int) -> Columns:
             return _table(solve(groups[i]))
@@ -183,7 +204,7 @@ def max_eigenvalue_spectrum(
             with full_precision(), closing(parallel(work, range(len(groups)), workers)) as found:
                 for i, columns in found:
                     fill(groups[i], columns)
-    return _summary({key: torch.from_numpy(rows[key]) for key in _COLUMNS}, together)
+    return _summary({key: torch.from_numpy(rows[key]) for key in _COLUMNS}, group_size)
 
 
 _COLUMNS = ("eigenvalues", "residuals", "errors", "converged", "matvecs")  # of `Eigenpairs`
@@ -222,12 +243,12 @@ def _summary(columns: dict[str, Tensor], together: int) -> MaxEigenvalueSpectrum
     )
 
 
-def _choose_together(model: nn.Module, batches: Sequence[Batch]) -> int:
-    """As many mini-batches as have the images of one forward pass on the device of `model`."""
-    device = next(model.parameters()).device.type
-    if device == "cpu":
-        return 1  # intermediate results of more would leave the cache
-    return max(MICRO_BATCH.get(device, 32) // examples_in(batches[0]), 1)
+def _occupying(H: Hessian, solves: int) -> int:
+    """How many solves like that of `H`, done already, occupy its device, of so many at most."""
+    kept = H.kept_bytes()
+    if H.device.type == "cpu" or kept is None:
+        return 1  # intermediate results of more would leave the cache of a CPU
+    return max(min(occupying_bytes(H.device) // max(kept, 1), solves), 1)
 
 
 def _are_stacks(batches: Sequence[Batch]) -> bool:
@@ -235,13 +256,22 @@ def _are_stacks(batches: Sequence[Batch]) -> bool:
     return all(is_pair(b) and all(isinstance(part, Tensor) for part in b) for b in batches)
 
 
-def _fitting(H: Hessian, memory: int) -> int:
+def _fitting(H: Hessian, k: int, memory: int) -> int:
     """How many solves like that of `H`, done already, may be in lock-step, at least one.
 
-    Each keeps what its products have in common, and parameters of its own.
+    Each has parameters of its own.
     """
-    kept = H.kept_bytes()
-    return 1 if kept is None else max(memory // (kept + H.shape[0] * H.dtype.itemsize), 1)
+    taken = _solve_bytes(H, k)
+    return 1 if taken is None else max(memory // (taken + H.shape[0] * H.dtype.itemsize), 1)
+
+
+def _solve_bytes(H: Hessian, k: int) -> int | None:
+    """Memory of one more solve like that of `H`, done already; None where that is not known."""
+    kept, (P, _) = H.kept_bytes(), H.shape
+    if kept is None:
+        return None
+    basis = (default_ncv(P, k) + 1) * P * H.dtype.itemsize
+    return basis + 2 * kept  # a backward pass takes about as much as it is given
 
 
 def _choose_threads(H: Hessian, k: int, solves: int, memory: int) -> int:
@@ -250,13 +280,10 @@ def _choose_threads(H: Hessian, k: int, solves: int, memory: int) -> int:
     All solves count, done or not: rounding depends on how many threads share an operation. There is
     but one where threads would meet in the model, or know nothing of a mode of this one.
     """
-    kept = H.kept_bytes()
-    if H.device.type != "cpu" or kept is None or not H.threadable():
+    taken = _solve_bytes(H, k)
+    if H.device.type != "cpu" or taken is None or not H.threadable():
         return 1
-    P, _ = H.shape
-    basis = (default_ncv(P, k) + 1) * P * H.dtype.itemsize
-    fitting = memory // (basis + 2 * kept)  # a backward pass takes about as much as it is given
-    return max(min(free_threads(), MOST_THREADS, fitting, solves), 1)
+    return max(min(free_threads(), MOST_THREADS, memory // taken, solves), 1)
 
 
 def start(known: Tensor, seed: int) -> Tensor | None:

@@ -176,7 +176,7 @@ def loss_landscapes(
 
     class OfOutputs(Metric):
         def __call__(self, wrapper):
-            return metric(wrapper.forward(inputs), labels).numpy()
+            return metric(wrapper.forward(inputs), labels).cpu().numpy()
 
     start = shifted(model, directions, (xs[0], ys[0]))
     reach = len(xs) * (xs[1] - xs[0])  # the peer's last step stays one short of the end

@@ -24,7 +24,7 @@ def pyhessian_spectrum(
     for i, batch in enumerate(batches):
         torch.manual_seed(i)
         model.zero_grad()
-        peer = hessian(model, F.cross_entropy, data=batch, cuda=False)
+        peer = hessian(model, F.cross_entropy, data=batch, cuda=batch[0].is_cuda)
         found.append(peer.eigenvalues(maxIter=max_iter, tol=tol, top_n=K)[0])
         model.zero_grad()
     return by_magnitude(found)
@@ -37,7 +37,7 @@ def eigenthings_spectrum(model: nn.Module, batches: list[Batch], steps: int) -> 
     found = []
     for i, batch in enumerate(batches):
         result = lanczos(eigenthings_operator(model, [batch]), k=K, max_iter=steps, seed=i)
-        found.append(result.eigenvalues.numpy())
+        found.append(result.eigenvalues.cpu().numpy())
     return by_magnitude(found)
 
 
