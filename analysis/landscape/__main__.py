@@ -121,6 +121,8 @@ def main(options: Options) -> None:
                 f"towards: {other.path} is another architecture than {checkpoint.path}, expected "
                 "the same"
             )
+    if others:
+        require_finite([*checkpoints, *others])
     measurements = [measure(checkpoint, others, options, team) for checkpoint in checkpoints]
     if team.rank:
         return
@@ -160,6 +162,14 @@ def require_usable(options: Options) -> None:
             f"towards: {len(options.towards)} checkpoints found, expected {expected} for "
             f"--directions {options.directions}"
         )
+
+
+def require_finite(checkpoints: list[Checkpoint]) -> None:
+    """Raise `InputError` that names the file where weights are not finite."""
+    from analysis.landscape import directions
+
+    for checkpoint in checkpoints:
+        directions.require_finite(str(checkpoint.path), dict(checkpoint.model.named_parameters()))
 
 
 def measure(
@@ -302,7 +312,7 @@ def snapshots_of(checkpoint: Checkpoint, options: Options) -> list[dict[str, Any
     """State dicts of a training, in the order of its epochs, up to the checkpoint itself.
 
     Where the epochs are not known, the order is that of the names. Raises `InputError` if there are
-    fewer than three.
+    fewer than three, or one has weights that are not finite.
     """
     assert checkpoint.path is not None
     folder = checkpoint.path.with_suffix("")
@@ -314,6 +324,7 @@ def snapshots_of(checkpoint: Checkpoint, options: Options) -> list[dict[str, Any
             f"{folder}: {len(run) - 1} snapshots found, expected at least 2 of earlier epochs; "
             "train with --snapshots"
         )
+    require_finite(run)
     return [c.model.state_dict() for c in run]
 
 
