@@ -97,7 +97,7 @@ def test_trainings_that_are_not_seeds_of_one_another_are_not_taken_for_such(fold
         "3×3, dim 48, epoch 2": ["early"],
         "8×8 (global)": ["checkpoints"],
     }
-    assert sorted(landscapes._titles(found))[:2] == ["csan3: 3×3, seed 0", "csan3: 3×3, seed 1"]
+    assert sorted(labels.captions(found))[:2] == ["csan3: 3×3, seed 0", "csan3: 3×3, seed 1"]
     written = landscapes.draw_landscapes(found, tmp_path / "figures", ["vtu"])
     assert len(set(written)) == len(found) == 5
 
@@ -153,7 +153,8 @@ def test_says_what_is_missing(tmp_path):
 
 
 def test_names_and_labels(folder):
-    found = {labels.name(m): m for m in collect([folder], "hessian/train")}
+    found = {labels.name(m, folder): m for m in collect([folder], "hessian/train")}
+    assert labels.names([*found.values()]) == [*found]
     snapshots = {f"csan{w}-epoch{e:03d}" for w in (3, 8) for e in (0, 2)}
     assert set(found) == {"csan3", "csan8"} | snapshots
     assert labels.label(found["csan3"]) == "3×3"

@@ -73,7 +73,7 @@ def test_all_four_regions_of_the_plane_are_in_sight(ax):
 def test_infinite_samples_are_counted_and_negative_ones_in_sight(ax):
     samples = {"wide": np.array([1.0, np.inf, 2.0]), "narrow": np.array([-0.5, 0.5, 0.3])}
     plots.plot_samples(samples, ylabel="width", colors=dict.fromkeys(samples, "C0"), ax=ax)
-    assert [text.get_text() for text in ax.texts] == ["1 of 3: $\\infty$"]
+    assert [text.get_text() for text in ax.texts] == ["1 of 3: ∞"]
     bottom, top = ax.get_ylim()
     assert bottom < -0.5 < 2.0 < top
     assert across_seeds(samples["wide"]).format() == "inf"

@@ -6,18 +6,61 @@ needed.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from analysis import labels, plots
+from analysis.comparisons import file_stem
+from analysis.schema import Measurement
 from models.files import replacing
+
+TITLE = 1.2 * plots.STYLE["font.size"]  # of a figure
+LONGEST = 180  # bytes of a name, to which endings are added
 
 
 def save(figure: Figure, out: Path, stem: str, formats: Sequence[str]) -> list[Path]:
-    """Write `figure` in each format, whole or not at all."""
-    paths = [out / f"{stem}.{extension}" for extension in formats]
+    """Write `figure` in each format, whole or not at all; too long a name ends in its hash."""
+    paths = [out / f"{short(stem)}.{extension}" for extension in formats]
     for path in paths:
         with replacing(path) as partial:
             figure.savefig(partial, format=path.suffix[1:], dpi=150)
     return paths
+
+
+def short(stem: str) -> str:
+    """A name that file systems take."""
+    whole = stem.encode(errors="surrogateescape")
+    if len(whole) <= LONGEST:
+        return stem
+    start = whole[: LONGEST - 9].decode(errors="ignore")
+    return f"{start}-{hashlib.sha256(whole).hexdigest()[:8]}"
+
+
+def compared(group: Sequence[Measurement], origin: str = "") -> str:
+    """Part of a file name: what is compared.
+
+    The dataset and the `origin`, or the checkpoints, if the models are no CSANs.
+    """
+    dataset = file_stem(labels.dataset(group[0]))
+    own = [labels.name(m) for m in group] if labels.foreign(group[0]) else [origin]
+    return "_".join([dataset, *filter(None, own)])
+
+
+def head(figure: Figure, text: str) -> None:
+    """Title of a figure, as it is and within its width."""
+    figure.suptitle(plots.fitted(text, figure.get_figwidth() - 0.2, TITLE))
+
+
+def legend(figure: Any, ax: Axes, *, most: int, title: str | None = None) -> None:
+    """Below a figure, what is drawn in `ax`, each text once, in as many columns as fit."""
+    handles, texts = ax.get_legend_handles_labels()
+    own = dict(zip(texts, handles, strict=True))
+    widest = max(plots.width(line) for text in own for line in text.split("\n"))
+    inches = figure.bbox.width / figure.dpi
+    columns = max(1, min(most, int(inches / (widest + 0.5))))
+    figure.legend(own.values(), own, loc="outside lower center", ncols=columns, title=title)

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from analysis.landscape import Slice
     from analysis.landscape.cuts import Cut
     from analysis.landscape.evaluation import Data
-    from analysis.measurements import Measurement
     from analysis.objective import Objective
     from analysis.saving import Progress
+    from analysis.schema import Measurement
     from models.checkpoint import Checkpoint
     from models.distributed import Team
 
@@ -127,15 +127,16 @@ def main(options: Options) -> None:
     if team.rank:
         return
     print_heights(measurements)
-    for m in measurements:
+    for name, m in zip(labels.names(measurements), measurements, strict=True):
         unknown = int((~np.isfinite(m.arrays["surface/nll"])).sum())
         if unknown:
             total = m.arrays["surface/nll"].size
-            print(f"{labels.name(m)}: not a number at {unknown} of {total} points of the surface")
+            print(f"{name}: not a number at {unknown} of {total} points of the surface")
         if options.adaptive and m.arrays["surface/done"].all():
-            print(f"{labels.name(m)}: not smooth enough, all points of the surface evaluated")
+            print(f"{name}: not smooth enough, all points of the surface evaluated")
         print(f"stored in {m.path}:/{m.name}")
-    for path in draw_landscapes(measurements, options.out, scale=options.scale):
+    origin = labels.origin(measurements)
+    for path in draw_landscapes(measurements, options.out, scale=options.scale, origin=origin):
         print(f"wrote {path}")
 
 

@@ -134,8 +134,8 @@ def gradient_cut(
     length = first.norm()
     if not length > 0:
         raise InputError(
-            f"directions: the gradient is {'zero' if length == 0 else 'not a number'} here, expected "
-            "another direction"
+            f"directions: the gradient is {'zero' if length == 0 else 'not a number'} here, "
+            "expected another direction"
         )
     chosen = [from_vector(first * (second.norm() / length), objective.model), across]
     names = ("gradient, of that length", f"{KINDS[normalization]} direction")

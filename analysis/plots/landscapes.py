@@ -67,7 +67,8 @@ def plot_twin(
     """
     ax = ax or plt.gca()
     right = ax.twinx()
-    for style, (name, loss) in zip(("-", "--", ":"), losses.items(), strict=False):
+    styles: tuple[LineStyleType, ...] = ("-", "--", ":")
+    for style, (name, loss) in zip(styles, losses.items(), strict=False):
         label = entry(f"NLL, {name}")
         _plot_gaps(xs, loss, color=TWIN[0], label=label, linestyle=style, ax=ax)
         _plot_gaps(xs, 100 * errors[name], color=TWIN[1], label=None, linestyle=style, ax=right)
@@ -119,6 +120,14 @@ def plot_way(steps: np.ndarray, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
+def plot_evaluated(xs: np.ndarray, ys: np.ndarray, *, ax: Axes | None = None) -> Axes:
+    """The points of a surface that were evaluated, (n,) each; the others are interpolated."""
+    ax = ax or plt.gca()
+    edge: dict[str, Any] = dict(markeredgecolor="black", markeredgewidth=0.3)
+    ax.plot(xs, ys, ".", color="white", markersize=2.5, **edge)
+    return ax
+
+
 def plot_samples(
     samples: Mapping[str, np.ndarray],
     *,
@@ -135,10 +144,11 @@ def plot_samples(
         estimate = across_seeds(values)
         ax.plot(np.full(len(values), i - 0.12), values, ".", color=colors[name], alpha=0.4)
         ax.errorbar(i + 0.12, estimate.mean, estimate.half_width, fmt="o", color=colors[name])
-        counts = {name: int(is_hole(values).sum()) for name, (is_hole, *_) in HOLES.items()}
-        text = "\n".join(f"{n} of {len(values)}: {name}" for name, n in counts.items() if n)
-        edge = ax.get_xaxis_transform()
-        ax.text(i + 0.12, 1, text, transform=edge, ha="center", va="top", fontsize=7)
+        counts = [(name, int(is_hole(values).sum())) for name, (is_hole, *_) in HOLES.items()]
+        lines = [f"{count} of {len(values)}: {name}" for name, count in counts if count]
+        if lines:
+            text, edge = "\n".join(lines), ax.get_xaxis_transform()
+            ax.text(i + 0.12, 1, text, transform=edge, ha="center", va="top", fontsize=7)
     slot = room(ax, len(samples))
     narrow = [re.sub(r": |(?<=,) | (?=\()", "\n", name) for name in samples]
     ax.set_xticks(range(len(samples)), [fitted(name, slot, 7) for name in narrow], fontsize=7)

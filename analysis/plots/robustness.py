@@ -48,7 +48,9 @@ def plot_contact_sheet(
     tiles[:, :, :height, :width] = sheet
     whole = tiles.transpose(0, 2, 1, 3, 4).reshape(n * (height + 1), m * (width + 1), channels)
     ax.imshow(whole if channels == 3 else whole[..., 0], cmap="gray", vmin=0, vmax=255)
-    ax.set_yticks((np.arange(n) + 0.45) * (height + 1), [fitted(name, room(ax, 2)) for name in rows])
+    ax.set_yticks(
+        (np.arange(n) + 0.45) * (height + 1), [fitted(name, room(ax, 2)) for name in rows]
+    )
     slot = room(ax, m)
     ax.set_xticks((np.arange(m) + 0.45) * (width + 1), [fitted(name, slot) for name in columns])
     ax.grid(False)

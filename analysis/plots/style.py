@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -88,11 +87,11 @@ def width(text: str, size: float = STYLE["font.size"]) -> float:
     return float(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]) / 72
 
 
-def tell_apart(values: Sequence[float]) -> list[str]:
+def tell_apart(values: np.ndarray) -> list[str]:
     """Numbers for the ticks of a scale: of three digits, or as many as their differences take."""
     texts: list[str] = []
     for digits in range(3, 18):
         texts = [f"{value:.{digits}g}" for value in values]
-        if len(set(texts)) == len(set(values)):
+        if len(set(texts)) == len(np.unique(values)):
             break
     return texts

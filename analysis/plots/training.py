@@ -100,7 +100,9 @@ def plot_optimisation_plane(
         (x0, [(x, dx) for x, dx, _, _ in points.values()], ax.set_xlim),
         (100 * y0, [(100 * y, 100 * dy) for _, _, y, dy in points.values()], ax.set_ylim),
     ):
-        finite = [(value, np.nan_to_num(width, posinf=0)) for value, width in values if np.isfinite(value)]
+        finite = [
+            (value, np.nan_to_num(width, posinf=0)) for value, width in values if np.isfinite(value)
+        ]
         if np.isfinite(centre):
             reach = 1.2 * max(abs(value - centre) + width for value, width in finite)
             limits(centre - (reach or 1), centre + (reach or 1))  # all four regions are in sight
