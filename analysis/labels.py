@@ -25,20 +25,29 @@ def name(measurement: Measurement, *below: Path) -> str:
     ``csan8``, or ``csan8-epoch005`` for a snapshot; elsewhere ``runs-a-best``. Folders count from
     the first of `below`, ``checkpoints`` and the current one that it lies in.
     """
+    return "-".join(_parts(measurement, *below))
+
+
+def _parts(measurement: Measurement, *below: Path) -> tuple[str, ...]:
     path = measurement.path.resolve()
-    for folder in (*below, CHECKPOINTS, Path()):
+    for folder in (*below, CHECKPOINTS):
         if path.is_relative_to(folder.resolve()):
-            return "-".join(path.relative_to(folder.resolve()).with_suffix("").parts)
-    return "-".join(path.with_suffix("").parts[1:])
+            return path.relative_to(folder.resolve()).with_suffix("").parts
+    here = Path().resolve()
+    if path.is_relative_to(here) and not (CHECKPOINTS / path.relative_to(here)).exists():
+        return path.relative_to(here).with_suffix("").parts
+    return path.with_suffix("").parts[1:]
 
 
 def names(measurements: Sequence[Measurement]) -> list[str]:
     """Of the checkpoints, for tables: with as many of their folders as tell them apart."""
-    whole = [m.path.resolve().with_suffix("").parts for m in measurements]
+    whole = [_parts(m) for m in measurements]
     found = []
     for m, parts in zip(measurements, whole, strict=True):
         count = 1 + _is_snapshot(m.path)
-        while any(o != parts and o[-count:] == parts[-count:] for o in whole):
+        while count < len(parts) and any(
+            o != parts and o[-count:] == parts[-count:] for o in whole
+        ):
             count += 1
         found.append("-".join(parts[-count:]))
     return found

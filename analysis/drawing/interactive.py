@@ -27,7 +27,7 @@ def write_html(group: Sequence[Measurement], path: Path, *, log: bool = True) ->
     graph = _require("plotly.graph_objects")
     figure = graph.Figure()
     views: list[tuple[str, dict[str, Any]]] = []
-    for loss in common_losses(group):
+    for loss in common_losses(group, "surface"):
         norm = plots.shared_norm([losses(m, "surface")[loss] for m in group], log=log)
         ticks = np.asarray(norm.inverse(np.linspace(0, 1, 6)))
         scaled = np.log10 if isinstance(norm, LogNorm) else np.asarray

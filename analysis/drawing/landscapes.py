@@ -84,7 +84,7 @@ def draw_landscapes(
 
 def _lines(group: Sequence[Measurement], log: bool) -> Figure:
     """One panel for each quantity, all checkpoints in it."""
-    shown = [*common_losses(group), "error (%)"]
+    shown = [*common_losses(group, "line"), "error (%)"]
     entries, kinds = labels.entries(group), labels.kinds(group)  # seeds share theirs
     own = len(set(entries))
     figure = Figure(figsize=(3.2 * len(shown), 2.9 + 0.2 * math.ceil(own / len(shown))))
@@ -128,7 +128,7 @@ def _train_and_test(group: Sequence[Measurement], log: bool) -> Figure:
 
 
 def _contours(group: Sequence[Measurement], log: bool) -> Figure:
-    rows = common_losses(group)
+    rows = common_losses(group, "surface")
     shared = all(extent(m) == extent(group[0]) for m in group)
     figure = Figure(figsize=(2.7 * len(group) + 1.3, 2.6 * len(rows) + 0.4))
     axes = figure.subplots(len(rows), len(group), squeeze=False, sharex=shared, sharey=shared)
@@ -158,7 +158,7 @@ def _contours(group: Sequence[Measurement], log: bool) -> Figure:
 
 
 def _surfaces(group: Sequence[Measurement], log: bool) -> Figure:
-    rows = common_losses(group)
+    rows = common_losses(group, "surface")
     figure = Figure(figsize=(3.1 * len(group), 3.0 * len(rows) + 0.3))
     axes = figure.subplots(len(rows), len(group), squeeze=False, subplot_kw=dict(projection="3d"))
     for loss, row in zip(rows, axes, strict=True):

@@ -17,9 +17,9 @@ def losses(measurement: Measurement, part: str) -> dict[str, np.ndarray]:
     return ({"NLL + L2": nll + penalty} if (penalty > 0).any() else {}) | {"NLL": nll}
 
 
-def common_losses(group: Sequence[Measurement]) -> list[str]:
+def common_losses(group: Sequence[Measurement], part: str) -> list[str]:
     """Those that all measurements have: one without a penalty has only the NLL."""
-    return min((list(losses(m, "line")) for m in group), key=len)
+    return min((list(losses(m, part)) for m in group), key=len)
 
 
 def names(measurement: Measurement) -> tuple[str, str]:
