@@ -7,7 +7,7 @@ needed.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,12 @@ def compared(group: Sequence[Measurement], origin: str = "") -> str:
 def head(figure: Figure, text: str) -> None:
     """Title of a figure, as it is and within its width."""
     figure.suptitle(plots.fitted(text, figure.get_figwidth() - 0.2, TITLE))
+
+
+def more(texts: Iterable[str], usual: int, size: float = plots.STYLE["font.size"]) -> float:
+    """Inches that the longest of `texts` takes for its lines beyond so many."""
+    lines = max(text.count("\n") + 1 for text in texts)
+    return 1.4 * size / 72 * max(lines - usual, 0)
 
 
 def legend(figure: Any, ax: Axes, *, most: int, title: str | None = None) -> None:

@@ -175,7 +175,7 @@ def draw_layers(
         eigenvalues = np.where(m.arrays.get("layers/converged", True), found, np.nan)
         with mpl.rc_context(plots.STYLE):
             widest = max(plots.width(name, 6) for name in names)
-            size = (max(5, min(2 * widest, MOST)), 1.2 + 0.16 * len(names))
+            size = (max(5, min(2 * widest, MOST)), max(1.2 + 0.16 * len(names), 2.4))
             figure = Figure(figsize=size)
             plots.plot_layers(names, eigenvalues, ax=figure.subplots())
             name = labels.name(m, below or out)

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.typing import LineStyleType
 
 from analysis import labels, plots
-from analysis.drawing import compared, head, legend, save, short
+from analysis.drawing import compared, head, legend, more, save, short
 from analysis.drawing.interactive import write_html, write_vtu
 from analysis.landscape.report import flatness_of
 from analysis.landscape.stored import common_losses, extent, interpolated, losses, names
@@ -29,7 +29,9 @@ FLATNESS = {
     "sharpness": "sharpness (%)",
 }
 STYLES: dict[str, LineStyleType] = {"linear": "--", "bezier": "-"}
-PANEL = 2.7  # inches, of a panel
+PANEL = 2.6  # inches, of a panel
+AXIS = 2.55  # of the names of its axes
+SLOT = 0.8  # of the name of a tick
 WIDE = 5.5  # inches that a title in one line takes
 MOST = 6  # networks whose panels, side by side, can still be read
 
@@ -87,7 +89,9 @@ def _lines(group: Sequence[Measurement], log: bool) -> Figure:
     shown = [*common_losses(group, "line"), "error (%)"]
     entries, kinds = labels.entries(group), labels.kinds(group)  # seeds share theirs
     own = len(set(entries))
-    figure = Figure(figsize=(3.2 * len(shown), 2.9 + 0.2 * math.ceil(own / len(shown))))
+    longest = more((plots.wrapped(entry, plots.LEGEND) for entry in entries), 1)
+    height = 2.9 + (0.2 + longest) * math.ceil(own / len(shown))
+    figure = Figure(figsize=(3.2 * len(shown), height))
     axes = figure.subplots(1, len(shown))
     palette = labels.colors(kinds)
     for m, entry, kind in zip(group, entries, kinds, strict=True):
@@ -130,11 +134,17 @@ def _train_and_test(group: Sequence[Measurement], log: bool) -> Figure:
 def _contours(group: Sequence[Measurement], log: bool) -> Figure:
     rows = common_losses(group, "surface")
     shared = all(extent(m) == extent(group[0]) for m in group)
-    figure = Figure(figsize=(2.7 * len(group) + 1.3, 2.6 * len(rows) + 0.4))
+    titles = [
+        plots.fitted(title + interpolated(m), PANEL)
+        for title, m in zip(labels.captions(group), group, strict=True)
+    ]
+    axes_of = [[plots.fitted(name, AXIS) for name in names(m)] for m in group]
+    height = 2.6 + more(titles, 2) + more((first for first, _ in axes_of), 1)
+    figure = Figure(figsize=(2.7 * len(group) + 1.3, height * len(rows) + 0.4))
     axes = figure.subplots(len(rows), len(group), squeeze=False, sharex=shared, sharey=shared)
     for loss, row in zip(rows, axes, strict=True):
         norm = plots.shared_norm([losses(m, "surface")[loss] for m in group], log=log)
-        for title, m, ax in zip(labels.captions(group), group, row, strict=True):
+        for title, (first, second), m, ax in zip(titles, axes_of, group, row, strict=True):
             xs, ys = m.arrays["surface/xs"], m.arrays["surface/ys"]
             plots.plot_contours(xs, ys, losses(m, "surface")[loss], norm=norm, ax=ax)
             done = m.arrays["surface/done"]
@@ -144,9 +154,7 @@ def _contours(group: Sequence[Measurement], log: bool) -> Figure:
             marks = m.arrays["cut/marks"]
             if len(marks):
                 plots.plot_way(marks, ax=ax)
-            first, second = (plots.fitted(name, PANEL) for name in names(m))
-            text = plots.fitted(title + interpolated(m), PANEL)
-            ax.set(title=text, xlabel=first, ylabel=second)
+            ax.set(title=title, xlabel=first, ylabel=second)
             if shared:
                 ax.label_outer()
         ticks = np.asarray(norm.inverse(np.linspace(0, 1, 5)))
@@ -159,14 +167,16 @@ def _contours(group: Sequence[Measurement], log: bool) -> Figure:
 
 def _surfaces(group: Sequence[Measurement], log: bool) -> Figure:
     rows = common_losses(group, "surface")
-    figure = Figure(figsize=(3.1 * len(group), 3.0 * len(rows) + 0.3))
+    captions = labels.captions(group)
+    longest = more((plots.fitted(f"{title}, {rows[0]}", PANEL) for title in captions), 1)
+    figure = Figure(figsize=(3.1 * len(group), (3.0 + longest) * len(rows) + 0.3))
     axes = figure.subplots(len(rows), len(group), squeeze=False, subplot_kw=dict(projection="3d"))
     for loss, row in zip(rows, axes, strict=True):
         norm = plots.shared_norm([losses(m, "surface")[loss] for m in group], log=log)
-        for title, m, ax in zip(labels.captions(group), group, row, strict=True):
+        for title, m, ax in zip(captions, group, row, strict=True):
             xs, ys = m.arrays["surface/xs"], m.arrays["surface/ys"]
             plots.plot_surface(xs, ys, losses(m, "surface")[loss], norm=norm, ax=ax)
-            ax.set_title(plots.fitted(f"{title}, {loss}", 2.9), y=0.95)
+            ax.set_title(plots.fitted(f"{title}, {loss}", PANEL), y=0.95)
     return figure
 
 
@@ -197,7 +207,8 @@ def _flatness(group: Sequence[Measurement], log: bool) -> Figure | None:
     if not found:
         return None
     width = max(2.5, (0.65 if mixed else 0.5) * len(found) + 0.6)
-    figure = Figure(figsize=(len(FLATNESS) * width, 2.7))
+    lines = more((plots.wrapped(title, SLOT, 7) for title in found), 3, 7)
+    figure = Figure(figsize=(len(FLATNESS) * width, 2.7 + lines))
     axes = figure.subplots(1, len(FLATNESS))
     for (key, ylabel), ax in zip(FLATNESS.items(), axes, strict=True):
         samples = {title: values[key] for title, values in found.items()}

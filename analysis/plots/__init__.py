@@ -25,5 +25,14 @@ from analysis.plots.spectra import (
     plot_spectra_over_training,
     plot_spectral_density,
 )
-from analysis.plots.style import STYLE, fitted, literal, log_scale, tell_apart, width, wrapped
+from analysis.plots.style import (
+    LEGEND,
+    STYLE,
+    fitted,
+    literal,
+    log_scale,
+    tell_apart,
+    width,
+    wrapped,
+)
 from analysis.plots.training import plot_history, plot_optimisation_plane, plot_points

@@ -305,13 +305,15 @@ def _holes(values: np.ndarray) -> list[tuple[str, np.ndarray, str]]:
 def _name_holes(values: np.ndarray, ax: Any) -> None:
     """Say in the panel which holes a surface has, and if it has nothing else."""
     found = _holes(values)
+    solid = hasattr(ax, "text2D")
     if not np.isfinite(values).any():
         text = f"{found[0][0]} everywhere" if len(found) == 1 else "finite nowhere"
-        write = getattr(ax, "text2D", ax.text)
+        write = ax.text2D if solid else ax.text
         write(0.5, 0.7, text, transform=ax.transAxes, ha="center", va="center")
-    if found:
+    if found and not found[0][1].all():
         handles = [
             Patch(color=color, label=f"{name} at {where.sum()} of {where.size}")
             for name, where, color in found
         ]
-        ax.legend(handles=handles, loc="upper right", fontsize=6, frameon=True, handlelength=1)
+        corner = "lower right" if solid else "upper right"
+        ax.legend(handles=handles, loc=corner, fontsize=6, frameon=True, handlelength=1)
