@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -66,7 +67,15 @@ def legend(figure: Any, ax: Axes, *, most: int, title: str | None = None) -> Non
     """Below a figure, what is drawn in `ax`, each text once, in as many columns as fit."""
     handles, texts = ax.get_legend_handles_labels()
     own = dict(zip(texts, handles, strict=True))
-    widest = max(plots.width(line) for text in own for line in text.split("\n"))
+    widths = [max(plots.width(line) for line in text.split("\n")) for text in own]
     inches = figure.bbox.width / figure.dpi
-    columns = max(1, min(most, int(inches / (widest + 0.5))))
+    columns = min(most, len(own))
+    while columns > 1 and _legend_width(widths, columns) > inches:
+        columns -= 1
     figure.legend(own.values(), own, loc="outside lower center", ncols=columns, title=title)
+
+
+def _legend_width(widths: Sequence[float], columns: int) -> float:
+    """Inches of a legend whose texts are so wide; a handle and its spaces take 5 letters."""
+    parts = np.array_split(np.asarray(widths), columns)
+    return float(sum(part.max() for part in parts)) + columns * 5 * plots.STYLE["font.size"] / 72

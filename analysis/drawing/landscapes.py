@@ -100,7 +100,7 @@ def _lines(group: Sequence[Measurement], log: bool) -> Figure:
             plots.plot_line(
                 m.arrays["line/xs"],
                 curves[ylabel],
-                xlabel=plots.fitted(f"step along {names(m)[0]}", 2.8),
+                xlabel=plots.fitted(f"step along {names(m)[0]}", 3.4),
                 ylabel=ylabel,
                 label=entry,
                 color=palette[kind],
@@ -122,7 +122,7 @@ def _train_and_test(group: Sequence[Measurement], log: bool) -> Figure:
             m.arrays["line/xs"],
             {labels.split(m): m.arrays["line/nll"], "clean test": m.arrays["test_line/nll"]},
             {labels.split(m): m.arrays["line/error"], "clean test": m.arrays["test_line/error"]},
-            xlabel=plots.fitted(f"step along {names(m)[0]}", 3.2),
+            xlabel=plots.fitted(f"step along {names(m)[0]}", 3.6),
             log=log,
             ax=ax,
         )

@@ -16,7 +16,7 @@ from analysis.drawing import compared, head, legend, save
 from analysis.schema import Measurement
 from analysis.statistics import Estimate, across_images, across_seeds
 
-SLOT = 0.65  # inches of the name of a corruption
+SLOT = 0.8  # inches of the name of a corruption
 
 
 def draw_robustness(

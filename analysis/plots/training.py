@@ -132,7 +132,7 @@ def plot_points(
     style: dict[str, Any] = dict(color=color, label=entry(label), marker="o", markersize=3)
     ax.errorbar(xs, values, half_width, linestyle=line, **style)
     if names is not None:
-        slot = room(ax, len(names))
+        slot = 1.3 * room(ax, len(names))  # ticks may be made smaller than this size
         ax.set_xticks(range(len(names)), [fitted(name, slot) for name in names])
     ax.set(xlabel=xlabel, ylabel=ylabel)
     return ax
