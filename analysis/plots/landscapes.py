@@ -315,5 +315,6 @@ def _name_holes(values: np.ndarray, ax: Any) -> None:
             Patch(color=color, label=f"{name} at {where.sum()} of {where.size}")
             for name, where, color in found
         ]
-        corner = "lower right" if solid else "upper right"
-        ax.legend(handles=handles, loc=corner, fontsize=6, frameon=True, handlelength=1)
+        style: dict[str, Any] = dict(fontsize=6, frameon=True, handlelength=1)
+        corner, at = ("upper left", (0, 0.87)) if solid else ("upper right", (1, 1))
+        ax.legend(handles=handles, loc=corner, bbox_to_anchor=at, **style)
