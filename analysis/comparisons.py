@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from analysis import labels
-from analysis.measurements import Measurement
+from analysis.schema import Measurement
 
 COMPARED = ("window", "head_window", "model")
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
 from analysis.options import Out, Scale
 from models.cli import run
-from models.errors import InputError
+from models.errors import InputError, raise_left_out
+
+if TYPE_CHECKING:
+    from analysis.schema import Measurement
 
 FORMATS = ("png", "svg", "pdf")
 OF_SURFACES = ("html", "vtu")
@@ -41,20 +45,32 @@ class Options:
 
 
 def main(options: Options) -> None:
-    """Draw what there is, and name the files."""
-    for path in draw_all(options.measurements, options.out, options.formats, scale=options.scale):
+    """Draw what there is, and name the files, at the end those that could not be used."""
+    left_out: list[InputError] = []
+    folder, out, formats = options.measurements, options.out, options.formats
+    for path in draw_all(folder, out, formats, scale=options.scale, left_out=left_out):
         print(f"wrote {path}")
+    raise_left_out(left_out)
 
 
 def draw_all(
-    folder: Path, out: Path, formats: Sequence[str] = ("png",), *, scale: str = "log"
+    folder: Path,
+    out: Path,
+    formats: Sequence[str] = ("png",),
+    *,
+    scale: str = "log",
+    left_out: list[InputError] | None = None,
 ) -> list[Path]:
     """Every figure of the measurements in `folder` and below it.
 
-    Raises `InputError` if there are none, or a format is unknown.
+    What is wrong with files that cannot be used is added to `left_out`; without it, it is raised.
+
+    Raises
+    ------
+    InputError
+        If there are no measurements, or a format is unknown.
     """
     from analysis import labels
-    from analysis.claims import judge
     from analysis.drawing.claims import draw_claims
     from analysis.drawing.hessians import (
         draw_hessian_comparison,
@@ -65,7 +81,8 @@ def draw_all(
     from analysis.drawing.landscapes import KINDS, draw_landscapes
     from analysis.drawing.nll import draw_nll, draw_windows
     from analysis.drawing.robustness import draw_robustness
-    from analysis.measurements import collect
+    from analysis.measurements import collect, sparing
+    from analysis.verdicts import judge
 
     for extension in formats:
         if extension not in FORMATS + OF_SURFACES:
@@ -74,22 +91,29 @@ def draw_all(
     if not any(folder.rglob("*.h5")):
         raise InputError(f"measurements: no HDF5 file in {folder}, measure a checkpoint first")
     still = [extension for extension in formats if extension in FORMATS]
-    written = []
+    written: list[Path] = []
+
+    def draw(
+        function: Callable[..., list[Path]], found: Sequence[Measurement], **options: Any
+    ) -> None:
+        how: dict[str, Any] = {"out": out, "formats": still, **options}
+        written.extend(sparing(partial(function, **how), found, left_out))
+
     for objective in ("train", "train_test", "clean", "clean_test"):
-        spectra = collect([folder], f"hessian/{objective}")
+        spectra = collect([folder], f"hessian/{objective}", left_out)
         own = [m for m in spectra if labels.home(m) == folder]
-        written += draw_hessians(own, out, still)
-        written += draw_layers(own, out, still)
-        written += draw_hessian_comparison(spectra, out, still)
-        written += draw_hessian_training(spectra, out, still)
+        draw(draw_hessians, own, below=folder)
+        draw(draw_layers, own, below=folder)
+        draw(draw_hessian_comparison, spectra)
+        draw(draw_hessian_training, spectra)
         for kind in KINDS:
-            surfaces = collect([folder], f"landscape{kind}/{objective}")
-            written += draw_landscapes(surfaces, out, formats, scale=scale)
-    histories = collect([folder], "history")
-    written += draw_nll(histories, out, still)
-    written += draw_windows(histories, out, still)
-    written += draw_robustness(collect([folder], "robustness"), out, still)
-    return written + draw_claims(judge([folder]), out, still)
+            surfaces = collect([folder], f"landscape{kind}/{objective}", left_out)
+            draw(draw_landscapes, surfaces, formats=formats, scale=scale)
+    histories = collect([folder], "history", left_out)
+    draw(draw_nll, histories)
+    draw(draw_windows, histories)
+    draw(draw_robustness, collect([folder], "robustness", left_out))
+    return written + draw_claims(judge([folder], left_out), out, still)
 
 
 if __name__ == "__main__":

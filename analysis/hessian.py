@@ -16,8 +16,8 @@ from models.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from analysis.measurements import Measurement
     from analysis.objective import Objective
+    from analysis.schema import Measurement
     from models.checkpoint import Checkpoint
     from models.distributed import Team
 
@@ -101,6 +101,7 @@ def main(options: Options) -> None:
     measurements = [measure(checkpoint, options, team) for checkpoint in options.open()]
     if team.rank:
         return
+    names = labels.names(measurements)
     print_table(
         f"Hessian of {labels.objective(measurements[0])}; ± one standard error",
         [
@@ -113,14 +114,15 @@ def main(options: Options) -> None:
             "largest",
             "trace",
         ],
-        [row(m) for m in measurements],
+        [row(name, m) for name, m in zip(names, measurements, strict=True)],
     )
-    for m in measurements:
-        report(m)
+    for name, m in zip(names, measurements, strict=True):
+        report(name, m)
+    origin = labels.origin(measurements)
     for path in [
         *hessians.draw_hessians(measurements, options.out),
-        *hessians.draw_hessian_comparison(measurements, options.out),
-        *hessians.draw_hessian_training(measurements, options.out),
+        *hessians.draw_hessian_comparison(measurements, options.out, origin=origin),
+        *hessians.draw_hessian_training(measurements, options.out, origin=origin),
         *hessians.draw_layers(measurements, options.out),
     ]:
         print(f"wrote {path}")
@@ -236,29 +238,29 @@ def by_layer(
     for name, block in tqdm(parts, desc="layers", unit="layer", leave=False, disable=None):
         k = min(options.k, block.shape[0])
         found = eigsh(block, k, tol=options.tol, seed=options.seed)
-        names.append(name)
+        names.append(name.encode())
         lacking = (0, options.k - k)
         eigenvalues.append(np.pad(found.eigenvalues, lacking, constant_values=np.nan))
         converged.append(np.pad(found.converged, lacking))
     return {
-        "layers/names": np.array(names, dtype=bytes),
+        "layers/names": np.array(names),
         "layers/eigenvalues": np.stack(eigenvalues),
         "layers/converged": np.stack(converged),
     }
 
 
-def row(measurement: Measurement) -> list[str]:
+def row(name: str, measurement: Measurement) -> list[str]:
     """Line of the table."""
     from analysis import labels
 
     arrays = measurement.arrays
 
-    def estimate(name: str, digits: str, scale: float = 1.0) -> str:
-        error = arrays[f"{name}_standard_error"]
-        return f"{scale * arrays[name]:{digits}} ± {scale * error:{digits}}"
+    def estimate(key: str, digits: str, scale: float = 1.0) -> str:
+        error = arrays[f"{key}_standard_error"]
+        return f"{scale * arrays[key]:{digits}} ± {scale * error:{digits}}"
 
     return [
-        labels.name(measurement),
+        name,
         labels.label(measurement),
         labels.epoch(measurement),
         estimate("nep", ".1f", 100) if arrays["nep"] else f"0 of {arrays['eigenvalues'].size}",
@@ -269,13 +271,11 @@ def row(measurement: Measurement) -> list[str]:
     ]
 
 
-def report(measurement: Measurement) -> None:
+def report(name: str, measurement: Measurement) -> None:
     """Say what the numbers are worth, and where they are."""
     import numpy as np
 
-    from analysis import labels
-
-    name, arrays = labels.name(measurement), measurement.arrays
+    arrays = measurement.arrays
     unknown = int((~np.isfinite(arrays["eigenvalues"])).sum())
     if unknown:
         print(f"{name}: not a number for {unknown} of {arrays['eigenvalues'].size} eigenvalues")

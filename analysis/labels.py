@@ -3,32 +3,85 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis.measurements import Measurement
+from analysis.schema import Measurement
 
 RANDOM = ("mixup", "cutmix", "randaugment_ops", "crop_padding", "flip")  # options of a recipe
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#000000")
 WINDOW_COLORS = {3: COLORS[2], 5: COLORS[1], 8: COLORS[0]}
 
 
-def name(measurement: Measurement) -> str:
-    """Short name of the checkpoint: ``csan8``, or ``csan8-epoch005`` for a snapshot."""
-    path = measurement.path
-    return f"{path.parent.name}-{path.stem}" if _is_snapshot(path) else path.stem
+CHECKPOINTS = Path("checkpoints")
+
+
+def name(measurement: Measurement, *below: Path) -> str:
+    """Name of the checkpoint with the folders it is in, for the names of its figures.
+
+    ``csan8``, or ``csan8-epoch005`` for a snapshot; elsewhere ``runs-a-best``. Folders count from
+    the first of `below`, ``checkpoints`` and the current one that it lies in.
+    """
+    return "-".join(_parts(measurement, *below))
+
+
+def _parts(measurement: Measurement, *below: Path) -> tuple[str, ...]:
+    path = measurement.path.resolve()
+    for folder in (*below, CHECKPOINTS):
+        if path.is_relative_to(folder.resolve()):
+            return path.relative_to(folder.resolve()).with_suffix("").parts
+    here = Path().resolve()
+    if path.is_relative_to(here) and not (CHECKPOINTS / path.relative_to(here)).exists():
+        return path.relative_to(here).with_suffix("").parts
+    return path.with_suffix("").parts[1:]
+
+
+def names(measurements: Sequence[Measurement]) -> list[str]:
+    """Of the checkpoints, for tables: with as many of their folders as tell them apart."""
+    whole = [_parts(m) for m in measurements]
+    found = []
+    for m, parts in zip(measurements, whole, strict=True):
+        count = 1 + _is_snapshot(m.path)
+        while count < len(parts) and any(
+            o != parts and o[-count:] == parts[-count:] for o in whole
+        ):
+            count += 1
+        found.append("-".join(parts[-count:]))
+    return found
+
+
+def _short(measurement: Measurement) -> str:
+    """Its name where it is alone."""
+    return names([measurement])[0]
 
 
 def _is_snapshot(path: Path) -> bool:
-    return path.stem.startswith("epoch") and path.stem[5:].isdigit()
+    stem = path.name.partition(".")[0]
+    return stem.startswith("epoch") and stem[5:].isdigit()
 
 
 def home(measurement: Measurement) -> Path:
     """Folder of the trained checkpoint that a measurement belongs to."""
     path = measurement.path
     return path.parent.parent if _is_snapshot(path) else path.parent
+
+
+def origin(measurements: Sequence[Measurement]) -> str:
+    """For the names of their figures: the folder that they are all in, nothing for `CHECKPOINTS`.
+
+    Models that are no CSANs are named themselves: nothing.
+    """
+    if not measurements or foreign(measurements[0]):
+        return ""
+    homes = [home(m).resolve() for m in measurements]
+    common = Path(os.path.commonpath(homes))
+    for folder in (CHECKPOINTS, Path()):
+        if common.is_relative_to(folder.resolve()):
+            return "-".join(common.relative_to(folder.resolve()).parts)
+    return "-".join(common.parts[1:])
 
 
 def foreign(measurement: Measurement) -> bool:
@@ -106,7 +159,11 @@ def by_architecture(measurements: Iterable[Measurement]) -> dict[str, list[Measu
         by_label[label(members[0])].append(members)
     named = {}
     for text, configurations in by_label.items():
-        options = [_options(members[0]) for members in configurations]
+        firsts = [members[0] for members in configurations]
+        options = [
+            {"checkpoint": own} if foreign(m) else _options(m)
+            for m, own in zip(firsts, names(firsts), strict=True)
+        ]
         keys = dict.fromkeys(key for own in options for key in own)
         differ = [key for key in keys if len({repr(own.get(key)) for own in options}) > 1]
         for members, own in zip(configurations, options, strict=True):
@@ -116,8 +173,6 @@ def by_architecture(measurements: Iterable[Measurement]) -> dict[str, list[Measu
 
 def _options(m: Measurement) -> dict[str, Any]:
     """In which measurements of one label may differ."""
-    if foreign(m):
-        return {"checkpoint": f"{m.path.parent.name}/{m.path.stem}"}
     return {
         **m.checkpoint["architecture"],
         **m.checkpoint["recipe"],
@@ -178,19 +233,54 @@ def split(measurement: Measurement) -> str:
     return f"{how} {measurement.options['split']}"
 
 
-def caption(measurement: Measurement) -> str:
-    """Name of the checkpoint and what distinguishes its architecture, of a panel or a curve."""
-    own, what = name(measurement), label(measurement)
-    return own if own == what else f"{own}: {what}"
+def captions(measurements: Sequence[Measurement]) -> list[str]:
+    """Of panels: name of the checkpoint and what distinguishes its architecture.
+
+    With the seed, or else folders, where it takes that to tell them apart.
+    """
+    texts = [_caption(_short(m), m) for m in measurements]
+    seeded = [
+        text if texts.count(text) == 1 or foreign(m) else f"{text}, seed {m.checkpoint['seed']}"
+        for text, m in zip(texts, measurements, strict=True)
+    ]
+    return [
+        text if seeded.count(text) == 1 else _caption(name, m)
+        for text, name, m in zip(seeded, names(measurements), measurements, strict=True)
+    ]
 
 
-def title(measurement: Measurement) -> str:
-    """Of a figure of one checkpoint, two lines."""
+def kinds(measurements: Sequence[Measurement]) -> list[str]:
+    """The labels of `by_architecture`, one for each measurement."""
+    groups = by_architecture(measurements)
+    found = {m.path: text for text, members in groups.items() for m in members}
+    return [found[m.path] for m in measurements]
+
+
+def entries(measurements: Sequence[Measurement]) -> list[str]:
+    """Of curves: as `captions`, but the seeds of one architecture and recipe share theirs."""
+    texts = [_caption(_short(m), m) for m in measurements]
+    own = kinds(measurements)
+    of_text = defaultdict(set)
+    for text, kind in zip(texts, own, strict=True):
+        of_text[text].add(kind)
+    return [
+        text if len(of_text[text]) == 1 else f"{_short(m)}: {kind}"
+        for text, kind, m in zip(texts, own, measurements, strict=True)
+    ]
+
+
+def title(measurement: Measurement, own: str) -> str:
+    """Of a figure of one checkpoint with its `own` name, two lines."""
     if foreign(measurement):
-        first = caption(measurement)
+        first = _caption(own, measurement)
     else:
-        first = f"{name(measurement)}: window {label(measurement)}, {stage(measurement)}"
+        first = f"{own}: window {label(measurement)}, {stage(measurement)}"
     return f"{first}\n{objective(measurement)}"
+
+
+def _caption(own: str, measurement: Measurement) -> str:
+    what = label(measurement)
+    return own if own == what else f"{own}: {what}"
 
 
 def suffix(measurement: Measurement) -> str:

@@ -10,14 +10,13 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import h5py
 import numpy as np
 
-from analysis.schema import require_usable
+from analysis.schema import Found, LackingError, Measurement, require_usable
 from models.errors import InputError, shown
 from models.files import locked, patiently, replacing
 from models.hdf5 import opened
@@ -25,39 +24,13 @@ from models.hdf5 import opened
 if TYPE_CHECKING:
     from models.checkpoint import Checkpoint
 
-
-@dataclass(frozen=True)
-class Measurement:
-    """One group of a measurement file."""
-
-    path: Path  # of the HDF5 file
-    name: str  # of the group
-    arrays: dict[str, np.ndarray]
-    options: dict[str, Any]  # that decide the result
-    checkpoint: dict[str, Any]  # architecture, recipe, dataset, images, epoch, seed, sha256
-    versions: dict[str, str]
-    date: str  # ISO 8601, UTC
-    data: dict[str, str] = field(default_factory=dict)  # {split: fingerprint}, if it is known
-
-
-class Found(dict[str, Any]):
-    """What a file holds of a measurement; asking for what it lacks is an `InputError`."""
-
-    def __init__(self, path: Path, name: str, content: Mapping[str, Any]) -> None:
-        super().__init__(content)
-        self._where = path, name
-
-    def __missing__(self, key: str) -> Any:
-        path, name = self._where
-        raise InputError(f"{path}:/{name} has no {key}, expected it; measure again with --force")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Found, (*self._where, dict(self))
+Result = TypeVar("Result")
 
 
 def measurement_file(checkpoint: Path) -> Path:
-    """``NAME.h5`` beside ``NAME.pt``."""
-    return checkpoint.with_suffix(".h5")
+    """``NAME.h5`` beside ``NAME.pt``; of other files ``NAME.safetensors.h5`` and so on."""
+    name = checkpoint.stem if checkpoint.suffix == ".pt" else checkpoint.name
+    return checkpoint.with_name(f"{name}.h5")
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -214,7 +187,10 @@ def stored(
     If the measurement was made on others, that is printed, and it does not count.
     """
     assert checkpoint.path is not None, "a checkpoint is saved before it is measured"
-    found = load(measurement_file(checkpoint.path), name)
+    path, older = measurement_file(checkpoint.path), checkpoint.path.with_suffix(".h5")
+    found = load(path, name)
+    if found is None and path != older:  # all files of a name had one measurement file once
+        found = load(older, name)
     if found is None or found.checkpoint != json.loads(json.dumps(describe(checkpoint))):
         return None
     if not fits(found.options, json.loads(json.dumps(dict(options))), at_least):
@@ -242,14 +218,55 @@ def same_data(found: Measurement, data: Callable[[], Mapping[str, str]]) -> bool
     return all(now.get(split, known) == known for split, known in found.data.items())
 
 
-def collect(folders_and_files: Iterable[Path], name: str) -> list[Measurement]:
+def collect(
+    folders_and_files: Iterable[Path], name: str, left_out: list[InputError] | None = None
+) -> list[Measurement]:
     """Every measurement `name` in the given HDF5 files and, recursively, folders.
 
-    Each file counts once, however often it is named.
+    Each file counts once, however often it is named. What is wrong with those that cannot be used
+    is added to `left_out`; without it, it is raised.
+
+    Raises
+    ------
+    InputError
+        If a file is damaged, and there is no `left_out`.
     """
     paths: dict[Path, Path] = {}
     for place in folders_and_files:
         for path in sorted(place.rglob("*.h5")) if place.is_dir() else [place]:
             paths.setdefault(path.resolve(), path)
-    found = (load(path, name) for path in paths.values())
+    found = []
+    for path in paths.values():
+        try:
+            found.append(load(path, name))
+        except InputError as error:
+            _leave_out(error, left_out)
     return [measurement for measurement in found if measurement]
+
+
+def sparing(
+    work: Callable[[list[Measurement]], Result],
+    measurements: Iterable[Measurement],
+    left_out: list[InputError] | None = None,
+) -> Result:
+    """Result of `work` on the measurements but for those that lack what it needs of them.
+
+    What they lack is added to `left_out`; without it, it is raised.
+    """
+    remaining = list(measurements)
+    while True:
+        try:
+            return work(remaining)
+        except LackingError as error:
+            kept = [m for m in remaining if m.path != error.path]
+            if len(kept) == len(remaining):
+                raise
+            _leave_out(error, left_out)
+            remaining = kept
+
+
+def _leave_out(error: InputError, left_out: list[InputError] | None) -> None:
+    if left_out is None:
+        raise error
+    if str(error) not in map(str, left_out):
+        left_out.append(error)

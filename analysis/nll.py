@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
 from analysis.options import CheckpointOptions
 from models.cli import run
-from models.errors import InputError
+from models.errors import InputError, raise_left_out
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from analysis.measurements import Measurement
+    from analysis.schema import Measurement
     from models.checkpoint import Checkpoint
     from models.datasets import ImageDataset, Split
     from models.distributed import Team
@@ -45,8 +46,9 @@ class Options(CheckpointOptions):
 
 def main(options: Options) -> None:
     """Store the histories, print tables of the end points, draw, and name the files."""
+    from analysis import labels
     from analysis.drawing.nll import draw_nll, draw_windows
-    from analysis.measurements import collect
+    from analysis.measurements import collect, sparing
     from models.devices import choose_device
     from models.distributed import join
 
@@ -73,10 +75,20 @@ def main(options: Options) -> None:
     if team.rank:
         return
     folders = {checkpoint.path.parent for checkpoint in checkpoints if checkpoint.path}
-    histories = collect(folders, "history")
-    print_end_points(histories, collect(folders, "objective"), collect(folders, "hessian/train"))
-    for path in [*draw_nll(histories, options.out), *draw_windows(histories, options.out)]:
-        print(f"wrote {path}")
+    left_out: list[InputError] = []
+    histories, objectives, spectra = (
+        collect(folders, name, left_out) for name in ("history", "objective", "hessian/train")
+    )
+    sparing(
+        lambda found: print_end_points(found, objectives, spectra),
+        histories,
+        left_out,
+    )
+    origin = labels.origin(histories)
+    for draw in (draw_nll, draw_windows):
+        for path in sparing(partial(draw, out=options.out, origin=origin), histories, left_out):
+            print(f"wrote {path}")
+    raise_left_out(left_out)
 
 
 def measure(checkpoint: Checkpoint, options: Options, device: torch.device, team: Team) -> None:
@@ -174,8 +186,8 @@ def print_outcomes(measurements: Sequence[Measurement]) -> None:
     from analysis.tables import print_table
 
     rows = []
-    for m in measurements:
-        row = [labels.name(m), labels.label(m)]
+    for name, m in zip(labels.names(measurements), measurements, strict=True):
+        row = [name, labels.label(m)]
         for split in SPLITS:
             row.append(f"{m.arrays[f'{split}/nll'].mean(dtype=float):.4f}")
             row.append(f"{100 * (1 - m.arrays[f'{split}/correct'].mean()):.2f}")

@@ -12,11 +12,13 @@ from tyro.conf import Positional, arg
 
 from analysis.options import Out, Scale
 from models.cli import run
-from models.errors import InputError
+from models.errors import InputError, raise_left_out
 
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
+
+    from analysis.schema import Measurement
 
 PENALTY = 0.05  # what the paper's plot multiplies its L2 with
 COLUMNS = {"x": 0, "y": 1, "l2": 3, "nll": 4}
@@ -66,12 +68,14 @@ def main(options: Options) -> None:
     for surface in published:
         holes = int((~np.isfinite(surface.values)).sum())
         print(f"{surface.title}: {surface.values.shape} points, {holes} of them not finite")
-    rows = {"Park and Kim": published, "here": own_surfaces(options.measurements)}
+    left_out: list[InputError] = []
+    rows = {"Park and Kim": published, "here": own_surfaces(options.measurements, left_out)}
     with mpl.rc_context(plots.STYLE):
         for kind in ("surfaces", "contours"):
             figure = draw({k: v for k, v in rows.items() if v}, kind, log=options.scale == "log")
             for path in save(figure, options.out, f"published_{kind}", ["png"]):
                 print(f"wrote {path}")
+    raise_left_out(left_out)
 
 
 def read_surface(path: Path) -> Surface:
@@ -109,22 +113,25 @@ def read_surface(path: Path) -> Surface:
     return Surface(path.stem, xs, ys, values)
 
 
-def own_surfaces(folder: Path) -> list[Surface]:
+def own_surfaces(folder: Path, left_out: list[InputError]) -> list[Surface]:
     """NLL + L2 of the trained checkpoints right in `folder`, along random directions."""
     from analysis import labels
-    from analysis.drawing.landscapes import losses
-    from analysis.measurements import collect
+    from analysis.landscape.stored import losses
+    from analysis.measurements import collect, sparing
 
-    found = sorted(collect(sorted(folder.glob("*.h5")), "landscape/train"), key=labels.by_window)
-    return [
-        Surface(
-            labels.caption(m),
-            m.arrays["surface/xs"],
-            m.arrays["surface/ys"],
-            next(iter(losses(m, "surface").values())),
-        )
-        for m in found
-    ]
+    def read(found: Sequence[Measurement]) -> list[Surface]:
+        return [
+            Surface(
+                title,
+                m.arrays["surface/xs"],
+                m.arrays["surface/ys"],
+                next(iter(losses(m, "surface").values())),
+            )
+            for title, m in zip(labels.captions(found), found, strict=True)
+        ]
+
+    found = collect(sorted(folder.glob("*.h5")), "landscape/train", left_out)
+    return sparing(read, sorted(found, key=labels.by_window), left_out)
 
 
 def draw(rows: dict[str, Sequence[Surface]], kind: str, *, log: bool) -> Figure:
@@ -143,7 +150,7 @@ def draw(rows: dict[str, Sequence[Surface]], kind: str, *, log: bool) -> Figure:
             norm = plots.shared_norm([surface.values], log=log)
             plot = plots.plot_surface if solid else plots.plot_contours
             plot(surface.xs, surface.ys, surface.values, norm=norm, ax=ax)
-            ax.set_title(f"{source}, {surface.title}")
+            ax.set_title(plots.fitted(f"{source}, {surface.title}", 3))
     figure.suptitle("NLL + L2 around trained weights")
     return figure
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from analysis.measurements import Measurement
+    from analysis.schema import Measurement
     from models.checkpoint import Checkpoint
     from models.datasets import ImageDataset
     from models.distributed import Team
@@ -66,11 +66,11 @@ def main(options: Options) -> None:
     if team.rank:
         return
     rows = []
-    for m in measurements:
+    for name, m in zip(labels.names(measurements), measurements, strict=True):
         error = 100 * m.arrays["error"]
         rows.append(
             [
-                labels.name(m),
+                name,
                 labels.label(m),
                 f"{100 * m.arrays['clean_error']:.2f}",
                 f"{100 * m.arrays['mean_corruption_error']:.2f}",
@@ -84,7 +84,7 @@ def main(options: Options) -> None:
     )
     for m in measurements:
         print(f"stored in {m.path}:/{m.name} ({m.options['source']} corruptions)")
-    written = draw_robustness(measurements, options.out)
+    written = draw_robustness(measurements, options.out, origin=labels.origin(measurements))
     if options.contact_sheet:
         for dataset in {c.dataset: test_set(c.dataset, options) for c in checkpoints}.values():
             image = dataset.images[0].numpy()

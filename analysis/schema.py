@@ -1,17 +1,17 @@
-"""What figures, tables and claims rely on in a measurement, whoever wrote it."""
+"""A measurement, and what figures, tables and claims rely on in it, whoever wrote it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from models.description import SCORES, require, require_description, require_integer
-
-if TYPE_CHECKING:
-    from analysis.measurements import Measurement
+from models.errors import InputError
 
 LARGEST = 1e100  # of a finite value: more cannot be drawn
 _KINDS = {"float": "fiu", "bool": "b", "text": "S", "bytes": "u"}
@@ -55,6 +55,45 @@ _ARRAYS: dict[str, dict[str, str]] = {
 }
 
 
+@dataclass(frozen=True)
+class Measurement:
+    """One group of a measurement file."""
+
+    path: Path  # of the HDF5 file
+    name: str  # of the group
+    arrays: dict[str, np.ndarray]
+    options: dict[str, Any]  # that decide the result
+    checkpoint: dict[str, Any]  # architecture, recipe, dataset, images, epoch, seed, sha256
+    versions: dict[str, str]
+    date: str  # ISO 8601, UTC
+    data: dict[str, str] = field(default_factory=dict)  # {split: fingerprint}, if it is known
+
+
+class LackingError(InputError):
+    """A measurement lacks what it is asked for."""
+
+    def __init__(self, message: str, path: Path = Path()) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class Found(dict[str, Any]):
+    """What a file holds of a measurement; asking for what it lacks is a `LackingError`."""
+
+    def __init__(self, path: Path, name: str, content: Mapping[str, Any]) -> None:
+        super().__init__(content)
+        self._where = path, name
+
+    def __missing__(self, key: str) -> Any:
+        path, name = self._where
+        raise LackingError(
+            f"{path}:/{name} has no {key}, expected it; measure again with --force", path
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Found, (*self._where, dict(self))
+
+
 def require_usable(m: Measurement) -> None:
     """Raise `InputError` if a measurement lacks what the rest of the package relies on."""
     require_description(m.checkpoint)
@@ -72,7 +111,8 @@ def require_usable(m: Measurement) -> None:
             require(largest <= LARGEST, name, largest, f"at most {LARGEST:g}")
         if array.dtype.kind == "S":
             for text in array.ravel().tolist():
-                require(text.isascii() and b"$" not in text, name, text, "a plain text")
+                plain = text.decode(errors="replace")
+                require(plain.isprintable() and "\ufffd" not in plain, name, text, "a plain text")
     if unfinished:
         return
     sizes: dict[str, int] = {}
@@ -111,7 +151,7 @@ def _require_options(kind: str, options: Mapping[str, Any]) -> None:
 def _require_form(name: str, array: np.ndarray | None, form: str, sizes: dict[str, int]) -> None:
     """One array is of the type and shape that `form` says; `sizes` are those found so far.
 
-    One that is missing is complained of where it is used, see `measurements.Found`.
+    One that is missing is complained of where it is used, see `Found`.
     """
     if array is None:
         return
@@ -154,7 +194,7 @@ def _require_landscape(arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def _plain(text: object) -> bool:
-    return isinstance(text, str) and text.isprintable() and "$" not in text and len(text) < 100
+    return isinstance(text, str) and text.isprintable() and len(text) < 100
 
 
 def _json(name: str, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:

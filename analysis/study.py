@@ -22,7 +22,7 @@ from tqdm import tqdm
 from tyro.conf import Positional, arg
 
 from models.cli import DataRoot, Device, Minutes, deadline_in, parse, run, under_torchrun
-from models.errors import InputError
+from models.errors import InputError, raise_left_out
 
 if TYPE_CHECKING:
     from analysis.plan import Plan, Training
@@ -261,16 +261,19 @@ def _end_with_parent() -> None:
 
 def report(plan: Plan) -> None:
     """Draw every figure of the study's folder, and print its claims."""
-    from analysis.claims import judge, print_answers
+    from analysis.claims import print_answers
     from analysis.figures import draw_all
     from analysis.measurements import measurement_file
+    from analysis.verdicts import judge
 
-    for path in draw_all(plan.folder, plan.figures):
+    left_out: list[InputError] = []
+    for path in draw_all(plan.folder, plan.figures, left_out=left_out):
         print(f"wrote {path}")
     checkpoints = [p for t in plan.trainings for m in t.measures for p in m.checkpoints(t)]
     files = [measurement_file(path) for path in dict.fromkeys(checkpoints)]
-    for study, answers in judge(files).items():
+    for study, answers in judge(files, left_out).items():
         print_answers(study, answers)
+    raise_left_out(left_out)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """The exceptions that have a name: what a person's input can cause, and what torchrun's can."""
 
 import re
+import sys
+from collections.abc import Sequence
 
 LONGEST = 1000  # characters of a message
 
@@ -20,6 +22,14 @@ class InputError(ValueError):
 
 class LostProcessError(RuntimeError):
     """Another process of those that torchrun started has ended, or cannot be reached."""
+
+
+def raise_left_out(errors: Sequence[InputError]) -> None:
+    """What could not be used, once the rest is done: a line for each, the last of them raised."""
+    for error in errors[:-1]:
+        print(f"error: {error}", file=sys.stderr)
+    if errors:
+        raise errors[-1]
 
 
 def shown(value: object) -> str:

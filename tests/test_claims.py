@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from analysis import claims, labels
-from analysis.claims import CLAIMS, MARGIN, decide, judge
 from analysis.comparisons import studies
 from analysis.drawing.claims import draw_claims
 from analysis.drawing.nll import draw_windows
 from analysis.measurements import collect
 from analysis.statistics import Interval, over_seeds, over_units
+from analysis.verdicts import CLAIMS, MARGIN, Answer, Finding, decide, judge
 from models.cli import run
 from tests.measured import EPOCHS, write
 
@@ -114,7 +114,7 @@ def test_a_conjunction_is_as_strong_as_its_weakest_part():
 
     def conjunction(*parts):
         found = zip(claim.parts, parts, strict=True)
-        return claims.Answer(claim, tuple(claims.Finding(p, None, "", v) for p, v in found)).verdict
+        return Answer(claim, tuple(Finding(p, None, "", v) for p, v in found)).verdict
 
     assert conjunction("holds", "holds") == "holds"
     assert conjunction("holds", "undecided") == "undecided"

@@ -1,6 +1,7 @@
 """The commands as a person runs them: what they write, what they say, and how they refuse."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -194,3 +195,21 @@ def test_bad_input_is_one_line_and_changes_nothing(here, call, case):
     assert re.fullmatch(f"error: [^\n]*{complaint}[^\n]*\n", err)
     assert "Traceback" not in out
     assert snapshot(here) == before
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("directions", ["pca", "towards", "bezier"])
+def test_weights_that_are_not_finite_are_named(here, call, value, directions):
+    spoilt = Path("checkpoints/csan3/epoch000.pt")
+    whole = load_checkpoint("checkpoints/csan3.pt")
+    for epoch in (0, 1):
+        replace(whole, epoch=epoch).save(spoilt.with_name(f"epoch00{epoch}.pt"))
+    with torch.no_grad():
+        next(whole.model.parameters()).view(-1)[0] = value
+    replace(whole, epoch=0).save(spoilt)
+    extra = [] if directions == "pca" else ["--towards", spoilt]
+    arguments = ["--ckpt", "checkpoints/csan3.pt", "--directions", directions, *extra]
+    code, _, err = call("analysis.landscape", *arguments)
+    assert code == 2
+    assert err.startswith(f"error: {spoilt}: 1 of ")
+    assert err.count("\n") == 1

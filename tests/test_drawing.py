@@ -3,12 +3,13 @@
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from analysis import labels, plots
+from analysis import figures, labels, plots
 from analysis.drawing import landscapes
 from analysis.drawing.hessians import draw_hessian_training
 from analysis.figures import draw_all
@@ -61,7 +62,7 @@ def test_many_seeds_share_panels_entries_and_intervals(folder, tmp_path, monkeyp
     for panels, axes in (("contours", 2 * 2 + 2), ("surfaces", 2 * 2), ("train_and_test", 2 * 2)):
         figure = figures[f"landscape_digits_{panels}"]
         assert len(figure.axes) == axes
-        assert "first seed of each" in figure.get_suptitle()
+        assert "first seed of each" in figure.get_suptitle().replace("\n", " ")
     first, *_ = figures["landscape_digits_train_and_test"].axes[0].lines
     np.testing.assert_allclose(first.get_ydata(), 1 + grid**2)
     lines = figures["landscape_digits_lines"]
@@ -97,7 +98,7 @@ def test_trainings_that_are_not_seeds_of_one_another_are_not_taken_for_such(fold
         "3×3, dim 48, epoch 2": ["early"],
         "8×8 (global)": ["checkpoints"],
     }
-    assert sorted(landscapes._titles(found))[:2] == ["csan3: 3×3, seed 0", "csan3: 3×3, seed 1"]
+    assert sorted(labels.captions(found))[:2] == ["csan3: 3×3, seed 0", "csan3: 3×3, seed 1"]
     written = landscapes.draw_landscapes(found, tmp_path / "figures", ["vtu"])
     assert len(set(written)) == len(found) == 5
 
@@ -153,9 +154,10 @@ def test_says_what_is_missing(tmp_path):
 
 
 def test_names_and_labels(folder):
-    found = {labels.name(m): m for m in collect([folder], "hessian/train")}
+    found = {labels.name(m, folder): m for m in collect([folder], "hessian/train")}
     snapshots = {f"csan{w}-epoch{e:03d}" for w in (3, 8) for e in (0, 2)}
-    assert set(found) == {"csan3", "csan8"} | snapshots
+    of_seed_1 = {f"seed1-{name}" for name in ("csan3", "csan8", *snapshots)}
+    assert set(found) == {"csan3", "csan8"} | snapshots | of_seed_1
     assert labels.label(found["csan3"]) == "3×3"
     assert labels.label(found["csan8"]) == "8×8 (global)"
     assert labels.stage(found["csan3-epoch002"]) == "end of warm-up (epoch 2)"
@@ -195,3 +197,41 @@ def test_what_was_measured_differently_is_not_compared(folder):
     assert len(labels.measured_alike(found)) == len(found) - 1
     layers = replace(found[0], options={**found[0].options, "layers": True})
     assert labels.measured_alike([layers, *found])[0] is layers
+
+
+def test_odd_files_are_left_out_and_named(folder, tmp_path, monkeypatch, call_module):
+    monkeypatch.chdir(tmp_path)
+    call = partial(call_module, figures, "--measurements", "checkpoints", "--out")
+    assert call("whole")[0] == 0
+    (folder / "bad.h5").write_bytes(b"not HDF5")
+    write(folder / "odd.h5", "landscape/train", {"line/xs": np.arange(3.0)}, **CUT)
+    code, _, err = call("rest")
+    assert code == 2
+    bad, odd = err.splitlines()
+    assert bad.startswith("error: checkpoints/bad.h5: not a usable HDF5 file")
+    assert odd.startswith("error: checkpoints/odd.h5:/landscape/train has no ")
+    whole, rest = ({p.name: p.read_bytes() for p in Path(f).iterdir()} for f in ("whole", "rest"))
+    assert rest == whole
+
+
+def test_checkpoints_of_one_name_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    grid = np.linspace(-1, 1, 5)
+    for place, dim in (("runs/a", 48), ("runs/b", 96), ("checkpoints", 24)):
+        write(Path(place, "best.h5"), "landscape/train", landscape(grid, ""), dim=dim, **CUT)
+    write(Path("runs/safe.tensors.h5"), "landscape/train", landscape(grid, ""), dim=12, **CUT)
+    found = collect([Path("runs"), Path("checkpoints")], "landscape/train")
+    assert labels.names(found) == ["a-best", "b-best", "safe.tensors", "best"]
+    assert [labels.name(m) for m in found] == [
+        *("runs-a-best", "runs-b-best", "runs-safe.tensors", "best")
+    ]
+    for texts in (labels.captions(found), labels.entries(found)):
+        assert len(set(texts)) == len(found)
+    assert labels.origin(found[:2]) == "runs"
+    assert labels.origin(found[3:]) == ""
+    one, other = (
+        {p.name for p in landscapes.draw_landscapes([m], tmp_path, ["vtu"], origin=origin)}
+        for m in found[:2]
+        for origin in [labels.origin([m])]
+    )
+    assert not one & other

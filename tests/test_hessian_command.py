@@ -227,7 +227,7 @@ def test_eigenvalues_of_layers_that_have_not_converged_are_not_drawn(measured, c
     arrays["layers/eigenvalues"] = np.array([[3.0, 2.0, np.nan]])
     arrays["layers/converged"] = np.array([[True, False, False]])
     some = replace(measurement, arrays=arrays)
-    hessian.report(some)
+    hessian.report("small", some)
     assert "small: 1 eigenvalues of layers have not converged" in capsys.readouterr().out
     drawn = []
     with pytest.MonkeyPatch.context() as patch:

@@ -256,3 +256,17 @@ def test_waiting_for_a_lock_is_said_and_ends(tmp_path, monkeypatch, capsys):
         assert not done.wait(0.1)
     thread.join()
     assert done.is_set()
+
+
+def test_weights_of_one_name_have_measurement_files_of_their_own(checkpoint):
+    kinds = [checkpoint.path.with_suffix(suffix) for suffix in (".pt", ".pth", ".safetensors")]
+    files = [measurement_file(path) for path in kinds]
+    assert [path.name for path in files] == ["tiny.h5", "tiny.pth.h5", "tiny.safetensors.h5"]
+    # All of them shared the first once: what is in there is found.
+    store("one", ARRAYS, checkpoint=checkpoint, options=OPTIONS)
+    other = dataclasses.replace(checkpoint, path=kinds[2])
+    assert stored("one", checkpoint=other, options=OPTIONS).path == files[0]
+    another = dataclasses.replace(other, sha256="1" * 64)
+    assert stored("one", checkpoint=another, options=OPTIONS) is None
+    store("one", {"mine": np.ones(2)}, checkpoint=another, options=OPTIONS)
+    assert load(files[0], "one").arrays.keys() == ARRAYS.keys()

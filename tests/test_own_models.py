@@ -236,9 +236,9 @@ def test_own_models_and_csans_do_not_share_a_figure(here, call_module):
     drawn = {path.name for path in Path("again").iterdir()}
     assert drawn >= {name for name in shown if "claims" not in name}
     assert drawn >= {
-        "hessian_digits_other-models.png",
-        "landscape_digits_other-models_contours.png",
-        "robustness_digits_other-models.png",
+        "hessian_digits_a_b.png",
+        "landscape_digits_a_b_contours.png",
+        "robustness_digits_a_b.png",
     }
     code, out, _ = call_module(claims)
     assert code == 0

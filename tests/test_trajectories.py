@@ -3,7 +3,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from analysis.landscape import pca_directions, polar, project, random_directions, trajectory
+from analysis.landscape import (
+    pca_directions,
+    plane,
+    polar,
+    project,
+    random_directions,
+    towards,
+    trajectory,
+)
 from models.errors import InputError
 
 
@@ -68,3 +76,56 @@ def test_bad_input_is_named() -> None:
     line = states(torch.arange(4.0)[:, None] * torch.ones(15))
     with pytest.raises(InputError, match="fewer than 2 directions"):
         pca_directions(line, network)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_too_few_snapshots_are_counted(count: int) -> None:
+    with pytest.raises(InputError, match=f"snapshots: {count} that span .* expected 3 or more"):
+        trajectory(model(torch.zeros(15)), states(torch.zeros(count, 15)))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_named(value: float) -> None:
+    points = torch.randn(4, 15)
+    network, broken = model(points[-1]), model(points[-1])
+    points[1, 13] = value
+    with torch.no_grad():
+        broken.bias[0] = value
+    one_of_three = "1 of 3 numbers in bias are not finite"
+    for place in (trajectory, polar):
+        with pytest.raises(InputError, match=one_of_three):
+            place(network, states(points))
+    for direction in (towards, lambda *states: plane(*states, states[1])):
+        with pytest.raises(InputError, match=one_of_three):
+            direction(network, states(points)[1])
+        with pytest.raises(InputError, match=one_of_three):
+            direction(broken, states(points)[0])
+
+
+def test_run_that_does_not_move_is_refused() -> None:
+    still = states(torch.ones(4, 15))
+    with pytest.raises(InputError, match="4 that span fewer than 2 directions"):
+        trajectory(model(torch.ones(15)), still)
+
+
+def test_projection_needs_snapshots_and_independent_directions() -> None:
+    network = model(torch.randn(15))
+    first, second = random_directions(network, seed=0)
+    points = states(torch.randn(2, 15))
+    with pytest.raises(InputError, match="snapshots: none"):
+        project(network, [], [first, second])
+    for other in (first, {"weight": 0 * first["weight"]}):
+        with pytest.raises(InputError, match="directions: one is zero or a sum of others"):
+            project(network, points, [first, other])
+    # However different their lengths are.
+    tiny = {"weight": 1e-9 * second["weight"]}
+    found = project(network, points, [first, tiny]) * [1, 1e-9]
+    np.testing.assert_allclose(found, project(network, points, [first, second]), rtol=1e-6)
+
+
+def test_snapshots_keep_their_precision_beside_a_model_of_less() -> None:
+    points = torch.randn(4, 15).double()
+    coarse = model(points[-1]).bfloat16()
+    found = trajectory(coarse, states(points))
+    exact = trajectory(model(points[-1]), states(points))
+    np.testing.assert_allclose(found.explained_variance, exact.explained_variance, rtol=1e-9)

@@ -6,18 +6,76 @@ needed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from analysis import labels, plots
+from analysis.comparisons import file_stem
+from analysis.schema import Measurement
 from models.files import replacing
+
+TITLE = 1.2 * plots.STYLE["font.size"]  # of a figure
+LONGEST = 180  # bytes of a name, to which endings are added
 
 
 def save(figure: Figure, out: Path, stem: str, formats: Sequence[str]) -> list[Path]:
-    """Write `figure` in each format, whole or not at all."""
-    paths = [out / f"{stem}.{extension}" for extension in formats]
+    """Write `figure` in each format, whole or not at all; too long a name ends in its hash."""
+    paths = [out / f"{short(stem)}.{extension}" for extension in formats]
     for path in paths:
         with replacing(path) as partial:
             figure.savefig(partial, format=path.suffix[1:], dpi=150)
     return paths
+
+
+def short(stem: str) -> str:
+    """A name that file systems take."""
+    whole = stem.encode(errors="surrogateescape")
+    if len(whole) <= LONGEST:
+        return stem
+    start = whole[: LONGEST - 9].decode(errors="ignore")
+    return f"{start}-{hashlib.sha256(whole).hexdigest()[:8]}"
+
+
+def compared(group: Sequence[Measurement], origin: str = "") -> str:
+    """Part of a file name: what is compared.
+
+    The dataset and the `origin`, or the checkpoints, if the models are no CSANs.
+    """
+    dataset = file_stem(labels.dataset(group[0]))
+    own = [labels.name(m) for m in group] if labels.foreign(group[0]) else [origin]
+    return "_".join([dataset, *filter(None, own)])
+
+
+def head(figure: Figure, text: str) -> None:
+    """Title of a figure, as it is and within its width."""
+    figure.suptitle(plots.fitted(text, figure.get_figwidth() - 0.2, TITLE))
+
+
+def more(texts: Iterable[str], usual: int, size: float = plots.STYLE["font.size"]) -> float:
+    """Inches that the longest of `texts` takes for its lines beyond so many."""
+    lines = max(text.count("\n") + 1 for text in texts)
+    return 1.4 * size / 72 * max(lines - usual, 0)
+
+
+def legend(figure: Any, ax: Axes, *, most: int, title: str | None = None) -> None:
+    """Below a figure, what is drawn in `ax`, each text once, in as many columns as fit."""
+    handles, texts = ax.get_legend_handles_labels()
+    own = dict(zip(texts, handles, strict=True))
+    widths = [max(plots.width(line) for line in text.split("\n")) for text in own]
+    inches = figure.bbox.width / figure.dpi
+    columns = min(most, len(own))
+    while columns > 1 and _legend_width(widths, columns) > inches:
+        columns -= 1
+    figure.legend(own.values(), own, loc="outside lower center", ncols=columns, title=title)
+
+
+def _legend_width(widths: Sequence[float], columns: int) -> float:
+    """Inches of a legend whose texts are so wide; a handle and its spaces take 5 letters."""
+    parts = np.array_split(np.asarray(widths), columns)
+    return float(sum(part.max() for part in parts)) + columns * 5 * plots.STYLE["font.size"] / 72

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis import plots
-from analysis.claims import QUANTITIES, Answer, Verdict
 from analysis.comparisons import file_stem
-from analysis.drawing import save
+from analysis.drawing import head, save
+from analysis.verdicts import QUANTITIES, Answer, Verdict
 
 COLORS: dict[Verdict, str] = {
     "holds": "#009e73",
@@ -54,6 +54,6 @@ def draw_claims(
             ]
             figure.legend(handles=handles, loc="outside lower center", ncols=3)
             common = f" over {next(iter(over))}" if len(over) == 1 else ""  # else each row says
-            figure.suptitle(f"Claims on {study}: differences with 95 % intervals{common}")
+            head(figure, f"Claims on {study}: differences with 95 % intervals{common}")
             written += save(figure, out, f"claims_{file_stem(study)}", formats)
     return written

@@ -11,17 +11,26 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from analysis import labels, plots
-from analysis.comparisons import file_stem
-from analysis.drawing import save
-from analysis.measurements import Measurement
+from analysis.drawing import compared, head, legend, save
+from analysis.schema import Measurement
+
+MOST = 20  # inches
 
 
 def draw_hessians(
-    measurements: Iterable[Measurement], out: Path, formats: Sequence[str] = ("png",)
+    measurements: Iterable[Measurement],
+    out: Path,
+    formats: Sequence[str] = ("png",),
+    *,
+    below: Path | None = None,
 ) -> list[Path]:
-    """For each checkpoint: ``hessian_NAME``, its max eigenvalues and its spectral density."""
+    """For each checkpoint: ``hessian_NAME``, its max eigenvalues and its spectral density.
+
+    Folders in the names count from `below`, by default `out`; see `labels.name`.
+    """
     written = []
     for m in measurements:
+        name = labels.name(m, below or out)
         with mpl.rc_context(plots.STYLE):
             figure = Figure(figsize=(9, 3))
             negative, positive, density = figure.subplots(1, 3)
@@ -39,21 +48,26 @@ def draw_hessians(
             if "density/bandwidth" in m.arrays:
                 density.set_title(f"smoothed by {m.arrays['density/bandwidth']:.2g}")
             batches, k = eigenvalues.shape
-            figure.suptitle(
-                f"{labels.title(m)}; max eigenvalues: top {k} of each of {batches} mini-batches of "
-                f"{m.options['batch_size']} images"
+            head(
+                figure,
+                f"{labels.title(m, name)}; max eigenvalues: top {k} of each of {batches} "
+                f"mini-batches of {m.options['batch_size']} images",
             )
-            written += save(figure, out, f"hessian_{labels.name(m)}{labels.suffix(m)}", formats)
+            written += save(figure, out, f"hessian_{name}{labels.suffix(m)}", formats)
     return written
 
 
 def draw_hessian_comparison(
-    measurements: Iterable[Measurement], out: Path, formats: Sequence[str] = ("png",)
+    measurements: Iterable[Measurement],
+    out: Path,
+    formats: Sequence[str] = ("png",),
+    *,
+    origin: str = "",
 ) -> list[Path]:
     """For each dataset and epoch with several windows or models: ``hessian_DATASET_epochN``.
 
     Max eigenvalues of all seeds of a window pooled, negative and positive halves side by side, as
-    in Park and Kim 2022, Figure 7 (right).
+    in Park and Kim 2022, Figure 7 (right). `origin` becomes a part of the names.
     """
     groups: dict[tuple[str, int], list[Measurement]] = defaultdict(list)
     for m in measurements:
@@ -78,22 +92,28 @@ def draw_hessian_comparison(
                         ax=ax,
                     )
                 ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), fontsize=8)
-            figure.suptitle(
+            head(
+                figure,
                 f"Hessian max eigenvalue spectra on {data}, {labels.stage(group[0])}\n"
-                f"{labels.objective(group[0])}, {labels.seeds(by_label)}"
+                f"{labels.objective(group[0])}, {labels.seeds(by_label)}",
             )
             when = "" if labels.foreign(group[0]) else f"_epoch{epoch:03d}"
-            stem = f"hessian_{file_stem(data)}{when}{labels.suffix(group[0])}"
+            stem = f"hessian_{compared(group, origin)}{when}{labels.suffix(group[0])}"
             written += save(figure, out, stem, formats)
     return written
 
 
 def draw_hessian_training(
-    measurements: Iterable[Measurement], out: Path, formats: Sequence[str] = ("png",)
+    measurements: Iterable[Measurement],
+    out: Path,
+    formats: Sequence[str] = ("png",),
+    *,
+    origin: str = "",
 ) -> list[Path]:
     """For each dataset: ``hessian_DATASET_training``, spectra and trace against the epoch.
 
-    Of every training of which three snapshots or more have been measured.
+    Of every training of which three snapshots or more have been measured. `origin` becomes a part
+    of the names.
     """
     groups: dict[str, dict[str, list[Measurement]]] = defaultdict(lambda: defaultdict(list))
     known = [m for m in measurements if not labels.foreign(m)]
@@ -128,20 +148,24 @@ def draw_hessian_training(
                     plots.plot_over_training(
                         epochs, values, 2 * errors, ylabel=ylabel, ax=ax, **style
                     )
-            curves = axes[1].get_legend_handles_labels()
-            figure.legend(*curves, loc="outside lower center", ncols=len(series), title="window")
+            legend(figure, axes[1], most=len(series), title="window")
             first = series[0][0]
-            figure.suptitle(f"Hessian over training on {data}, {labels.objective(first)}")
-            written += save(figure, out, f"hessian_{data}_training{labels.suffix(first)}", formats)
+            head(figure, f"Hessian over training on {data}, {labels.objective(first)}")
+            stem = f"hessian_{compared([first], origin)}_training{labels.suffix(first)}"
+            written += save(figure, out, stem, formats)
     return written
 
 
 def draw_layers(
-    measurements: Iterable[Measurement], out: Path, formats: Sequence[str] = ("png",)
+    measurements: Iterable[Measurement],
+    out: Path,
+    formats: Sequence[str] = ("png",),
+    *,
+    below: Path | None = None,
 ) -> list[Path]:
     """For each checkpoint whose layers were measured: ``hessian_NAME_layers``.
 
-    What has not converged is left blank.
+    What has not converged is left blank. Names are those of `draw_hessians`.
     """
     written = []
     for m in measurements:
@@ -151,9 +175,12 @@ def draw_layers(
         found = m.arrays["layers/eigenvalues"]
         eigenvalues = np.where(m.arrays.get("layers/converged", True), found, np.nan)
         with mpl.rc_context(plots.STYLE):
-            figure = Figure(figsize=(5, 1.2 + 0.16 * len(names)))
+            widest = max(plots.width(name, 6) for name in names)
+            size = (max(5, min(2 * widest, MOST)), max(1.2 + 0.16 * len(names), 2.4))
+            figure = Figure(figsize=size)
             plots.plot_layers(names, eigenvalues, ax=figure.subplots())
-            figure.suptitle(labels.title(m))
-            stem = f"hessian_{labels.name(m)}_layers{labels.suffix(m)}"
+            name = labels.name(m, below or out)
+            head(figure, labels.title(m, name))
+            stem = f"hessian_{name}_layers{labels.suffix(m)}"
             written += save(figure, out, stem, formats)
     return written

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +12,8 @@ import numpy as np
 from matplotlib.colors import LogNorm
 
 from analysis import labels, plots
-from analysis.drawing.landscapes import common_losses, losses, names
-from analysis.measurements import Measurement
+from analysis.landscape.stored import common_losses, losses, names
+from analysis.schema import Measurement
 from models.errors import InputError
 from models.files import replacing
 
@@ -26,17 +27,17 @@ def write_html(group: Sequence[Measurement], path: Path, *, log: bool = True) ->
     graph = _require("plotly.graph_objects")
     figure = graph.Figure()
     views: list[tuple[str, dict[str, Any]]] = []
-    for loss in common_losses(group):
+    for loss in common_losses(group, "surface"):
         norm = plots.shared_norm([losses(m, "surface")[loss] for m in group], log=log)
         ticks = np.asarray(norm.inverse(np.linspace(0, 1, 6)))
         scaled = np.log10 if isinstance(norm, LogNorm) else np.asarray
-        height = dict(tickvals=scaled(ticks).tolist(), ticktext=[f"{tick:.3g}" for tick in ticks])
+        height = dict(tickvals=scaled(ticks).tolist(), ticktext=plots.tell_apart(ticks))
         low, *_, high = height["tickvals"]
         axis = dict(title=dict(text=loss), range=[low, high], **height)
-        for m in group:
+        for m, caption in zip(group, labels.captions(group), strict=True):
             values = losses(m, "surface")[loss]
             values = np.where(np.isfinite(values), values, np.nan)  # a hole
-            first, second = names(m)
+            first, second = map(html.escape, names(m))
             figure.add_surface(
                 x=m.arrays["surface/xs"],
                 y=m.arrays["surface/ys"],
@@ -57,7 +58,7 @@ def write_html(group: Sequence[Measurement], path: Path, *, log: bool = True) ->
                 "scene.yaxis.title.text": second,
                 "scene.zaxis": axis,
             }
-            views.append((f"{labels.caption(m)}, {loss}", scene))
+            views.append((f"{html.escape(caption)}, {loss}", scene))
     buttons = [
         dict(
             label=label,
@@ -67,7 +68,9 @@ def write_html(group: Sequence[Measurement], path: Path, *, log: bool = True) ->
         for i, (label, scene) in enumerate(views)
     ]
     figure.update_layout(
-        title=f"Loss landscape on {labels.comparable(group[0])}, {labels.objective(group[0])}",
+        title=html.escape(
+            f"Loss landscape on {labels.comparable(group[0])}, {labels.objective(group[0])}"
+        ),
         scene=dict(
             xaxis=dict(title=dict(text=views[0][1]["scene.xaxis.title.text"])),
             yaxis=dict(title=dict(text=views[0][1]["scene.yaxis.title.text"])),

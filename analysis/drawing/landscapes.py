@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -16,10 +15,11 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.typing import LineStyleType
 
 from analysis import labels, plots
-from analysis.comparisons import file_stem
-from analysis.drawing import save
+from analysis.drawing import compared, head, legend, more, save, short
+from analysis.drawing.interactive import write_html, write_vtu
 from analysis.landscape.report import flatness_of
-from analysis.measurements import Measurement
+from analysis.landscape.stored import common_losses, extent, interpolated, losses, names
+from analysis.schema import Measurement
 
 KINDS = ("", "_eigenvectors", "_gradient", "_towards", "_plane", "_bezier", "_pca")
 FLATNESS = {
@@ -29,6 +29,9 @@ FLATNESS = {
     "sharpness": "sharpness (%)",
 }
 STYLES: dict[str, LineStyleType] = {"linear": "--", "bezier": "-"}
+PANEL = 2.6  # inches, of a panel
+AXIS = 2.55  # of the names of its axes
+SLOT = 0.8  # of the name of a tick
 WIDE = 5.5  # inches that a title in one line takes
 MOST = 6  # networks whose panels, side by side, can still be read
 
@@ -39,21 +42,22 @@ def draw_landscapes(
     formats: Sequence[str] = ("png",),
     *,
     scale: str = "log",
+    origin: str = "",
 ) -> list[Path]:
     """For each dataset: ``landscape_DATASET_lines``, ``..._contours``, ``..._surfaces`` and so on.
 
     Of more than `MOST` networks, the trainings that differ in their seed alone share their panels:
-    the first seed is drawn. The format "html" is a page that can be rotated, for each loss, "vtu" a
-    file for ParaView for each checkpoint; `scale` is that of colours and heights, "log" or
-    "linear".
+    the first seed is drawn. `origin` becomes a part of the names. The format "html" is a page that
+    can be rotated, for each loss, "vtu" a file for ParaView for each checkpoint; `scale` is that of
+    colours and heights, "log" or "linear".
     """
     groups: dict[str, list[Measurement]] = defaultdict(list)
     for m in measurements:
         groups[labels.comparable(m)].append(m)
     written = []
     for data, members in sorted(groups.items()):
-        stem = file_stem(data)
         group = sorted(labels.measured_alike(members), key=labels.by_window)
+        stem = compared(group, origin)
         kind = group[0].name.partition("/")[0]
         end = labels.suffix(group[0])
         kinds = labels.by_architecture(group).values()
@@ -69,56 +73,43 @@ def draw_landscapes(
                     if len(drawn) < len(group):
                         of_what += ", first seed of each"
                     lines = of_what.replace(", ", ",\n") if narrow else of_what
-                    figure.suptitle(f"Loss landscape on {lines}")
+                    head(figure, f"Loss landscape on {lines}")
                     written += save(figure, out, f"{kind}_{stem}_{name}{end}", still)
         if "html" in formats:
-            from analysis.drawing.interactive import write_html
-
-            written += write_html(few, out / f"{kind}_{stem}{end}.html", log=scale == "log")
+            page = out / f"{short(f'{kind}_{stem}{end}')}.html"
+            written += write_html(few, page, log=scale == "log")
         if "vtu" in formats:
-            from analysis.drawing.interactive import write_vtu
-
-            stems = [labels.name(m) for m in group]
-            for m, own in zip(group, stems, strict=True):
-                unique = own if stems.count(own) == 1 else f"{m.path.parent.name}-{own}"
-                written.append(write_vtu(m, out / f"{kind}_{stem}_{unique}{end}.vtu"))
+            for m, own in zip(group, labels.names(group), strict=True):
+                written.append(write_vtu(m, out / f"{short(f'{kind}_{stem}_{own}{end}')}.vtu"))
     return written
-
-
-def _titles(group: Sequence[Measurement]) -> list[str]:
-    """Captions, with the seed where it takes that to tell them apart."""
-    captions = [labels.caption(m) for m in group]
-    return [
-        text if captions.count(text) == 1 else f"{text}, seed {m.checkpoint['seed']}"
-        for text, m in zip(captions, group, strict=True)
-    ]
 
 
 def _lines(group: Sequence[Measurement], log: bool) -> Figure:
     """One panel for each quantity, all checkpoints in it."""
-    shown = [*common_losses(group), "error (%)"]
-    entries = len({labels.caption(m) for m in group})  # seeds share a colour and an entry
-    figure = Figure(figsize=(3.2 * len(shown), 2.9 + 0.2 * math.ceil(entries / len(shown))))
+    shown = [*common_losses(group, "line"), "error (%)"]
+    entries, kinds = labels.entries(group), labels.kinds(group)  # seeds share theirs
+    own = len(set(entries))
+    longest = more((plots.wrapped(entry, plots.LEGEND) for entry in entries), 1)
+    height = 2.9 + (0.2 + longest) * math.ceil(own / len(shown))
+    figure = Figure(figsize=(3.2 * len(shown), height))
     axes = figure.subplots(1, len(shown))
-    palette = labels.colors(labels.label(m) for m in group)
-    for m in group:
+    palette = labels.colors(kinds)
+    for m, entry, kind in zip(group, entries, kinds, strict=True):
         curves = {**losses(m, "line"), "error (%)": 100 * m.arrays["line/error"]}
         for ylabel, ax in zip(shown, axes, strict=True):
             plots.plot_line(
                 m.arrays["line/xs"],
                 curves[ylabel],
-                xlabel=f"step along {names(m)[0]}",
+                xlabel=plots.fitted(f"step along {names(m)[0]}", 3.4),
                 ylabel=ylabel,
-                label=labels.caption(m),
-                color=palette[labels.label(m)],
+                label=entry,
+                color=palette[kind],
                 ax=ax,
             )
     if log:
         for ax in axes[:-1]:
             plots.log_scale(ax)
-    handles, captions = axes[0].get_legend_handles_labels()
-    own = dict(zip(captions, handles, strict=True))
-    figure.legend(own.values(), own.keys(), loc="outside lower center", ncols=len(shown))
+    legend(figure, axes[0], most=len(shown))
     return figure
 
 
@@ -126,59 +117,66 @@ def _train_and_test(group: Sequence[Measurement], log: bool) -> Figure:
     """One panel for each checkpoint: NLL and error on twin axes, of training and of test images."""
     figure = Figure(figsize=(3.6 * len(group) + 0.4, 3.6))
     axes = figure.subplots(1, len(group), squeeze=False, sharey=True)[0]
-    for title, m, ax in zip(_titles(group), group, axes, strict=True):
+    for title, m, ax in zip(labels.captions(group), group, axes, strict=True):
         plots.plot_twin(
             m.arrays["line/xs"],
             {labels.split(m): m.arrays["line/nll"], "clean test": m.arrays["test_line/nll"]},
             {labels.split(m): m.arrays["line/error"], "clean test": m.arrays["test_line/error"]},
-            xlabel=f"step along {names(m)[0]}",
+            xlabel=plots.fitted(f"step along {names(m)[0]}", 3.6),
             log=log,
             ax=ax,
         )
-        ax.set_title(title)
-    handles, texts = axes[0].get_legend_handles_labels()
-    figure.legend(handles, texts, loc="outside lower center", ncols=2 * min(len(group), 2))
+        ax.set_title(plots.fitted(title, 3.2))
+    legend(figure, axes[0], most=2 * min(len(group), 2))
     return figure
 
 
 def _contours(group: Sequence[Measurement], log: bool) -> Figure:
-    rows = common_losses(group)
-    shared = all(_extent(m) == _extent(group[0]) for m in group)
-    figure = Figure(figsize=(2.7 * len(group) + 1.3, 2.6 * len(rows) + 0.4))
+    rows = common_losses(group, "surface")
+    shared = all(extent(m) == extent(group[0]) for m in group)
+    titles = [
+        plots.fitted(title + interpolated(m), PANEL)
+        for title, m in zip(labels.captions(group), group, strict=True)
+    ]
+    axes_of = [[plots.fitted(name, AXIS) for name in names(m)] for m in group]
+    height = 2.6 + more(titles, 2) + more((first for first, _ in axes_of), 1)
+    figure = Figure(figsize=(2.7 * len(group) + 1.3, height * len(rows) + 0.4))
     axes = figure.subplots(len(rows), len(group), squeeze=False, sharex=shared, sharey=shared)
     for loss, row in zip(rows, axes, strict=True):
         norm = plots.shared_norm([losses(m, "surface")[loss] for m in group], log=log)
-        for title, m, ax in zip(_titles(group), group, row, strict=True):
+        for title, (first, second), m, ax in zip(titles, axes_of, group, row, strict=True):
             xs, ys = m.arrays["surface/xs"], m.arrays["surface/ys"]
             plots.plot_contours(xs, ys, losses(m, "surface")[loss], norm=norm, ax=ax)
             done = m.arrays["surface/done"]
             if not done.all():
                 rows_done, columns_done = np.nonzero(done)
-                ax.plot(xs[columns_done], ys[rows_done], ".", color="white", markersize=1.5)
+                plots.plot_evaluated(xs[columns_done], ys[rows_done], ax=ax)
             marks = m.arrays["cut/marks"]
             if len(marks):
                 plots.plot_way(marks, ax=ax)
-            first, second = names(m)
-            ax.set(title=title + _interpolated(m), xlabel=first, ylabel=second)
+            ax.set(title=title, xlabel=first, ylabel=second)
             if shared:
                 ax.label_outer()
-        ticks = norm.inverse(np.linspace(0, 1, 5))
+        ticks = np.asarray(norm.inverse(np.linspace(0, 1, 5)))
         scale = ScalarMappable(norm, plots.STYLE["image.cmap"])
-        bar = figure.colorbar(scale, ax=row, label=loss, ticks=ticks, format="%.3g")
+        bar = figure.colorbar(scale, ax=row, label=loss)
+        bar.set_ticks(ticks.tolist(), labels=plots.tell_apart(ticks))
         bar.ax.minorticks_off()
     return figure
 
 
 def _surfaces(group: Sequence[Measurement], log: bool) -> Figure:
-    rows = common_losses(group)
-    figure = Figure(figsize=(3.1 * len(group), 3.0 * len(rows) + 0.3))
+    rows = common_losses(group, "surface")
+    captions = labels.captions(group)
+    longest = more((plots.fitted(f"{title}, {rows[0]}", PANEL) for title in captions), 1)
+    figure = Figure(figsize=(3.1 * len(group), (3.0 + longest) * len(rows) + 0.3))
     axes = figure.subplots(len(rows), len(group), squeeze=False, subplot_kw=dict(projection="3d"))
     for loss, row in zip(rows, axes, strict=True):
         norm = plots.shared_norm([losses(m, "surface")[loss] for m in group], log=log)
-        for title, m, ax in zip(_titles(group), group, row, strict=True):
+        for title, m, ax in zip(captions, group, row, strict=True):
             xs, ys = m.arrays["surface/xs"], m.arrays["surface/ys"]
             plots.plot_surface(xs, ys, losses(m, "surface")[loss], norm=norm, ax=ax)
-            ax.set_title(f"{title}, {loss}", y=0.95)
+            ax.set_title(plots.fitted(f"{title}, {loss}", PANEL), y=0.95)
     return figure
 
 
@@ -190,7 +188,8 @@ def _flatness(group: Sequence[Measurement], log: bool) -> Figure | None:
     """
     kinds = labels.by_architecture(group)
     mixed = len(kinds) < len(group)
-    palette = labels.colors(labels.label(m) for m in group)
+    palette = labels.colors(kinds)
+    entry_of = dict(zip((m.path for m in group), labels.entries(group), strict=True))
     found: dict[str, dict[str, np.ndarray]] = {}
     colors = {}
     for kind, members in kinds.items():
@@ -202,13 +201,14 @@ def _flatness(group: Sequence[Measurement], log: bool) -> Figure | None:
             values = {key: np.array([f[key].mean() for f in flat]) for key in FLATNESS}
             what = "seeds"
         n = len(values["width"])
-        title = f"{kind}, {n} {what}" if mixed else labels.caption(members[0])
-        colors[title] = palette[labels.label(members[0])]
+        title = f"{kind}, {n} {what}" if mixed else entry_of[members[0].path]
+        colors[title] = palette[kind]
         found[title] = values
     if not found:
         return None
     width = max(2.5, (0.65 if mixed else 0.5) * len(found) + 0.6)
-    figure = Figure(figsize=(len(FLATNESS) * width, 2.7))
+    lines = more((plots.wrapped(title, SLOT, 7) for title in found), 3, 7)
+    figure = Figure(figsize=(len(FLATNESS) * width, 2.7 + lines))
     axes = figure.subplots(1, len(FLATNESS))
     for (key, ylabel), ax in zip(FLATNESS.items(), axes, strict=True):
         samples = {title: values[key] for title, values in found.items()}
@@ -224,22 +224,22 @@ def _polar(group: Sequence[Measurement], log: bool) -> Figure | None:
     figure = Figure(figsize=(7, 3.4))
     from_end = figure.add_subplot(1, 2, 1, projection="polar")
     turning = figure.add_subplot(1, 2, 2)
-    palette = labels.colors(labels.label(m) for m in views)
-    for m in views:
-        color = palette[labels.label(m)]
+    kinds = labels.kinds(views)
+    palette = labels.colors(kinds)
+    for m, entry, kind in zip(views, labels.entries(views), kinds, strict=True):
+        color = palette[kind]
         angles, distances, turns = (
             m.arrays[f"cut/extras/polar/{name}"] for name in ("angles", "distances", "turns")
         )
-        plots.plot_polar(angles, distances, label=labels.caption(m), color=color, ax=from_end)
+        plots.plot_polar(angles, distances, label=entry, color=color, ax=from_end)
         snapshots = np.arange(1, len(turns) + 1)
         turning.plot(snapshots, np.degrees(turns), "o-", color=color, markersize=3)
     turning.set(xlabel="snapshot, the first is 0", ylabel="angle between updates (°)")
     turning.set_ylim(0, 180)
     turning.xaxis.set_major_locator(MaxNLocator(integer=True))
     turning.set_yticks(range(0, 181, 45))
-    handles, captions = from_end.get_legend_handles_labels()
     title = "left: seen from the end of training, radius: distance to it"
-    figure.legend(handles, captions, loc="outside lower center", ncols=3, title=title)
+    legend(figure, from_end, most=3, title=title)
     return figure
 
 
@@ -250,8 +250,9 @@ def _paths(group: Sequence[Measurement], log: bool) -> Figure | None:
         return None
     figure = Figure(figsize=(6.4, 2.9))
     axes = figure.subplots(1, 2)
-    palette = labels.colors(labels.label(m) for m in ways)
-    for m in ways:
+    kinds = labels.kinds(ways)
+    palette = labels.colors(kinds)
+    for m, entry, kind in zip(ways, labels.entries(ways), kinds, strict=True):
         for path, style in STYLES.items():
             for (metric, ylabel, factor), ax in zip(
                 (("nll", "NLL", 1), ("error", "error (%)", 100)), axes, strict=True
@@ -263,8 +264,8 @@ def _paths(group: Sequence[Measurement], log: bool) -> Figure | None:
                         factor * values,
                         xlabel="share of the way",
                         ylabel=ylabel,
-                        label=f"{labels.caption(m)}, {path}",
-                        color=palette[labels.label(m)],
+                        label=f"{entry}, {path}",
+                        color=palette[kind],
                         linestyle=style,
                         ax=ax,
                     )
@@ -284,36 +285,3 @@ FIGURES: dict[str, Callable[[Sequence[Measurement], bool], Figure | None]] = {
 
 
 PANELS = ("train_and_test", "contours", "surfaces")  # of `FIGURES`, with a panel for each network
-
-
-def losses(measurement: Measurement, part: str) -> dict[str, np.ndarray]:
-    """What is drawn of a "line" or "surface": NLL + L2, where there is a penalty, and NLL."""
-    nll = measurement.arrays[f"{part}/nll"]
-    penalty = np.asarray(measurement.arrays.get(f"{part}/l2", 0.0))
-    return ({"NLL + L2": nll + penalty} if (penalty > 0).any() else {}) | {"NLL": nll}
-
-
-def common_losses(group: Sequence[Measurement]) -> list[str]:
-    """Those that all measurements have: one without a penalty has only the NLL."""
-    return min((list(losses(m, "line")) for m in group), key=len)
-
-
-def names(measurement: Measurement) -> tuple[str, str]:
-    """Of the two directions."""
-    first, second = json.loads(measurement.arrays["cut/ranges"].tobytes())["names"]
-    return first, second
-
-
-def _extent(measurement: Measurement) -> list[float]:
-    return [float(f(measurement.arrays[f"surface/{a}"])) for a in ("xs", "ys") for f in (min, max)]
-
-
-def _interpolated(measurement: Measurement) -> str:
-    """What an adaptive surface is worth, as a second line of a title."""
-    how = json.loads(measurement.arrays["surface/attributes"].tobytes())
-    if not how.get("interpolated"):
-        return ""
-    return (
-        f"\n{how['evaluations']} of {measurement.arrays['surface/done'].size} points, "
-        f"error {how['objective_error']:.1%}"
-    )

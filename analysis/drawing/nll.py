@@ -13,15 +13,22 @@ from matplotlib.figure import Figure
 
 from analysis import labels, plots
 from analysis.comparisons import file_stem, studies, variant
-from analysis.drawing import save
-from analysis.measurements import Measurement
+from analysis.drawing import head, legend, save
+from analysis.schema import Measurement
 from analysis.statistics import across_seeds
 
 
 def draw_nll(
-    histories: Iterable[Measurement], out: Path, formats: Sequence[str] = ("png",)
+    histories: Iterable[Measurement],
+    out: Path,
+    formats: Sequence[str] = ("png",),
+    *,
+    origin: str = "",
 ) -> list[Path]:
-    """For each dataset: ``nll_DATASET``, curves over epochs and the plane of the end points."""
+    """For each dataset: ``nll_DATASET``, curves over epochs and the plane of the end points.
+
+    `origin` becomes a part of the names.
+    """
     groups: dict[str, list[Measurement]] = defaultdict(list)
     for m in histories:
         groups[labels.dataset(m)].append(m)
@@ -55,24 +62,30 @@ def draw_nll(
                     for key in ("train_nll", "test_error")
                 )
                 points[text] = (x.mean, x.half_width, y.mean, y.half_width)
-            origin = next((text for text in points if "global" in text), next(iter(points)))
-            plots.plot_optimisation_plane(points, origin=origin, colors=palette, ax=plane)
+            whole = next((text for text in points if "global" in text), next(iter(points)))
+            plots.plot_optimisation_plane(points, origin=whole, colors=palette, ax=plane)
             curves.legend(title="window")
-            figure.suptitle(
+            head(
+                figure,
                 f"Optimisation and regularisation on {data}, mean and 95 % interval over "
-                f"{labels.seeds(by_label)}"
+                f"{labels.seeds(by_label)}",
             )
-            written += save(figure, out, f"nll_{data}", formats)
+            stem = "_".join(filter(None, ("nll", data, origin)))
+            written += save(figure, out, stem, formats)
     return written
 
 
 def draw_windows(
-    histories: Iterable[Measurement], out: Path, formats: Sequence[str] = ("png",)
+    histories: Iterable[Measurement],
+    out: Path,
+    formats: Sequence[str] = ("png",),
+    *,
+    origin: str = "",
 ) -> list[Path]:
     """For each study of several windows: ``windows_DATASET``, the paper's Figure 7 (left).
 
     Train NLL and test error at the end of training against the window, one curve for each head
-    window.
+    window. `origin` becomes a part of the names.
     """
     written = []
     for name, members in studies(histories).items():
@@ -109,12 +122,13 @@ def draw_windows(
                         color=labels.COLORS[i],
                         ax=ax,
                     )
-            curves = axes[0].get_legend_handles_labels()
-            figure.legend(*curves, loc="outside lower center", ncols=2, title="a query sees")
+            legend(figure, axes[0], most=2, title="a query sees")
             counted = {f"{h} {w}": of[w] for h, of in seeds.items() for w in of}
-            figure.suptitle(
+            head(
+                figure,
                 f"Locality on {name}, end of training; mean and 95 % interval over "
-                f"{labels.seeds(counted)}"
+                f"{labels.seeds(counted)}",
             )
-            written += save(figure, out, f"windows_{file_stem(name)}", formats)
+            stem = "_".join(filter(None, ("windows", file_stem(name), origin)))
+            written += save(figure, out, stem, formats)
     return written

@@ -12,19 +12,25 @@ from matplotlib.figure import Figure
 
 from analysis import labels, plots
 from analysis.comparisons import file_stem, studies
-from analysis.drawing import save
-from analysis.measurements import Measurement
+from analysis.drawing import compared, head, legend, save
+from analysis.schema import Measurement
 from analysis.statistics import Estimate, across_images, across_seeds
+
+SLOT = 0.8  # inches of the name of a corruption
 
 
 def draw_robustness(
-    measurements: Iterable[Measurement], out: Path, formats: Sequence[str] = ("png",)
+    measurements: Iterable[Measurement],
+    out: Path,
+    formats: Sequence[str] = ("png",),
+    *,
+    origin: str = "",
 ) -> list[Path]:
     """For each study: ``robustness_DATASET``.
 
     At the last epoch that was measured: mean corruption error of each window, error against
     severity, and error of each corruption. Intervals are over seeds, and of a single seed over
-    images.
+    images. `origin` becomes a part of the names.
     """
     written = []
     for name, members in studies(measurements).items():
@@ -49,7 +55,8 @@ def draw_robustness(
                 ax=bars,
             )
             each = bottom.subplots()
-            names = [text.decode().replace("_", "\n") for text in first.arrays["corruptions"]]
+            texts = [text.decode().replace("_", "\n") for text in first.arrays["corruptions"]]
+            names = [plots.wrapped(text, SLOT, 7) for text in texts]
             shift = 0.6 / len(by_label)
             for i, (text, seeds) in enumerate(by_label.items()):
                 style: dict[str, Any] = dict(ylabel="error (%)", label=text, color=palette[text])
@@ -70,15 +77,18 @@ def draw_robustness(
                     **style,
                 )
             each.tick_params(axis="x", labelsize=7)
-            curves = severity.get_legend_handles_labels()
-            bottom.legend(*curves, loc="outside lower center", ncols=6, title=labels.kind(members))
+            legend(bottom, severity, most=6, title=labels.kind(members))
             images = len(first.arrays["image_error"])
-            figure.suptitle(
+            head(
+                figure,
                 f"Robustness on {name}: {images} test images under {len(names)} "
                 f"{first.options['source']} corruptions\n"
-                f"mean and 95 % interval over {over}, {labels.seeds(by_label)}"
+                f"mean and 95 % interval over {over}, {labels.seeds(by_label)}",
             )
-            written += save(figure, out, f"robustness_{file_stem(name)}", formats)
+            # A study of other models is named for them, one of CSANs for what it differs in.
+            own = compared(final) if labels.foreign(first) else file_stem(name)
+            stem = "_".join(filter(None, ("robustness", own, origin)))
+            written += save(figure, out, stem, formats)
     return written
 
 
@@ -113,5 +123,5 @@ def draw_contact_sheet(
         ax = figure.subplots()
         plots.plot_contact_sheet(contact_sheet(image, seed=seed), names, severities, ax=ax)
         ax.tick_params(axis="x", labelsize=7)
-        figure.suptitle(f"A test image of {dataset} under every corruption")
+        head(figure, f"A test image of {dataset} under every corruption")
         return save(figure, out, f"corruptions_{dataset}", formats)

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from analysis.batches import Data
     from analysis.landscape import Slice
     from analysis.landscape.cuts import Cut
-    from analysis.measurements import Measurement
     from analysis.objective import Objective
     from analysis.saving import Progress
+    from analysis.schema import Measurement
     from models.checkpoint import Checkpoint
     from models.distributed import Team
 
@@ -121,19 +121,22 @@ def main(options: Options) -> None:
                 f"towards: {other.path} is another architecture than {checkpoint.path}, expected "
                 "the same"
             )
+    if others:
+        require_finite([*checkpoints, *others])
     measurements = [measure(checkpoint, others, options, team) for checkpoint in checkpoints]
     if team.rank:
         return
     print_heights(measurements)
-    for m in measurements:
+    for name, m in zip(labels.names(measurements), measurements, strict=True):
         unknown = int((~np.isfinite(m.arrays["surface/nll"])).sum())
         if unknown:
             total = m.arrays["surface/nll"].size
-            print(f"{labels.name(m)}: not a number at {unknown} of {total} points of the surface")
+            print(f"{name}: not a number at {unknown} of {total} points of the surface")
         if options.adaptive and m.arrays["surface/done"].all():
-            print(f"{labels.name(m)}: not smooth enough, all points of the surface evaluated")
+            print(f"{name}: not smooth enough, all points of the surface evaluated")
         print(f"stored in {m.path}:/{m.name}")
-    for path in draw_landscapes(measurements, options.out, scale=options.scale):
+    origin = labels.origin(measurements)
+    for path in draw_landscapes(measurements, options.out, scale=options.scale, origin=origin):
         print(f"wrote {path}")
 
 
@@ -160,6 +163,14 @@ def require_usable(options: Options) -> None:
             f"towards: {len(options.towards)} checkpoints found, expected {expected} for "
             f"--directions {options.directions}"
         )
+
+
+def require_finite(checkpoints: list[Checkpoint]) -> None:
+    """Raise `InputError` that names the file where weights are not finite."""
+    from analysis.landscape import directions
+
+    for checkpoint in checkpoints:
+        directions.require_finite(str(checkpoint.path), dict(checkpoint.model.named_parameters()))
 
 
 def measure(
@@ -302,7 +313,7 @@ def snapshots_of(checkpoint: Checkpoint, options: Options) -> list[dict[str, Any
     """State dicts of a training, in the order of its epochs, up to the checkpoint itself.
 
     Where the epochs are not known, the order is that of the names. Raises `InputError` if there are
-    fewer than three.
+    fewer than three, or one has weights that are not finite.
     """
     assert checkpoint.path is not None
     folder = checkpoint.path.with_suffix("")
@@ -314,6 +325,7 @@ def snapshots_of(checkpoint: Checkpoint, options: Options) -> list[dict[str, Any
             f"{folder}: {len(run) - 1} snapshots found, expected at least 2 of earlier epochs; "
             "train with --snapshots"
         )
+    require_finite(run)
     return [c.model.state_dict() for c in run]
 
 

@@ -133,7 +133,10 @@ def gradient_cut(
     first, second = (as_vector(d, objective.model) for d in (gradient, across))
     length = first.norm()
     if not length > 0:
-        raise InputError("directions: the gradient is zero here, expected another direction")
+        raise InputError(
+            f"directions: the gradient is {'zero' if length == 0 else 'not a number'} here, "
+            "expected another direction"
+        )
     chosen = [from_vector(first * (second.norm() / length), objective.model), across]
     names = ("gradient, of that length", f"{KINDS[normalization]} direction")
     extras = {"gradient_norm": np.array(length.item())}

@@ -102,9 +102,10 @@ def towards(model: nn.Module, other: Mapping[str, Tensor]) -> Direction:
     """Direction from the weights of `model` (x = 0) to those of the state dict `other` (x = 1).
 
     Only parameters move: buffers, such as the statistics of a BatchNorm, stay those of `model`.
-    Raises `InputError` if a parameter is missing from `other` or has another shape there.
+    Raises `InputError` if a parameter is missing from `other` or has another shape there, or if
+    weights are not finite.
     """
-    return _difference(_matching(model, other), _weights(model))
+    return _difference(_matching(model, other), _matching(model, _weights(model)))
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,8 @@ def plane(model: nn.Module, second: Mapping[str, Tensor], third: Mapping[str, Te
 
     The x axis points to the second; see Garipov et al., *Loss Surfaces, Mode Connectivity, and Fast
     Ensembling of DNNs*, NeurIPS 2018, appendix A.1. One unit is one unit of Euclidean distance
-    between weights. Raises `InputError` if the states do not fit the model or lie on one line.
+    between weights. Raises `InputError` if the states do not fit the model, are not finite or lie
+    on one line.
     """
     names = list(_weights(model))
     u, v = (
@@ -167,8 +169,13 @@ def pca_directions(
     Raises
     ------
     InputError
-        If snapshots do not fit the model, or move in fewer than n directions.
+        If snapshots do not fit the model, are not finite, or move in fewer than n directions.
     """
+    too_few = InputError(
+        f"snapshots: {len(snapshots)} that span fewer than {n} directions, expected {n + 1} or more"
+    )
+    if len(snapshots) <= n:
+        raise too_few
     points = torch.stack(
         [flatten(w.double() for w in _matching(model, state).values()) for state in snapshots]
     )
@@ -177,10 +184,7 @@ def pca_directions(
     variances, vectors = torch.linalg.eigh(moves @ moves.T)
     variances, vectors = variances.flip(0)[:n], vectors.flip(1)[:, :n]
     if len(variances) < n or not (variances > 1e-12 * variances[0]).all():
-        raise InputError(
-            f"snapshots: {len(snapshots)} that span fewer than {n} directions, "
-            f"expected {n + 1} or more"
-        )
+        raise too_few
     axes = (vectors / variances.sqrt()).T @ moves
     axes = torch.where(axes @ (points[-1] - points[0]) < 0, -1, 1)[:, None] * axes
     shares = variances / moves.square().sum()
@@ -249,17 +253,29 @@ def _weights(model: nn.Module) -> Direction:
 
 
 def _matching(model: nn.Module, state: Mapping[str, Tensor]) -> Direction:
-    """The entries of a state dict that are parameters of `model`."""
+    """The entries of a state dict that are parameters of `model`, all of them finite."""
     weights = _weights(model)
     for name, weight in weights.items():
         found = tuple(state[name].shape) if name in state else "nothing"
         if found != tuple(weight.shape):
             raise InputError(f"state: {found} for {name}, expected shape {tuple(weight.shape)}")
-    return {name: state[name].detach().to(weight) for name, weight in weights.items()}
+    require_finite("state", {name: state[name] for name in weights})
+    return {name: state[name].detach().to(weight.device) for name, weight in weights.items()}
+
+
+def require_finite(what: str, state: Mapping[str, Tensor]) -> None:
+    """Raise `InputError`, which begins with `what`, if a tensor of a state dict is not finite."""
+    for name, tensor in state.items():
+        unknown = int((~tensor.isfinite()).sum())
+        if unknown:
+            raise InputError(
+                f"{what}: {unknown} of {tensor.numel()} numbers in {name} are not finite, expected "
+                "finite weights"
+            )
 
 
 def _difference(end: Direction, start: Direction) -> Direction:
-    return {name: end[name] - start[name] for name in start}
+    return {name: (end[name] - weight).to(weight) for name, weight in start.items()}
 
 
 def _orthonormal(pieces: Tensor) -> Tensor:

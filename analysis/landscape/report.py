@@ -8,7 +8,7 @@ import numpy as np
 
 from analysis import labels
 from analysis.landscape.summary import Flatness, barrier, flatness
-from analysis.measurements import Measurement
+from analysis.schema import Measurement
 
 Table = tuple[str, list[str], list[list[str]]]
 
@@ -16,13 +16,13 @@ Table = tuple[str, list[str], list[list[str]]]
 def along_line(measurements: Sequence[Measurement]) -> Table:
     """Loss and error at the weights, and at the farther end of the line."""
     rows = []
-    for m in measurements:
+    for own, m in zip(labels.names(measurements), measurements, strict=True):
         xs, nll = m.arrays["line/xs"], m.arrays["line/nll"]
         loss = nll + m.arrays.get("line/l2", 0.0)
         here, there = np.abs(xs).argmin(), np.abs(xs).argmax()
         rows.append(
             [
-                labels.name(m),
+                own,
                 labels.label(m),
                 *(f"{values[here]:.4g}" for values in (loss, nll)),
                 f"{m.arrays['test_line/nll'][here]:.4g}",
@@ -51,7 +51,7 @@ def flatness_of(measurement: Measurement) -> Flatness | None:
 def flatness_rows(measurements: Sequence[Measurement]) -> Table:
     """How flat the minimum is along random directions, with 95 % intervals over them."""
     rows = []
-    for m in measurements:
+    for own, m in zip(labels.names(measurements), measurements, strict=True):
         found = flatness_of(m)
         if found is not None:
             estimates = found.estimates()
@@ -60,7 +60,7 @@ def flatness_rows(measurements: Sequence[Measurement]) -> Table:
             wide = np.isposinf(found.width).sum()
             if wide:
                 cells["width"] = f"not reached: {wide} of {len(found.width)}"
-            rows.append([labels.name(m), labels.label(m), *cells.values()])
+            rows.append([own, labels.label(m), *cells.values()])
     n = measurements[0].options["lines"]
     columns = [
         "checkpoint",
@@ -76,14 +76,14 @@ def flatness_rows(measurements: Sequence[Measurement]) -> Table:
 def barriers(measurements: Sequence[Measurement]) -> Table:
     """Height of the barriers on the paths to another checkpoint."""
     rows = []
-    for m in measurements:
+    for own, m in zip(labels.names(measurements), measurements, strict=True):
         for path in ("linear", "bezier"):
             nll = m.arrays.get(f"cut/extras/{path}/nll")
             if nll is not None:
                 ts, error = m.arrays["cut/extras/ts"], m.arrays[f"cut/extras/{path}/error"]
                 heights = (barrier(ts, nll), 100 * barrier(ts, error))
                 cells = [f"{nll[0]:.4g}", f"{nll[-1]:.4g}", *(f"{h:.4g}" for h in heights)]
-                rows.append([labels.name(m), labels.label(m), path, *cells])
+                rows.append([own, labels.label(m), path, *cells])
     columns = [
         "checkpoint",
         labels.kind(measurements),

@@ -40,7 +40,7 @@ def trajectory(model: nn.Module, snapshots: Sequence[Mapping[str, Tensor]]) -> T
     Raises
     ------
     InputError
-        If snapshots do not fit the model, or span less than a plane.
+        If snapshots do not fit the model, are not finite, or span less than a plane.
     """
     directions, explained_variance = pca_directions(snapshots, model)
     return Trajectory(directions, explained_variance, project(model, snapshots, directions))
@@ -51,12 +51,18 @@ def project(
 ) -> np.ndarray:
     """Steps along k `directions` that come closest to each of n snapshots, (n, k).
 
-    The directions need not be orthogonal. Raises `InputError` if snapshots do not fit the model.
+    The directions need not be orthogonal. Raises `InputError` if snapshots do not fit the model or
+    are not finite, or if a direction is a sum of others.
     """
     moves = _moves(model, snapshots)
     axes = torch.stack([as_vector(direction, model).double() for direction in directions])
-    steps = torch.linalg.solve(axes @ axes.T, axes @ moves.T).T
-    return steps.cpu().numpy()
+    lengths = axes.norm(dim=1, keepdim=True)
+    units = axes / lengths
+    gram = units @ units.T
+    if not torch.linalg.eigvalsh(gram.nan_to_num())[0] > 1e-12:
+        raise InputError("directions: one is zero or a sum of others, expected independent ones")
+    steps = torch.linalg.solve(gram, units @ moves.T) / lengths
+    return steps.T.cpu().numpy()
 
 
 def polar(model: nn.Module, snapshots: Sequence[Mapping[str, Tensor]]) -> PolarTrajectory:
@@ -67,7 +73,7 @@ def polar(model: nn.Module, snapshots: Sequence[Mapping[str, Tensor]]) -> PolarT
     Raises
     ------
     InputError
-        If there are fewer than two snapshots, or they do not fit the model.
+        If there are fewer than two snapshots, or they do not fit the model or are not finite.
     """
     if len(snapshots) < 2:
         raise InputError(f"snapshots: {len(snapshots)}, expected at least 2")
@@ -89,4 +95,6 @@ def _angles(a: Tensor, b: Tensor) -> np.ndarray:
 
 def _moves(model: nn.Module, snapshots: Sequence[Mapping[str, Tensor]]) -> Tensor:
     """(n, P) float64 differences from the weights of `model`."""
+    if not snapshots:
+        raise InputError("snapshots: none, expected at least one")
     return torch.stack([as_vector(towards(model, state), model).double() for state in snapshots])

@@ -1,12 +1,14 @@
 """Plots of measurements: arrays in, ``ax`` out, composable, in one style.
 
 Every function draws into `ax` (the current axes by default) and returns it. NaN and infinity are
-left as holes. This package needs no PyTorch.
+left as holes. Names and labels are drawn as they are, in lines that fit. This package needs no
+PyTorch.
 """
 
 from analysis.plots.claims import plot_forest
 from analysis.plots.landscapes import (
     plot_contours,
+    plot_evaluated,
     plot_line,
     plot_polar,
     plot_samples,
@@ -23,5 +25,14 @@ from analysis.plots.spectra import (
     plot_spectra_over_training,
     plot_spectral_density,
 )
-from analysis.plots.style import STYLE, log_scale
+from analysis.plots.style import (
+    LEGEND,
+    STYLE,
+    fitted,
+    literal,
+    log_scale,
+    tell_apart,
+    width,
+    wrapped,
+)
 from analysis.plots.training import plot_history, plot_optimisation_plane, plot_points

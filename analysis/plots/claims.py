@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+from analysis.plots.style import fitted, room
+
 
 def plot_forest(
     rows: Sequence[tuple[str, float, float, float, str]],
@@ -26,7 +28,8 @@ def plot_forest(
         ax.plot([low, high], [i, i], color=color, linewidth=2, solid_capstyle="butt")
         ax.plot(estimate, i, "o", color=color, markersize=5)
     ax.axvline(0, color="gray", linewidth=0.8, linestyle=":")
-    ax.set_yticks(range(len(rows)), [text for text, *_ in rows], fontsize=8)
+    texts = [fitted(text, room(ax), 8) for text, *_ in rows]
+    ax.set_yticks(range(len(rows)), texts, fontsize=8)
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.grid(visible=False, axis="y")
     ax.set(xlabel=xlabel)

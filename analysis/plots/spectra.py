@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import SymLogNorm
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter
 from scipy.stats import gaussian_kde
+
+from analysis.plots.style import entry, fitted, room
 
 
 def plot_max_eigenvalues(
@@ -34,7 +37,7 @@ def plot_max_eigenvalues(
     finite = eigenvalues[np.isfinite(eigenvalues)]
     magnitudes = np.abs(finite[finite < 0 if half == "negative" else finite > 0])
     share = len(magnitudes) / max(eigenvalues.size, 1)
-    label = f"{label or ''} ({share:.1%})".strip()
+    label = entry(f"{label or ''} ({share:.1%})".strip())
     logs = np.log10(magnitudes)
     if len(logs) > 1 and np.ptp(logs) > 0:
         density = gaussian_kde(logs)
@@ -79,13 +82,14 @@ def plot_spectral_density(
     systematic one.
     """
     ax = ax or plt.gca()
-    (curve,) = ax.plot(grid, density, color=color, label=label)
+    density = np.where(np.isfinite(density), density, np.nan)
+    (curve,) = ax.plot(grid, density, color=color, label=entry(label))
     error = 2 * standard_error + systematic_error
     ax.fill_between(
         grid, density - error, density + error, color=curve.get_color(), alpha=0.2, linewidth=0
     )
     ax.set(xlabel="Hessian eigenvalue", ylabel="spectral density")
-    if np.isfinite(density).any():
+    if (density > 0).any():
         ax.set_yscale("log")
         ax.set_ylim(1e-7 * np.nanmax(density), 3 * np.nanmax(density))
     return ax
@@ -105,7 +109,7 @@ def plot_spectra_over_training(
     for epoch, column in zip(epochs, values, strict=True):
         ax.plot(np.full(len(column), epoch), column, ".", color=color, alpha=0.15, markersize=3)
     medians = [np.median(column) if len(column) else np.nan for column in values]
-    ax.plot(epochs, medians, color=color, label=label)
+    ax.plot(epochs, medians, color=color, label=entry(label))
     ax.set_yscale("symlog", linthresh=1)
     ax.set(xlabel="epoch", ylabel="Hessian max eigenvalues")
     return ax
@@ -123,7 +127,8 @@ def plot_over_training(
 ) -> Axes:
     """A quantity at each of (n,) epochs, with bars of its interval."""
     ax = ax or plt.gca()
-    ax.errorbar(epochs, values, half_width, color=color, label=label, marker="o", markersize=3)
+    style: dict[str, Any] = dict(color=color, label=entry(label), marker="o", markersize=3)
+    ax.errorbar(epochs, values, half_width, **style)
     ax.set(xlabel="epoch", ylabel=ylabel)
     return ax
 
@@ -136,7 +141,8 @@ def plot_layers(names: Sequence[str], eigenvalues: np.ndarray, *, ax: Axes | Non
     linear = 10.0 ** np.ceil(np.log10(largest / 1e3))  # a power of ten, for labels not to overlap
     norm = SymLogNorm(linthresh=linear, vmin=-largest, vmax=largest)
     image = ax.imshow(eigenvalues, aspect="auto", cmap="RdBu_r", norm=norm)
-    ax.set_yticks(range(len(names)), names, fontsize=6)
+    texts = [fitted(name, room(ax), 6) for name in names]
+    ax.set_yticks(range(len(names)), texts, fontsize=6)
     ranks = range(eigenvalues.shape[1])
     ax.set_xticks(ranks, [str(rank + 1) for rank in ranks])
     ax.set(xlabel="eigenvalue, by magnitude")

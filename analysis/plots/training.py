@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from analysis.plots.style import log_scale
+from analysis.plots.style import entry, fitted, log_scale, room
 
 
 def plot_history(
@@ -25,7 +25,7 @@ def plot_history(
 ) -> Axes:
     """A quantity over the epochs with its interval: (n,) arrays; NaN is no interval."""
     ax = ax or plt.gca()
-    (curve,) = ax.plot(epochs, mean, color=color, label=label)
+    (curve,) = ax.plot(epochs, mean, color=color, label=entry(label))
     ax.fill_between(
         epochs,
         mean - half_width,
@@ -60,13 +60,15 @@ def plot_optimisation_plane(
     """
     ax = ax or plt.gca()
     x0, _, y0, _ = points[origin]
+    known = bool(np.isfinite([x0, y0]).all())  # else there are no regions
     for i, (label, (x, dx, y, dy)) in enumerate(points.items()):
         color = colors[label] if colors else f"C{i}"
         errors: dict[str, Any] = (
             {"xerr": dx, "yerr": 100 * dy} if np.isfinite([dx, dy]).all() else {}
         )
-        ax.errorbar(x, 100 * y, **errors, fmt="o", color=color, label=label, capsize=2, zorder=3)
-        if label != origin:
+        style: dict[str, Any] = dict(color=color, label=entry(label), capsize=2, zorder=3)
+        ax.errorbar(x, 100 * y, **errors, fmt="o", **style)
+        if label != origin and known and np.isfinite([x, y]).all():
             ax.annotate(
                 "",
                 (x, 100 * y),
@@ -81,6 +83,8 @@ def plot_optimisation_plane(
         (0, 1): "overfitted",
         (1, 1): "weaker representation",
     }.items():
+        if not known:
+            break
         ax.text(
             0.02 + 0.96 * x,
             0.02 + 0.96 * y,
@@ -96,8 +100,12 @@ def plot_optimisation_plane(
         (x0, [(x, dx) for x, dx, _, _ in points.values()], ax.set_xlim),
         (100 * y0, [(100 * y, 100 * dy) for _, _, y, dy in points.values()], ax.set_ylim),
     ):
-        reach = 1.2 * max(abs(value - centre) + np.nan_to_num(width) for value, width in values)
-        limits(centre - (reach or 1), centre + (reach or 1))  # all four regions are in sight
+        finite = [
+            (value, np.nan_to_num(width, posinf=0)) for value, width in values if np.isfinite(value)
+        ]
+        if np.isfinite(centre):
+            reach = 1.2 * max(abs(value - centre) + width for value, width in finite)
+            limits(centre - (reach or 1), centre + (reach or 1))  # all four regions are in sight
     ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.set(xlabel="train NLL", ylabel="test error (%)")
     return ax
@@ -121,10 +129,10 @@ def plot_points(
     `names` label the places, if they are not numbers; `line` is the style of what joins them.
     """
     ax = ax or plt.gca()
-    ax.errorbar(
-        xs, values, half_width, color=color, label=label, linestyle=line, marker="o", markersize=3
-    )
+    style: dict[str, Any] = dict(color=color, label=entry(label), marker="o", markersize=3)
+    ax.errorbar(xs, values, half_width, linestyle=line, **style)
     if names is not None:
-        ax.set_xticks(range(len(names)), names)
+        slot = 1.3 * room(ax, len(names))  # ticks may be made smaller than this size
+        ax.set_xticks(range(len(names)), [fitted(name, slot) for name in names])
     ax.set(xlabel=xlabel, ylabel=ylabel)
     return ax

@@ -144,8 +144,8 @@ def _hdf5(name: str, weight: int, images: list[bytes], read: Callable[[Path], ob
 
 
 def _measurements() -> Target:
-    from analysis.claims import judge
     from analysis.measurements import load
+    from analysis.verdicts import judge
 
     groups = list(bases.OPTIONS)
 

@@ -79,7 +79,6 @@ CONTENTS = {
     "bool": (None, "epoch", True, "epoch: True"),
     "images": (None, "images", -5, "images: -5"),
     "dataset": (None, "dataset", "a\nb", "dataset"),
-    "formula": (None, "dataset", "$\\frac{$", "dataset"),
 }
 
 
