@@ -13,10 +13,11 @@ figures: .venv/installed  ## measure the shipped checkpoints and draw every figu
 	$(RUN) analysis.nll
 	$(RUN) analysis.figures
 
-test: .venv/installed-test  ## lint, types, tests
+test: .venv/installed-test  ## lint, types, floors, tests
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
+	.venv/bin/lint-imports
 	CUDA_VISIBLE_DEVICES= .venv/bin/pytest -n auto
 	.venv/bin/pytest tests/test_cuda.py
 
@@ -31,7 +32,7 @@ clean:
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x .venv/bin/pip || $(PYTHON) -m venv .venv
-	$(PIP) install --constraint constraints.txt --editable .
+	$(PIP) install --constraint constraints.txt --editable '.[study]'
 	touch $@
 
 .venv/installed-%: .venv/installed

@@ -1,1 +1,1 @@
-"""How it is measured: curvature, loss landscapes, train NLL, and the figures of all three."""
+"""The study: commands, their stored measurements, the claims, and the figures."""

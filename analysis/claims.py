@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import arg
 
 from analysis.options import Out
+from lossgeometry.errors import InputError, raise_left_out
 from models.cli import run
-from models.errors import InputError, raise_left_out
 
 if TYPE_CHECKING:
     from analysis.verdicts import Answer

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from analysis.plan import Plan, Training, blank_dataset, dataset_form, stacks
 from analysis.tables import print_table, working
-from models.augment import Augmentation
+from models.data.augment import Augmentation
 from models.stack import Stack
 from models.train import untrained
 from models.training import CACHED_BATCH

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import arg
 
 from analysis.options import Out, Scale
+from lossgeometry.errors import InputError, raise_left_out
 from models.cli import run
-from models.errors import InputError, raise_left_out
 
 if TYPE_CHECKING:
-    from analysis.schema import Measurement
+    from analysis.measurements.schema import Measurement
 
 FORMATS = ("png", "svg", "pdf")
 OF_SURFACES = ("html", "vtu")
@@ -70,7 +70,6 @@ def draw_all(
     InputError
         If there are no measurements, or a format is unknown.
     """
-    from analysis import labels
     from analysis.drawing.claims import draw_claims
     from analysis.drawing.hessians import (
         draw_hessian_comparison,
@@ -81,7 +80,8 @@ def draw_all(
     from analysis.drawing.landscapes import KINDS, draw_landscapes
     from analysis.drawing.nll import draw_nll, draw_windows
     from analysis.drawing.robustness import draw_robustness
-    from analysis.measurements import collect, sparing
+    from analysis.measurements import labels
+    from analysis.measurements.files import collect, sparing
     from analysis.verdicts import judge
 
     for extension in formats:

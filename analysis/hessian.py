@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from tyro.conf import arg
 
 from analysis.options import MeasurementOptions
+from lossgeometry.errors import InputError
 from models.cli import run
-from models.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from analysis.measurements.schema import Measurement
     from analysis.objective import Objective
-    from analysis.schema import Measurement
+    from lossgeometry.running.distributed import Team
     from models.checkpoint import Checkpoint
-    from models.distributed import Team
 
 
 TRACE_MATVECS = 60
@@ -81,11 +81,11 @@ class Options(MeasurementOptions):
 
 def main(options: Options) -> None:
     """Measure each checkpoint, print a table, draw, and name the files."""
-    from analysis import labels
     from analysis.drawing import hessians
+    from analysis.measurements import labels
     from analysis.tables import print_table
-    from models.devices import choose_device
-    from models.distributed import join
+    from lossgeometry.running.devices import choose_device
+    from lossgeometry.running.distributed import join
 
     options.require(k=1, batches=1, density_batches=1, probes=2, steps=2)
     if options.memory is not None and not 0 <= options.memory < math.inf:
@@ -135,9 +135,9 @@ def measure(checkpoint: Checkpoint, options: Options, team: Team) -> Measurement
     """
     import numpy as np
 
-    from analysis.curvature import Hessian, max_eigenvalue_spectrum, spectral_density, trace
-    from analysis.measurements import store, stored
+    from analysis.measurements.files import store, stored
     from analysis.tables import working
+    from lossgeometry import Hessian, max_eigenvalue_spectrum, spectral_density, trace
 
     settings = {key: getattr(options, key) for key in _SETTINGS}
     group = options.group("hessian")
@@ -231,7 +231,7 @@ def by_layer(
     import numpy as np
     from tqdm import tqdm
 
-    from analysis.curvature import Hessian, eigsh, per_layer
+    from lossgeometry import Hessian, eigsh, per_layer
 
     parts = per_layer(Hessian, objective.model, objective.loss, batches, **how)
     names, eigenvalues, converged = [], [], []
@@ -251,7 +251,7 @@ def by_layer(
 
 def row(name: str, measurement: Measurement) -> list[str]:
     """Line of the table."""
-    from analysis import labels
+    from analysis.measurements import labels
 
     arrays = measurement.arrays
 

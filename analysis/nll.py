@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import arg
 
 from analysis.options import CheckpointOptions
+from lossgeometry.errors import InputError, raise_left_out
 from models.cli import run
-from models.errors import InputError, raise_left_out
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from analysis.schema import Measurement
+    from analysis.measurements.schema import Measurement
+    from lossgeometry.running.distributed import Team
     from models.checkpoint import Checkpoint
-    from models.datasets import ImageDataset, Split
-    from models.distributed import Team
+    from models.data.datasets import ImageDataset, Split
 
 
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -46,11 +46,11 @@ class Options(CheckpointOptions):
 
 def main(options: Options) -> None:
     """Store the histories, print tables of the end points, draw, and name the files."""
-    from analysis import labels
     from analysis.drawing.nll import draw_nll, draw_windows
-    from analysis.measurements import collect, sparing
-    from models.devices import choose_device
-    from models.distributed import join
+    from analysis.measurements import labels
+    from analysis.measurements.files import collect, sparing
+    from lossgeometry.running.devices import choose_device
+    from lossgeometry.running.distributed import join
 
     if options.history_only and options.model:
         raise InputError("history-only: the weights of --model have no history, leave it out")
@@ -95,7 +95,7 @@ def measure(checkpoint: Checkpoint, options: Options, device: torch.device, team
     """Store the history of a trained checkpoint, and what it makes of its images."""
     import numpy as np
 
-    from analysis.measurements import store
+    from analysis.measurements.files import store
 
     if not _stored("history", checkpoint, options, team):
         history = {name: np.array(values) for name, values in checkpoint.history.items()}
@@ -109,7 +109,7 @@ def measure_outcomes(
     checkpoint: Checkpoint, options: Options, device: torch.device, team: Team
 ) -> Measurement:
     """What a checkpoint makes of every image, stored, or as it was stored before."""
-    from analysis.measurements import store
+    from analysis.measurements.files import store
     from analysis.outcomes import outcomes
     from analysis.tables import working
 
@@ -135,7 +135,7 @@ def measure_objective(
     """Store NLL and error of the augmented images that training sees, unless they are there."""
     import numpy as np
 
-    from analysis.measurements import store
+    from analysis.measurements.files import store
     from analysis.outcomes import objective_outcomes
 
     settings = {"seed": 0, "batch_size": checkpoint.recipe.batch_size}
@@ -152,7 +152,7 @@ def measure_objective(
 
 def _dataset(checkpoint: Checkpoint, split: Split, options: Options) -> ImageDataset:
     """The images of a split, those of training alone that were trained on."""
-    from models.datasets import load_dataset
+    from models.data.datasets import load_dataset
 
     dataset = load_dataset(checkpoint.dataset, split, data_root=options.data_root)
     if split == "train" and checkpoint.images is not None:
@@ -168,8 +168,8 @@ def _stored(
     settings: Mapping[str, int] | None = None,
 ) -> Measurement | None:
     """What was stored before with these `settings`, unless it is to be measured again."""
-    from analysis.measurements import stored
-    from models.datasets import fingerprints
+    from analysis.measurements.files import stored
+    from models.data.datasets import fingerprints
 
     def now() -> dict[str, str]:
         splits: dict[Split, int | None] = {"train": checkpoint.images, "test": None}
@@ -182,7 +182,7 @@ def _stored(
 
 def print_outcomes(measurements: Sequence[Measurement]) -> None:
     """Table of NLL and error of weights without a history, and where they are."""
-    from analysis import labels
+    from analysis.measurements import labels
     from analysis.tables import print_table
 
     rows = []
@@ -204,7 +204,7 @@ def print_end_points(
     spectra: Iterable[Measurement],
 ) -> None:
     """Tables over seeds: NLL and error at the end; NEP and APE there and at the end of warm-up."""
-    from analysis import labels
+    from analysis.measurements import labels
     from analysis.tables import print_table
 
     objective = {m.checkpoint["sha256"]: m.arrays for m in objectives}
@@ -261,7 +261,7 @@ def print_end_points(
 
 def _over_seeds(values: Sequence[float], digits: str, scale: float, *, of: int) -> str:
     """Mean and interval; how many seeds, if it is of fewer than those of the row."""
-    from analysis.statistics import across_seeds
+    from lossgeometry.statistics import across_seeds
 
     if not values:
         return "–"

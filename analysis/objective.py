@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from analysis.functional import functional_call
-from models.augment import Augmentation
+from lossgeometry.errors import InputError, one_line
+from lossgeometry.functional import functional_call
+from lossgeometry.seeds import derive_seed, seeded
 from models.checkpoint import Checkpoint
-from models.datasets import ImageDataset
-from models.errors import InputError, one_line
-from models.seeds import derive_seed, seeded
+from models.data.augment import Augmentation
+from models.data.datasets import ImageDataset
 
 Kind = Literal["train", "clean"]
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
+from lossgeometry.errors import InputError
 from models.cli import DataRoot, Device, Force, Seed
-from models.errors import InputError
 
 if TYPE_CHECKING:
     from analysis.objective import Objective
@@ -68,7 +68,7 @@ class CheckpointOptions:
         Raises `InputError` if a checkpoint is unusable or there is none, or if results could not be
         written beside them or figures to the folder `out`: better now than after hours.
         """
-        from analysis.measurements import load, measurement_file
+        from analysis.measurements.files import load, measurement_file
 
         paths = self.ckpt
         if not paths and self.model:
@@ -98,7 +98,7 @@ class CheckpointOptions:
         if self.dataset is None:
             raise InputError("dataset: none given, expected what --model was trained on")
 
-        from models.datasets import load_dataset
+        from models.data.datasets import load_dataset
         from models.foreign import load_foreign
 
         images = load_dataset(self.dataset, "test", data_root=self.data_root)
@@ -180,7 +180,7 @@ class MeasurementOptions(CheckpointOptions):
 
         What is given for a name is its least value; the largest is `MOST`.
         """
-        from models.seeds import derive_seed
+        from lossgeometry.seeds import derive_seed
 
         derive_seed(self.seed)  # is it usable?
         for name, bound in {"batch_size": 1, **least}.items():
@@ -191,7 +191,7 @@ class MeasurementOptions(CheckpointOptions):
 
     def fingerprints(self, checkpoint: Checkpoint) -> dict[str, str]:
         """Of the images that a checkpoint is measured on, as they are now, if they are there."""
-        from models.datasets import fingerprints
+        from models.data.datasets import fingerprints
 
         images = checkpoint.images if self.split == "train" else None
         return fingerprints(checkpoint.dataset, {self.split: images}, data_root=self.data_root)
@@ -199,8 +199,8 @@ class MeasurementOptions(CheckpointOptions):
     def build(self, checkpoint: Checkpoint, batches: int) -> Objective:
         """The objective of a checkpoint on `batches` mini-batches of its dataset."""
         from analysis.objective import build_objective
-        from models.datasets import load_dataset
-        from models.devices import choose_device
+        from lossgeometry.running.devices import choose_device
+        from models.data.datasets import load_dataset
 
         dataset = load_dataset(checkpoint.dataset, self.split, data_root=self.data_root)
         if self.split == "train" and checkpoint.images is not None:

@@ -14,15 +14,15 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from analysis.objective import augmented, error_rate, require_outputs, require_size, shuffled
+from lossgeometry.running.devices import full_precision
+from lossgeometry.running.distributed import ALONE, Team
+from lossgeometry.seeds import derive_seed, seed_everything, untouched_rng
 from models.csan import random_branches
-from models.devices import full_precision
-from models.distributed import ALONE, Team
-from models.seeds import derive_seed, seed_everything, untouched_rng
 from models.training import evaluating, parts, shares
 
 if TYPE_CHECKING:
     from models.checkpoint import Checkpoint
-    from models.datasets import ImageDataset
+    from models.data.datasets import ImageDataset
 
 
 @torch.inference_mode()

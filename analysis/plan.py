@@ -35,8 +35,8 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lossgeometry.errors import InputError, shown
 from models.cli import parse
-from models.errors import InputError, shown
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -45,7 +45,7 @@ else:
 
 if TYPE_CHECKING:
     from models.checkpoint import Checkpoint
-    from models.datasets import ImageDataset
+    from models.data.datasets import ImageDataset
     from models.train import Options as TrainOptions
 
 FOLDER = Path("studies")
@@ -53,7 +53,7 @@ MOST = 1000  # trainings of one grid
 COMMANDS = {
     "nll": "analysis.nll",
     "hessian": "analysis.hessian",
-    "landscape": "analysis.landscape.__main__",
+    "landscape": "analysis.landscape",
     "robustness": "analysis.robustness",
 }
 NOT_WORTH_A_TRAINING = ("objective",)  # of what can be measured only while the weights are there
@@ -99,7 +99,7 @@ class Measure:
         return [p for p in self.checkpoints(training) if not self._held(p, training)]
 
     def _held(self, path: Path, training: Training) -> bool:
-        from analysis.measurements import fits, load, measurement_file, same_data
+        from analysis.measurements.files import fits, load, measurement_file, same_data
 
         for group in self.groups():
             found = load(measurement_file(path), group)
@@ -119,7 +119,7 @@ class Measure:
         return True
 
     def _data(self, training: Training) -> dict[str, str]:
-        from models.datasets import fingerprints
+        from models.data.datasets import fingerprints
 
         return fingerprints(
             training.start.dataset,
@@ -149,7 +149,7 @@ class Training:
 
     def made(self, description: Mapping[str, Any]) -> bool:
         """Whether this is the training that a measurement remembers (`measurements.describe`)."""
-        from analysis.measurements import describe
+        from analysis.measurements.files import describe
 
         own = json.loads(json.dumps(describe(self.start)))
         same = ("architecture", "recipe", "dataset", "images", "seed")
@@ -343,7 +343,7 @@ def dataset_form(dataset: str) -> tuple[int, int, int, int]:
     """Training images, pixels along a side, channels and classes of a dataset."""
     if dataset in _KNOWN:
         return _KNOWN[dataset]
-    from models.datasets import load_dataset
+    from models.data.datasets import load_dataset
     from models.train import square
 
     found = load_dataset(dataset)
@@ -354,7 +354,7 @@ def blank_dataset(options: TrainOptions) -> ImageDataset:
     """No images, of the form of those that `options` name."""
     import torch
 
-    from models.datasets import ImageDataset
+    from models.data.datasets import ImageDataset
     from models.train import choose_preset
 
     _, name = choose_preset(options)

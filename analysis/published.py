@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from analysis.options import Out, Scale
+from lossgeometry.errors import InputError, raise_left_out
 from models.cli import run
-from models.errors import InputError, raise_left_out
 
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
 
-    from analysis.schema import Measurement
+    from analysis.measurements.schema import Measurement
 
 PENALTY = 0.05  # what the paper's plot multiplies its L2 with
 COLUMNS = {"x": 0, "y": 1, "l2": 3, "nll": 4}
@@ -57,9 +57,9 @@ def main(options: Options) -> None:
     import matplotlib as mpl
     import numpy as np
 
-    from analysis import plots
     from analysis.drawing import save
     from analysis.options import require_writable
+    from lossgeometry import plots
 
     if not options.csv:
         raise InputError("csv: none given, expected at least one file")
@@ -115,9 +115,9 @@ def read_surface(path: Path) -> Surface:
 
 def own_surfaces(folder: Path, left_out: list[InputError]) -> list[Surface]:
     """NLL + L2 of the trained checkpoints right in `folder`, along random directions."""
-    from analysis import labels
-    from analysis.landscape.stored import losses
-    from analysis.measurements import collect, sparing
+    from analysis.measurements import labels
+    from analysis.measurements.files import collect, sparing
+    from analysis.measurements.landscapes import losses
 
     def read(found: Sequence[Measurement]) -> list[Surface]:
         return [
@@ -138,7 +138,7 @@ def draw(rows: dict[str, Sequence[Surface]], kind: str, *, log: bool) -> Figure:
     """One row of panels for each source; every panel has a scale of its own."""
     from matplotlib.figure import Figure
 
-    from analysis import plots
+    from lossgeometry import plots
 
     widest = max(len(surfaces) for surfaces in rows.values())
     figure = Figure(figsize=(3.2 * widest, 3.1 * len(rows)))

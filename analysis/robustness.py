@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from analysis.schema import Measurement
+    from analysis.measurements.schema import Measurement
+    from lossgeometry.running.distributed import Team
     from models.checkpoint import Checkpoint
-    from models.datasets import ImageDataset
-    from models.distributed import Team
+    from models.data.datasets import ImageDataset
 
 KINDS = {
     "noise": slice(0, 3),
@@ -51,12 +51,12 @@ class Options(CheckpointOptions):
 
 def main(options: Options) -> None:
     """Measure the checkpoints, print a table, draw, and name the files."""
-    from analysis import labels
     from analysis.drawing.robustness import draw_contact_sheet, draw_robustness
+    from analysis.measurements import labels
     from analysis.tables import print_table
-    from models.devices import choose_device
-    from models.distributed import join
-    from models.seeds import derive_seed
+    from lossgeometry.running.devices import choose_device
+    from lossgeometry.running.distributed import join
+    from lossgeometry.seeds import derive_seed
 
     derive_seed(options.seed)  # is it usable?
     checkpoints = options.open()
@@ -95,7 +95,7 @@ def main(options: Options) -> None:
 
 def test_set(dataset: str, options: Options) -> ImageDataset:
     """The test images that `options` ask for."""
-    from models.datasets import load_dataset
+    from models.data.datasets import load_dataset
 
     images = load_dataset(dataset, "test", data_root=options.data_root)
     return images if options.images is None else images.first(options.images)
@@ -129,9 +129,9 @@ def _measure(
     import numpy as np
     from tqdm import tqdm
 
-    from analysis.measurements import store, stored
+    from analysis.measurements.files import store, stored
     from analysis.outcomes import outcomes
-    from models.corruptions import CORRUPTIONS, SEVERITIES, corrupted_dataset, official_arrays
+    from models.data.corruptions import CORRUPTIONS, SEVERITIES, corrupted_dataset, official_arrays
 
     official = official_arrays(dataset, options.data_root)
     settings = {

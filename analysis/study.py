@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tqdm import tqdm
 from tyro.conf import Positional, arg
 
+from lossgeometry.errors import InputError, raise_left_out
 from models.cli import DataRoot, Device, Minutes, deadline_in, parse, run, under_torchrun
-from models.errors import InputError, raise_left_out
 
 if TYPE_CHECKING:
     from analysis.plan import Plan, Training
@@ -72,7 +72,7 @@ class Options:
 def main(options: Options) -> None:
     """Do what is left to do of the study."""
     from analysis.plan import load_plan
-    from models.devices import choose_device
+    from lossgeometry.running.devices import choose_device
 
     if under_torchrun():
         raise InputError(
@@ -263,7 +263,7 @@ def report(plan: Plan) -> None:
     """Draw every figure of the study's folder, and print its claims."""
     from analysis.claims import print_answers
     from analysis.figures import draw_all
-    from analysis.measurements import measurement_file
+    from analysis.measurements.files import measurement_file
     from analysis.verdicts import judge
 
     left_out: list[InputError] = []

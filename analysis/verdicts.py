@@ -28,11 +28,11 @@ from typing import Literal
 
 import numpy as np
 
-from analysis import comparisons, labels
-from analysis.measurements import collect, sparing
-from analysis.schema import Measurement
-from analysis.statistics import Interval, over_seeds, over_units
-from models.errors import InputError
+from analysis.measurements import comparisons, labels
+from analysis.measurements.files import collect, sparing
+from analysis.measurements.schema import Measurement
+from lossgeometry.errors import InputError
+from lossgeometry.statistics import Interval, over_seeds, over_units
 
 MARGIN = 0.01  # of the error: what counts as no worse
 SEEDS = 3  # that an interval over seeds takes

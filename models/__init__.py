@@ -1,4 +1,4 @@
-"""What is measured: architectures, datasets, training and checkpoints."""
+"""What is studied: networks, datasets, training and checkpoints."""
 
 from typing import TYPE_CHECKING
 
@@ -10,13 +10,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "checkpoint": ["Checkpoint", "load_checkpoint"],
         "csan": ["CSAN"],
-        "datasets": ["ImageDataset", "load_dataset"],
-        "errors": ["InputError"],
+        "data.datasets": ["ImageDataset", "load_dataset"],
     },
 )
 
 if TYPE_CHECKING:
     from models.checkpoint import Checkpoint, load_checkpoint
     from models.csan import CSAN
-    from models.datasets import ImageDataset, load_dataset
-    from models.errors import InputError
+    from models.data.datasets import ImageDataset, load_dataset

@@ -15,12 +15,12 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from lossgeometry.errors import InputError, shown
 from models.csan import CSAN
 from models.description import require_description, require_history, require_integer
-from models.errors import InputError, shown
 from models.files import replacing
+from models.reading.weights import read_pickle
 from models.recipes import Recipe
-from models.weights import read_pickle
 
 FORMAT = "locality-landscapes checkpoint 1"
 _KEYS: dict[str, type | tuple[type, ...]] = {

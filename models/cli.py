@@ -18,8 +18,8 @@ from typing import Annotated, Literal, NoReturn, TypeVar
 import tyro
 from tyro.conf import arg
 
-from models.errors import InputError, LostProcessError
-from models.memory import is_out_of_memory
+from lossgeometry.errors import InputError, LostProcessError
+from lossgeometry.running.memory import is_out_of_memory
 
 Device = Annotated[
     Literal["auto", "cpu", "cuda"], arg(help="where to compute; auto takes a GPU if there is one")
@@ -108,7 +108,7 @@ def parse(options_type: type[Options], arguments: Sequence[str] | None = None) -
     Raises `InputError` if they do not fit.
     """
     spec = sys.modules["__main__"].__spec__
-    module = spec.name.removesuffix(".__main__") if spec else sys.argv[0]
+    module = spec.name if spec else sys.argv[0]
     complaint = io.StringIO()
     for argument in arguments or ():
         if "\0" in argument:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from models.errors import InputError, shown
+from lossgeometry.errors import InputError, shown
 
 MAX_SEED = 2**63 - 1
 SCORES = ("train_nll", "train_error", "test_nll", "test_error")

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from models.errors import InputError, one_line, shown
+from lossgeometry.errors import InputError, one_line, shown
 
 _FORMS = "expected torchvision:NAME, timm:NAME or MODULE:FACTORY, with options as NAME?key=1&key=2"
 

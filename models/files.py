@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
-from models.errors import InputError
+from lossgeometry.errors import InputError
 
 ANNOUNCE, PATIENCE = 2.0, 600.0  # seconds of waiting: until it is said, until it is given up
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from lossgeometry.errors import InputError, one_line
 from models.checkpoint import Checkpoint
-from models.errors import InputError, one_line
 from models.factory import build_model
+from models.reading.weights import read_pickle
 from models.recipes import Recipe
-from models.weights import read_pickle
 
 _DEPTH = 8  # of dictionaries in one another
 # What PyTorch's wrappers put into the names of the parameters.
@@ -34,7 +34,7 @@ def load_foreign(
     model : str
         A spec of `models.factory.build_model`.
     dataset : str
-        A spec of `models.datasets.load_dataset`.
+        A spec of `models.data.datasets.load_dataset`.
     classes, channels : int
         Of the dataset.
     recipe : Recipe

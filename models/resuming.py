@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lossgeometry.errors import InputError
 from models.checkpoint import Checkpoint, save
 from models.description import require, require_history, require_integer
-from models.errors import InputError
-from models.weights import read_pickle
+from models.reading.weights import read_pickle
 
 State = dict[str, Any]
 _ROWS = ("weights", "exp_avg", "exp_avg_sq")  # of every weight: itself, and AdamW's moments

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from filelock import FileLock, Timeout
 from tyro.conf import arg
 
+from lossgeometry.errors import InputError
 from models.cli import DataRoot, Device, Minutes, Seed, deadline_in, run
-from models.errors import InputError
 
 if TYPE_CHECKING:
     from models.checkpoint import Checkpoint
-    from models.datasets import ImageDataset
+    from models.data.datasets import ImageDataset
     from models.recipes import Preset
 
 
@@ -92,10 +92,10 @@ def train_all(several: Sequence[Options], deadline: float) -> None:
     They may differ in window, head_window, border, seed and out. Stops at the `deadline`, as
     `models.training.train_together` does.
     """
+    from lossgeometry.running.devices import choose_device
+    from lossgeometry.running.distributed import join
     from models.checkpoint import load_checkpoint
-    from models.datasets import load_dataset
-    from models.devices import choose_device
-    from models.distributed import join
+    from models.data.datasets import load_dataset
     from models.resuming import equally_far, same_training, state_files
     from models.training import train_together
 
@@ -218,10 +218,10 @@ def untrained(options: Options, train_set: ImageDataset) -> Checkpoint:
     """Initialise the model that `options` describe for the images of `train_set`."""
     import torch
 
+    from lossgeometry.seeds import derive_seed, seeded
     from models.checkpoint import Checkpoint
     from models.csan import CSAN
     from models.description import require_integer
-    from models.seeds import derive_seed, seeded
 
     preset, dataset = choose_preset(options)
     recipe = preset.recipe

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from models.augment import Augmentation
+from lossgeometry.running.devices import full_precision
+from lossgeometry.running.distributed import ALONE, Team
+from lossgeometry.running.memory import Halving
+from lossgeometry.seeds import Stream, derive_seed
 from models.checkpoint import Checkpoint, load_checkpoint
-from models.datasets import ImageDataset
-from models.devices import full_precision
-from models.distributed import ALONE, Team
-from models.memory import Halving
+from models.data.augment import Augmentation
+from models.data.datasets import ImageDataset
 from models.resuming import restore, same_training, save_states, saved_states, state_files
-from models.seeds import Stream, derive_seed
 from models.stack import Stack
 
 EVALUATION_BATCH = 256

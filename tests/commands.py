@@ -1,13 +1,13 @@
 """The commands of the package, and options with which they take a moment."""
 
-COMMANDS = {
-    "models.train": "models.train",
-    "analysis.hessian": "analysis.hessian",
-    "analysis.landscape": "analysis.landscape.__main__",
-    "analysis.nll": "analysis.nll",
-    "analysis.figures": "analysis.figures",
-    "analysis.published": "analysis.published",
-}
+COMMANDS = (
+    "models.train",
+    "analysis.hessian",
+    "analysis.landscape",
+    "analysis.nll",
+    "analysis.figures",
+    "analysis.published",
+)
 SMALL = {
     "analysis.hessian": [
         "--k",

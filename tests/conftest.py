@@ -15,7 +15,6 @@ from hypothesis import settings
 from models import load_dataset
 from models.cli import run
 from models.train import Options, untrained
-from tests.commands import COMMANDS
 from tests.measured import write_study
 
 settings.register_profile("suite", deadline=None, max_examples=20, derandomize=True)
@@ -61,7 +60,7 @@ def here(tmp_path, monkeypatch):
 @pytest.fixture
 def call(call_module):
     def call(command, *arguments):
-        return call_module(importlib.import_module(COMMANDS[command]), *arguments)
+        return call_module(importlib.import_module(command), *arguments)
 
     return call
 

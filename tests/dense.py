@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from analysis.curvature import GGN, Fisher, Hessian
+from lossgeometry import GGN, Fisher, Hessian
 from models.csan import CSAN
 
 OPERATORS = {"hessian": Hessian, "ggn": GGN, "fisher": Fisher}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from models.distributed import join
+from lossgeometry.running.distributed import join
 
 
 def start_team(size, function, *arguments, folder):

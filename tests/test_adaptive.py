@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from analysis.landscape import Slice, random_directions, surface
-from models.errors import InputError
+from lossgeometry import Slice, random_directions, surface
+from lossgeometry.errors import InputError
 
 AXIS = np.linspace(-1, 1, 51)
 X, Y = np.meshgrid(AXIS, AXIS)

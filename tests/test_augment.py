@@ -13,10 +13,12 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from models import InputError, load_dataset, randaugment
-from models.augment import Augmentation
-from models.datasets import ImageDataset
-from models.randaugment import NONE, OPERATIONS, Operations
+from lossgeometry import InputError
+from models import load_dataset
+from models.data import randaugment
+from models.data.augment import Augmentation
+from models.data.datasets import ImageDataset
+from models.data.randaugment import NONE, OPERATIONS, Operations
 from models.recipes import PRESETS, Recipe
 
 PAPER = PRESETS["paper-cifar100"].recipe

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from analysis.curvature import Hessian
-from analysis.curvature.captured import Captured, RowProducts
+from lossgeometry import Hessian
+from lossgeometry.operators.captured import Captured, RowProducts
 from tests.dense import MODELS
 
 

@@ -8,13 +8,14 @@ import h5py
 import numpy as np
 import pytest
 
-from analysis import claims, labels
-from analysis.comparisons import studies
+from analysis import claims
 from analysis.drawing.claims import draw_claims
 from analysis.drawing.nll import draw_windows
-from analysis.measurements import collect
-from analysis.statistics import Interval, over_seeds, over_units
+from analysis.measurements import labels
+from analysis.measurements.comparisons import studies
+from analysis.measurements.files import collect
 from analysis.verdicts import CLAIMS, MARGIN, Answer, Finding, decide, judge
+from lossgeometry.statistics import Interval, over_seeds, over_units
 from models.cli import run
 from tests.measured import EPOCHS, write
 

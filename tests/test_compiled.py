@@ -6,9 +6,9 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
-from analysis.curvature import Fisher, Hessian
-from analysis.curvature.compiled import _split
-from models.errors import InputError
+from lossgeometry import Fisher, Hessian
+from lossgeometry.errors import InputError
+from lossgeometry.operators.compiled import _split
 from tests.dense import CLASSES, OPERATORS, assert_same, flat, make
 
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from analysis import saving
-from analysis.landscape import Path, bezier_path, fit_bezier, linear_path
-from models.errors import InputError
+from lossgeometry import Path, bezier_path, fit_bezier, linear_path
+from lossgeometry.errors import InputError
+from lossgeometry.running import saving
 
 TS = np.linspace(0, 1, 11)
 

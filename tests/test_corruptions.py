@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from models import InputError, load_dataset
-from models.corruptions import (
+from lossgeometry import InputError
+from models import load_dataset
+from models.data.corruptions import (
     _TABLE,
     CORRUPTIONS,
     SEVERITIES,
@@ -14,7 +15,7 @@ from models.corruptions import (
     corrupted_dataset,
     official_arrays,
 )
-from models.datasets import ImageDataset
+from models.data.datasets import ImageDataset
 
 
 def photographs(n=4, size=32, channels=3):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models import CSAN, InputError
+from lossgeometry import InputError
+from models import CSAN
 from models.csan import WindowAttention
 
 GRID, HEADS, DIM = 5, 4, 16

@@ -14,24 +14,25 @@ from torch import nn
 from torch.nn import functional as F
 
 from analysis import hessian, nll
-from analysis.curvature import (
+from analysis import landscape as landscape_command
+from lossgeometry import (
     GGN,
     Fisher,
     Hessian,
     eigsh,
     max_eigenvalue_spectrum,
+    random_directions,
     spectral_density,
+    surface,
     trace,
 )
-from analysis.curvature.captured import make_recorder
-from analysis.curvature.lockstep import HessianStack
-from analysis.landscape import __main__ as landscape_command
-from analysis.landscape import random_directions, surface
+from lossgeometry.algorithms.lockstep import HessianStack
+from lossgeometry.operators.captured import make_recorder
 from models import CSAN, load_checkpoint, load_dataset
 from models import train as train_command
 from models import training as loop
-from models.augment import Augmentation
-from models.datasets import ImageDataset
+from models.data.augment import Augmentation
+from models.data.datasets import ImageDataset
 from models.recipes import PRESETS
 from models.train import Options, untrained
 from models.training import train, train_together

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.landscape import cuts, line, surface
-from analysis.landscape.directions import as_vector, random_directions
+from analysis import cuts
 from analysis.objective import build_objective
-from analysis.parameters import flatten
-from models import InputError, load_dataset
+from lossgeometry import InputError, line, surface
+from lossgeometry.landscape.directions import as_vector, random_directions
+from lossgeometry.parameters import flatten
+from models import load_dataset
 from models.train import Options, untrained
 
 
@@ -161,7 +162,7 @@ def test_a_training_is_seen_in_the_plane_of_its_snapshots(objective):
 
 
 def test_cuts_survive_storage(objective):
-    from analysis.landscape.storage import pack_cut, unpack_cut
+    from analysis.measurements.packing import pack_cut, unpack_cut
 
     cut = cuts.towards_cut(objective, moved(objective, 0.3), seed=0, span=1.0)
     again = unpack_cut(pack_cut(cut))

@@ -4,8 +4,10 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from models import InputError, datasets, load_dataset
-from models.datasets import fingerprints
+from lossgeometry import InputError
+from models import load_dataset
+from models.data import datasets
+from models.data.datasets import fingerprints
 
 
 def write(path, **arrays):

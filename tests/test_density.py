@@ -7,9 +7,8 @@ from scipy.integrate import trapezoid
 from scipy.stats import norm
 from torch.nn import functional as F
 
-from analysis.curvature import Hessian
-from analysis.curvature.density import spectral_density
-from models import InputError
+from lossgeometry import Hessian, InputError
+from lossgeometry.algorithms.density import spectral_density
 from tests.benchmarks.coverage import BUDGETS, SPECTRA, coverage, symmetric
 from tests.test_trace import weight_normalised
 

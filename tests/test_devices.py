@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.devices import full_precision
+from lossgeometry.running.devices import full_precision
 
 cudnn = torch.backends.cudnn
 

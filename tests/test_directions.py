@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from analysis.landscape import (
+from lossgeometry import (
     eigenvector_directions,
     gradient_direction,
     pca_directions,
@@ -13,7 +13,7 @@ from analysis.landscape import (
     random_directions,
     towards,
 )
-from models.errors import InputError
+from lossgeometry.errors import InputError
 
 
 class Net(nn.Module):

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.distributed import ALONE, Team, join
-from models.errors import InputError
+from lossgeometry.errors import InputError
+from lossgeometry.running.distributed import ALONE, Team, join
 from tests.teams import run_team
 
 SIZE = 3

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis import figures, labels, plots
+from analysis import figures
 from analysis.drawing import landscapes
 from analysis.drawing.hessians import draw_hessian_training
 from analysis.figures import draw_all
-from analysis.measurements import collect
-from models import InputError
+from analysis.measurements import labels
+from analysis.measurements.files import collect
+from lossgeometry import InputError, plots
 from tests.measured import CUT, EPOCHS, landscape, write
 
 

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis import saving
-from analysis.curvature import eigsh
-from models.errors import InputError
+from lossgeometry import eigsh
+from lossgeometry.errors import InputError
+from lossgeometry.running import saving
 
 RANDOM = np.random.default_rng(0)
 SPECTRA = {

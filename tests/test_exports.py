@@ -17,7 +17,7 @@ from selenium.webdriver import ActionChains
 from selenium.webdriver.support.ui import WebDriverWait
 
 from analysis.figures import draw_all
-from models import InputError
+from lossgeometry import InputError
 
 
 def test_surfaces_as_self_contained_pages(folder, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from models import InputError
+from lossgeometry import InputError
 from models.factory import build_model
 
 MODULE = """

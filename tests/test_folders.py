@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models import InputError, load_dataset
+from lossgeometry import InputError
+from models import load_dataset
 
 CLASSES = ("cat", "dog", "eel")
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from models import InputError
+from lossgeometry import InputError
 from models.foreign import load_foreign, load_weights, read_tensors
 from models.recipes import PLAIN
 

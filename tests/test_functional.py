@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from analysis.functional import functional_call
+from lossgeometry.functional import functional_call
 
 
 class Shared(nn.Module):

@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from analysis import hessian
-from analysis.curvature import Hessian
-from analysis.curvature.operators import Check
+from analysis.cuts import eigenvector_cut
 from analysis.drawing import hessians
-from analysis.landscape.cuts import eigenvector_cut
-from analysis.measurements import load
+from analysis.measurements.files import load
 from analysis.objective import build_objective
+from lossgeometry import Hessian
+from lossgeometry.errors import InputError
+from lossgeometry.operators.base import Check
+from lossgeometry.seeds import derive_seed
 from models import load_checkpoint, load_dataset
-from models.errors import InputError
 from models.recipes import PRESETS
-from models.seeds import derive_seed
 from models.train import Options, untrained
 
 K, BATCHES, SEED = 5, 2, 7

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from analysis import saving
-from analysis.curvature import spectrum
-from analysis.curvature.frozen import FrozenLoss
-from analysis.curvature.operators import CurvatureOperator
-from analysis.landscape.evaluation import Evaluator
+from lossgeometry.algorithms import spectrum
+from lossgeometry.landscape.evaluation import Evaluator
+from lossgeometry.objective import FrozenLoss
+from lossgeometry.operators.base import CurvatureOperator
+from lossgeometry.running import saving
 from models import load_checkpoint
 from tests.commands import SMALL
 

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from analysis.curvature import Hessian, eigsh, max_eigenvalue_spectrum
-from analysis.curvature.lockstep import HessianStack, eigsh_lockstep, stackable, vmappable
-from models.errors import InputError
+from lossgeometry import Hessian, eigsh, max_eigenvalue_spectrum
+from lossgeometry.algorithms.lockstep import HessianStack, eigsh_lockstep, stackable, vmappable
+from lossgeometry.errors import InputError
 from tests.dense import CLASSES, MODELS, ResidualNetwork, csan
 
 

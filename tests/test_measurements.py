@@ -9,8 +9,9 @@ import h5py
 import numpy as np
 import pytest
 
-from analysis.measurements import collect, load, measurement_file, store, stored
-from models import InputError, files, load_checkpoint, load_dataset
+from analysis.measurements.files import collect, load, measurement_file, store, stored
+from lossgeometry import InputError
+from models import files, load_checkpoint, load_dataset
 from models.files import locked, replacing
 from models.train import Options, untrained
 

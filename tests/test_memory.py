@@ -10,12 +10,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from analysis.curvature import GGN, Hessian
-from analysis.curvature.frozen import FrozenLoss
-from analysis.landscape.evaluation import Evaluator
 from analysis.outcomes import outcomes
-from models import Checkpoint, ImageDataset, memory, training
-from models.memory import Halving, is_out_of_memory
+from lossgeometry import GGN, Hessian
+from lossgeometry.landscape.evaluation import Evaluator
+from lossgeometry.objective import FrozenLoss
+from lossgeometry.running import memory
+from lossgeometry.running.memory import Halving, is_out_of_memory
+from models import Checkpoint, ImageDataset, training
 from models.recipes import PRESETS
 from models.training import evaluate
 
@@ -113,7 +114,7 @@ def test_real_exhaustion_of_memory_is_recognised():
     """In a process that may not have more than a few hundred megabytes beyond what it has."""
     program = (
         "import resource, sys, torch\n"
-        "from models.memory import Halving\n"
+        "from lossgeometry.running.memory import Halving\n"
         "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, used + 2**28))\n"
         "print(Halving(2**30, 'test')(lambda n: len(torch.zeros(n))))\n"

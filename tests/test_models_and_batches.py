@@ -10,9 +10,19 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from analysis.curvature import GGN, Fisher, FunctionModule, Hessian, eigsh, per_layer
-from analysis.landscape import gradient_direction, line, random_directions, surface
-from models.errors import InputError
+from lossgeometry import (
+    GGN,
+    Fisher,
+    FunctionModule,
+    Hessian,
+    eigsh,
+    gradient_direction,
+    line,
+    per_layer,
+    random_directions,
+    surface,
+)
+from lossgeometry.errors import InputError
 from tests.dense import CLASSES, OPERATORS, ResidualNetwork, assert_same, flat, identity, make, rows
 
 

@@ -5,7 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from analysis.objective import build_objective, error_rate
-from models import InputError, load_dataset
+from lossgeometry import InputError
+from models import load_dataset
 from models.train import Options, untrained
 
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from analysis.curvature import GGN, Fisher, Hessian, per_layer
-from models.errors import InputError
+from lossgeometry import GGN, Fisher, Hessian, per_layer
+from lossgeometry.errors import InputError
 from tests.dense import (
     CLASSES,
     LOSSES,

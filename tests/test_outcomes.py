@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from analysis.landscape.evaluation import Evaluator
 from analysis.objective import build_objective
 from analysis.outcomes import objective_outcomes, outcomes
-from models import InputError, load_dataset, memory
+from lossgeometry import InputError
+from lossgeometry.landscape.evaluation import Evaluator
+from lossgeometry.running import memory
+from lossgeometry.running.distributed import ALONE
+from models import load_dataset
 from models.csan import CSAN
-from models.distributed import ALONE
 from models.train import Options, untrained
 from models.training import evaluating
 from tests.teams import run_team

@@ -12,14 +12,13 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from analysis import claims, figures, hessian, nll, options, robustness
-from analysis.curvature import Hessian
-from analysis.curvature.operators import Check
-from analysis.landscape import __main__ as landscape
-from analysis.measurements import store, stored
+from analysis import claims, figures, hessian, landscape, nll, options, robustness
+from analysis.measurements.files import store, stored
+from lossgeometry import Hessian
+from lossgeometry.errors import InputError
+from lossgeometry.operators.base import Check
 from models import load_dataset
 from models.description import SCORES
-from models.errors import InputError
 from models.factory import build_model
 from models.recipes import PRESETS
 from models.train import Options, untrained

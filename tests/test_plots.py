@@ -7,8 +7,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy.integrate import trapezoid
 
-from analysis import plots
-from analysis.statistics import across_seeds
+from lossgeometry import plots
+from lossgeometry.statistics import across_seeds
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from analysis.published import Options, draw, main, read_surface
-from models import InputError
+from lossgeometry import InputError
 
 LINES = [f"{x},{y},9,{10 * x + y},{x + 10 * y},0.5\n" for y in (0.0, 0.1) for x in (-1, 0, 1)]
 

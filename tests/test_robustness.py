@@ -12,11 +12,12 @@ from torch.nn import functional as F
 
 from analysis import robustness
 from analysis.drawing.robustness import draw_robustness, mean_corruption_error
-from analysis.measurements import collect
+from analysis.measurements.files import collect
 from analysis.outcomes import outcomes
-from models import corruptions, load_checkpoint, load_dataset
-from models.corruptions import CORRUPTIONS, corrupt
-from models.distributed import ALONE
+from lossgeometry.running.distributed import ALONE
+from models import load_checkpoint, load_dataset
+from models.data import corruptions
+from models.data.corruptions import CORRUPTIONS, corrupt
 from tests.teams import run_team
 
 IMAGES = 24

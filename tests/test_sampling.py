@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from analysis import saving
-from analysis.landscape import Slice, line, random_directions, surface
-from models.distributed import ALONE, Team
-from models.errors import InputError
+from lossgeometry import Slice, line, random_directions, surface
+from lossgeometry.errors import InputError
+from lossgeometry.running import saving
+from lossgeometry.running.distributed import ALONE, Team
 from tests.teams import run_team
 
 

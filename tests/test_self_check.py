@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from analysis.curvature import Hessian
+from lossgeometry import Hessian
 from tests.dense import CLASSES, OPERATORS, make
 
 

@@ -17,9 +17,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from analysis.curvature import GGN, Fisher, Hessian
-from analysis.curvature.sharing import make_plan, runs_python
-from models import memory
+from lossgeometry import GGN, Fisher, Hessian
+from lossgeometry.operators.sharing import make_plan, runs_python
+from lossgeometry.running import memory
 from tests.dense import CLASSES, MODELS, AlwaysDropout, Checkpointed, mini_batches
 
 

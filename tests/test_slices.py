@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from analysis import saving
-from analysis.landscape import Slice, line, random_directions, surface
-from models.errors import InputError
+from lossgeometry import Slice, line, random_directions, surface
+from lossgeometry.errors import InputError
+from lossgeometry.running import saving
 
 XS, YS = [-1.0, -0.3, 0.0, 0.7], [-0.5, 0.0, 2.0]
 

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from analysis import saving
-from analysis.curvature import Hessian, max_eigenvalue_spectrum, spectrum
-from models.errors import InputError
+from lossgeometry import Hessian, max_eigenvalue_spectrum
+from lossgeometry.algorithms import spectrum
+from lossgeometry.errors import InputError
+from lossgeometry.running import saving
 
 
 def network(dropout=0.0):

@@ -17,7 +17,7 @@ import pytest
 from analysis import study
 from analysis.cost import cost_of
 from analysis.plan import load_plan
-from models import InputError
+from lossgeometry import InputError
 from models.train import alone
 
 TINY = """

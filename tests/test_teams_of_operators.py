@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from analysis.curvature import (
+from lossgeometry import (
     GGN,
     Fisher,
     Hessian,
@@ -15,7 +15,7 @@ from analysis.curvature import (
     spectral_density,
     trace,
 )
-from models.distributed import ALONE
+from lossgeometry.running.distributed import ALONE
 from tests.teams import run_team
 
 OPERATORS = (Hessian, GGN, Fisher)
@@ -78,7 +78,7 @@ def test_whatever_the_number_of_processes(tmp_path, size):
 
 def basis_size(team):
     """Entries of the Lanczos basis that this process holds."""
-    from analysis.curvature.krylov import KrylovSpace
+    from lossgeometry.algorithms.krylov import KrylovSpace
 
     H = Hessian(network(), F.cross_entropy, batches(), team=team)
     return KrylovSpace(H, 10, None, 0)._rows.numel()

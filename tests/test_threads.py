@@ -12,11 +12,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from analysis import saving
-from analysis.curvature import Hessian, eigsh, max_eigenvalue_spectrum
-from analysis.curvature.spectrum import _choose_threads
-from analysis.landscape.evaluation import Evaluator
-from analysis.threads import give_way, parallel
+from lossgeometry import Hessian, eigsh, max_eigenvalue_spectrum
+from lossgeometry.algorithms.spectrum import _choose_threads
+from lossgeometry.landscape.evaluation import Evaluator
+from lossgeometry.running import saving
+from lossgeometry.running.threads import give_way, parallel
 from tests.dense import CLASSES, MODELS, AlwaysDropout, Checkpointed, mini_batches
 
 

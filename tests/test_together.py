@@ -8,8 +8,8 @@ from functools import partial
 import pytest
 import torch
 
+from lossgeometry.running.distributed import ALONE
 from models import CSAN, load_checkpoint, load_dataset
-from models.distributed import ALONE
 from models.recipes import Recipe
 from models.stack import Stack
 from models.train import Options, train_all, untrained

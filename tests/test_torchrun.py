@@ -14,8 +14,7 @@ import h5py
 import pytest
 import torch
 
-from analysis import study
-from analysis.landscape import __main__ as landscape
+from analysis import landscape, study
 from models import load_checkpoint, load_dataset
 from models import train as training
 from models.cli import run
@@ -25,7 +24,7 @@ from tests.test_interruptions import progress_of
 
 EAGER = """
 import runpy
-from analysis import saving
+from lossgeometry.running import saving
 saving.SAVE_EVERY = 0
 runpy.run_module("analysis.landscape", run_name="__main__", alter_sys=True)
 """

@@ -14,10 +14,9 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.parametrize import remove_parametrizations
 
-from analysis.curvature import GGN, Hessian
-from analysis.curvature.estimate import Estimate
-from analysis.curvature.trace import diagonal, frobenius_norm, trace
-from models import InputError
+from lossgeometry import GGN, Hessian, InputError
+from lossgeometry.algorithms.estimate import Estimate
+from lossgeometry.algorithms.trace import diagonal, frobenius_norm, trace
 from tests.benchmarks.coverage import SPECTRA, coverage, symmetric
 
 METHODS = ("hutchinson", "hutch++", "xtrace")
@@ -227,7 +226,7 @@ def test_intervals_are_students():
 
 def test_examples():
     for name in ("estimate", "trace", "density"):
-        module = import_module(f"analysis.curvature.{name}")
+        module = import_module(f"lossgeometry.{name}")
         assert doctest.testmod(module, optionflags=doctest.ELLIPSIS).failed == 0
 
 

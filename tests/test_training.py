@@ -14,11 +14,13 @@ import torchvision
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from models import CSAN, InputError, load_checkpoint, load_dataset, memory
-from models.augment import Augmentation
+from lossgeometry import InputError
+from lossgeometry.running import memory
+from lossgeometry.running.distributed import ALONE
+from models import CSAN, load_checkpoint, load_dataset
 from models.checkpoint import FORMAT
 from models.csan import StochasticDepth
-from models.distributed import ALONE
+from models.data.augment import Augmentation
 from models.recipes import PRESETS, Recipe
 from models.train import Options, untrained
 from models.training import evaluate, train

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from analysis.landscape import (
+from lossgeometry import (
     pca_directions,
     plane,
     polar,
@@ -12,7 +12,7 @@ from analysis.landscape import (
     towards,
     trajectory,
 )
-from models.errors import InputError
+from lossgeometry.errors import InputError
 
 
 def states(points: Tensor) -> list[dict[str, Tensor]]:

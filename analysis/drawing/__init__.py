@@ -1,4 +1,4 @@
-"""Which measurements go into which figure. How they are drawn is in `analysis.plots`.
+"""Which measurements go into which figure. How they are drawn is in `lossgeometry.plots`.
 
 Every function here writes into the folder `out` and returns the files it wrote. No PyTorch is
 needed.
@@ -15,9 +15,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis import labels, plots
-from analysis.comparisons import file_stem
-from analysis.schema import Measurement
+from analysis.measurements import labels
+from analysis.measurements.comparisons import file_stem
+from analysis.measurements.schema import Measurement
+from lossgeometry import plots
 from models.files import replacing
 
 TITLE = 1.2 * plots.STYLE["font.size"]  # of a figure

@@ -9,10 +9,10 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis import plots
-from analysis.comparisons import file_stem
 from analysis.drawing import head, save
+from analysis.measurements.comparisons import file_stem
 from analysis.verdicts import QUANTITIES, Answer, Verdict
+from lossgeometry import plots
 
 COLORS: dict[Verdict, str] = {
     "holds": "#009e73",

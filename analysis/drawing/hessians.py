@@ -10,9 +10,10 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from analysis import labels, plots
 from analysis.drawing import compared, head, legend, save
-from analysis.schema import Measurement
+from analysis.measurements import labels
+from analysis.measurements.schema import Measurement
+from lossgeometry import plots
 
 MOST = 20  # inches
 

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from matplotlib.colors import LogNorm
 
-from analysis import labels, plots
-from analysis.landscape.stored import common_losses, losses, names
-from analysis.schema import Measurement
-from models.errors import InputError
+from analysis.measurements import labels
+from analysis.measurements.landscapes import common_losses, losses, names
+from analysis.measurements.schema import Measurement
+from lossgeometry import plots
+from lossgeometry.errors import InputError
 from models.files import replacing
 
 

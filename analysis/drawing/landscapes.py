@@ -14,12 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from matplotlib.typing import LineStyleType
 
-from analysis import labels, plots
 from analysis.drawing import compared, head, legend, more, save, short
 from analysis.drawing.interactive import write_html, write_vtu
-from analysis.landscape.report import flatness_of
-from analysis.landscape.stored import common_losses, extent, interpolated, losses, names
-from analysis.schema import Measurement
+from analysis.measurements import labels
+from analysis.measurements.landscape_tables import flatness_of
+from analysis.measurements.landscapes import common_losses, extent, interpolated, losses, names
+from analysis.measurements.schema import Measurement
+from lossgeometry import plots
 
 KINDS = ("", "_eigenvectors", "_gradient", "_towards", "_plane", "_bezier", "_pca")
 FLATNESS = {

@@ -11,11 +11,12 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from analysis import labels, plots
-from analysis.comparisons import file_stem, studies, variant
 from analysis.drawing import head, legend, save
-from analysis.schema import Measurement
-from analysis.statistics import across_seeds
+from analysis.measurements import labels
+from analysis.measurements.comparisons import file_stem, studies, variant
+from analysis.measurements.schema import Measurement
+from lossgeometry import plots
+from lossgeometry.statistics import across_seeds
 
 
 def draw_nll(

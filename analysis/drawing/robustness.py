@@ -10,11 +10,12 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from analysis import labels, plots
-from analysis.comparisons import file_stem, studies
 from analysis.drawing import compared, head, legend, save
-from analysis.schema import Measurement
-from analysis.statistics import Estimate, across_images, across_seeds
+from analysis.measurements import labels
+from analysis.measurements.comparisons import file_stem, studies
+from analysis.measurements.schema import Measurement
+from lossgeometry import plots
+from lossgeometry.statistics import Estimate, across_images, across_seeds
 
 SLOT = 0.8  # inches of the name of a corruption
 
@@ -114,7 +115,7 @@ def draw_contact_sheet(
     image: np.ndarray, dataset: str, out: Path, formats: Sequence[str] = ("png",), *, seed: int = 0
 ) -> list[Path]:
     """``corruptions_DATASET``: one uint8 (height, width, channels) image under everything."""
-    from models.corruptions import CORRUPTIONS, SEVERITIES, contact_sheet
+    from models.data.corruptions import CORRUPTIONS, SEVERITIES, contact_sheet
 
     with mpl.rc_context(plots.STYLE):
         figure = Figure(figsize=(5.5, 10))

@@ -35,12 +35,11 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
-from analysis.curvature import Hessian, spectral_density, trace
-from analysis.landscape import random_directions
+from lossgeometry import Hessian, random_directions, spectral_density, trace
+from lossgeometry.running.devices import choose_device
 from models.checkpoint import load_checkpoint
 from models.csan import CSAN
-from models.datasets import load_dataset
-from models.devices import choose_device
+from models.data.datasets import load_dataset
 from tests.benchmarks.bench_curvature import loosest, relative_error, spectrum
 from tests.benchmarks.bench_landscape import METRICS, both, cut, loss_landscapes
 from tests.benchmarks.peers import (

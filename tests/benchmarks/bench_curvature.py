@@ -27,17 +27,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from analysis.curvature import (
-    Estimate,
-    Hessian,
-    eigsh,
-    max_eigenvalue_spectrum,
-    spectral_density,
-    trace,
-)
-from analysis.curvature.spectrum import start
+from lossgeometry import Estimate, Hessian, eigsh, max_eigenvalue_spectrum, spectral_density, trace
+from lossgeometry.algorithms.spectrum import start
 from models.checkpoint import load_checkpoint
-from models.datasets import load_dataset
+from models.data.datasets import load_dataset
 from tests.benchmarks.peers import (
     Batch,
     K,

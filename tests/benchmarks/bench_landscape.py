@@ -22,13 +22,13 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from analysis.landscape import random_directions, surface
-from analysis.landscape.evaluation import Evaluator
-from analysis.landscape.slices import Slice
 from analysis.objective import build_objective, error_rate
+from lossgeometry import random_directions, surface
+from lossgeometry.landscape.evaluation import Evaluator
+from lossgeometry.landscape.slices import Slice
 from models.checkpoint import load_checkpoint
 from models.csan import CSAN
-from models.datasets import load_dataset
+from models.data.datasets import load_dataset
 from tests.benchmarks.images import MEAN, STD, Images
 from tests.benchmarks.products import Products
 from tests.benchmarks.table import Row, write_table

@@ -23,11 +23,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from analysis.curvature import Hessian, eigsh, max_eigenvalue_spectrum
-from analysis.landscape import random_directions, surface
 from analysis.objective import error_rate
+from lossgeometry import Hessian, eigsh, max_eigenvalue_spectrum, random_directions, surface
+from lossgeometry.running.distributed import ALONE, Team, join
 from models.csan import CSAN
-from models.distributed import ALONE, Team, join
 from tests.benchmarks.table import Row, write_table
 
 OUTPUT = Path(__file__).with_name("scaling.md")

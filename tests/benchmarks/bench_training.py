@@ -27,11 +27,11 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import trange
 
-from models.augment import Augmentation
+from lossgeometry.running.devices import choose_device
 from models.checkpoint import Checkpoint
 from models.csan import CSAN, WindowAttention
-from models.datasets import ImageDataset, load_dataset
-from models.devices import choose_device
+from models.data.augment import Augmentation
+from models.data.datasets import ImageDataset, load_dataset
 from models.recipes import PRESETS, RandAugment, Recipe
 from models.train import Options, untrained
 from models.training import train, train_together

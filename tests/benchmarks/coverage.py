@@ -20,8 +20,8 @@ import torch
 from scipy.stats import norm
 from torch import Tensor
 
-from analysis.curvature import Estimate, spectral_density, trace
-from analysis.curvature.trace import Method
+from lossgeometry import Estimate, spectral_density, trace
+from lossgeometry.algorithms.trace import Method
 
 P = 200
 SEEDS = 300

@@ -38,7 +38,7 @@ images = 4
 COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "train": ("models.train", ("--out", "checkpoints/new.pt", "--preset", "digits", *TINY)),
     "hessian": ("analysis.hessian", (*CKPT, *HESSIAN)),
-    "landscape": ("analysis.landscape.__main__", (*CKPT, *LANDSCAPE)),
+    "landscape": ("analysis.landscape", (*CKPT, *LANDSCAPE)),
     "robustness": ("analysis.robustness", (*CKPT, "--images", "8")),
     "nll": ("analysis.nll", CKPT),
     "study": ("analysis.study", ("study.toml",)),
@@ -46,9 +46,13 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
 WARM = (  # imported before the processes are forked, for it takes longer than what they do
     *(name for name, _ in COMMANDS.values()),
     *("analysis.claims", "analysis.figures", "analysis.outcomes", "analysis.plan"),
-    *("analysis.curvature", "analysis.landscape.cuts", "analysis.landscape.report"),
+    *(
+        "lossgeometry.algorithms.spectrum",
+        "analysis.cuts",
+        "analysis.measurements.landscape_tables",
+    ),
     *(f"analysis.drawing.{name}" for name in ("claims", "hessians", "landscapes", "nll")),
-    *("analysis.drawing.robustness", "models.corruptions", "matplotlib.backends.backend_agg"),
+    *("analysis.drawing.robustness", "models.data.corruptions", "matplotlib.backends.backend_agg"),
 )
 ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 

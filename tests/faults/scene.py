@@ -20,7 +20,7 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
-from analysis import saving
+from lossgeometry.running import saving
 from models.cli import run
 from tests.faults.commands import COMMANDS
 

@@ -65,7 +65,7 @@ def chosen(targets: list[Any], seed: int, i: int) -> tuple[int, bytes]:
 
 def attempt(read: Any, content: bytes) -> tuple[str, str]:
     """Outcome of one input, and the traceback if there is one."""
-    from models.errors import InputError
+    from lossgeometry.errors import InputError
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     signal.setitimer(signal.ITIMER_PROF, PATIENCE)

@@ -19,7 +19,7 @@ from typing import Any
 import h5py
 import torch
 
-from models.errors import InputError
+from lossgeometry.errors import InputError
 from tests.fuzz import bases
 from tests.fuzz.mutations import (
     FLOATS,
@@ -34,7 +34,7 @@ from tests.fuzz.mutations import (
     operations,
 )
 
-COMMANDS = ("hessian", "nll", "landscape.__main__", "robustness", "claims", "figures", "published")
+COMMANDS = ("hessian", "nll", "landscape", "robustness", "claims", "figures", "published")
 MODULES = (*(f"analysis.{name}" for name in COMMANDS), "analysis.study", "models.train")
 
 
@@ -144,7 +144,7 @@ def _hdf5(name: str, weight: int, images: list[bytes], read: Callable[[Path], ob
 
 
 def _measurements() -> Target:
-    from analysis.measurements import load
+    from analysis.measurements.files import load
     from analysis.verdicts import judge
 
     groups = list(bases.OPTIONS)
@@ -161,7 +161,7 @@ def _measurements() -> Target:
 
 
 def _datasets() -> Target:
-    from models.datasets import load_dataset
+    from models.data.datasets import load_dataset
 
     images = [bases.dataset_file("earliest"), bases.dataset_file("latest")]
     return _hdf5("dataset", 120, images, lambda path: load_dataset(path, "test"))
@@ -269,7 +269,7 @@ def shorten() -> None:
     importlib.import_module("sklearn.model_selection")
     import tyro
 
-    import models.datasets
+    import models.data.datasets
     import models.train
     import models.training
 
@@ -282,12 +282,12 @@ def shorten() -> None:
         return built[what]
 
     parsers.from_callable_or_type = staticmethod(cached)
-    models.datasets._digits = lru_cache(models.datasets._digits)
+    models.data.datasets._digits = lru_cache(models.data.datasets._digits)
 
     def refuse(*_: object, **__: object) -> None:
         raise InputError("usable")
 
-    models.datasets._download = refuse
+    models.data.datasets._download = refuse
     models.training.train_together = refuse
     models.train.alone = contextlib.nullcontext
     importlib.import_module("analysis.study").print_plan = refuse

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from models import InputError
+from lossgeometry import InputError
 from tests.hostile import MEBIBYTE
 
 

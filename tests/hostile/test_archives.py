@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from models.weights import read_pickle
+from models.reading.weights import read_pickle
 from tests.fuzz import bases
 from tests.fuzz.mutations import archive, entries_of
 from tests.hostile import MEBIBYTE

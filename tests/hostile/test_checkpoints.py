@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from models import CSAN, InputError, load_checkpoint
+from lossgeometry import InputError
+from models import CSAN, load_checkpoint
 from models.resuming import read_state
 from tests.fuzz import bases
 

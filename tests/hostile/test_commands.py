@@ -8,7 +8,7 @@ import pytest
 import analysis.claims
 import analysis.figures
 import analysis.hessian
-import analysis.landscape.__main__
+import analysis.landscape
 import analysis.published
 import analysis.study
 import models.train
@@ -45,7 +45,7 @@ def test_figures_are_drawn_of_the_files_that_mutations_start_from(
     assert {"landscape_digits_surfaces.png", "claims_digits.png", "nll_digits.png"} <= drawn
 
 
-LANDSCAPE, STUDY = analysis.landscape.__main__, analysis.study
+LANDSCAPE, STUDY = analysis.landscape, analysis.study
 WORDS = {
     "tol": (analysis.hessian, "--tol nan", "tol: nan"),
     "infinite tol": (analysis.hessian, "--tol inf", "tol: inf"),

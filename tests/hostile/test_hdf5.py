@@ -8,8 +8,9 @@ import h5py
 import numpy as np
 import pytest
 
-from analysis.measurements import load
-from models import InputError, load_dataset
+from analysis.measurements.files import load
+from lossgeometry import InputError
+from models import load_dataset
 from tests.fuzz import bases
 from tests.hostile import MEBIBYTE
 

@@ -1,0 +1,1 @@
+"""Stored measurements: their files, their form, and what they are called."""

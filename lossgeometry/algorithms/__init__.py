@@ -1,0 +1,1 @@
+"""Eigenvalues, spectral densities and traces of operators."""

@@ -1,0 +1,1 @@
+"""Directions in weight space, and slices of the loss along them."""

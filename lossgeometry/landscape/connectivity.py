@@ -1,0 +1,236 @@
+"""Paths of low loss between two checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lossgeometry.batches import Count, Data, Forward, as_batches
+from lossgeometry.errors import InputError
+from lossgeometry.landscape.directions import Direction, towards
+from lossgeometry.landscape.evaluation import Evaluator, Metric, Sets, displaced
+from lossgeometry.landscape.flatness import barrier
+from lossgeometry.objective import FrozenLoss
+from lossgeometry.parameters import flatten, unflatten
+from lossgeometry.running.saving import Saver, filled
+from lossgeometry.seeds import derive_seed
+
+Arrays = dict[str, np.ndarray]  # of something unfinished, to be stored
+
+
+@dataclass(frozen=True)
+class Path:
+    """Metrics on a way from a model to another, t = 0 and t = 1."""
+
+    ts: np.ndarray  # (n,), from 0 to 1
+    metrics: dict[str, np.ndarray]  # {name: (n,)}
+
+    def barrier(self, metric: str) -> float:
+        """Largest height of a metric over the straight line between both ends, see `barrier`."""
+        return barrier(self.ts, self.metrics[metric])
+
+
+@dataclass(frozen=True)
+class Bezier:
+    """The curve (1-t)^2 model + 2t(1-t) bend + t^2 other."""
+
+    bend: Direction  # weights of the control point
+    losses: np.ndarray  # (steps,) at the random points of the fit, without the penalty
+
+
+def linear_path(
+    model: nn.Module,
+    other: Mapping[str, Tensor],
+    metrics: Mapping[str, Metric],
+    data: Sets,
+    ts: ArrayLike,
+    *,
+    recalibrate: Data | None = None,
+    forward: Forward | None = None,
+    count: Count | None = None,
+    seed: int = 0,
+    resume: Mapping[str, np.ndarray] | None = None,
+    save: Callable[[Arrays], object] | None = None,
+) -> Path:
+    """Metrics at the weights (1-t) model + t other, for each t.
+
+    Parameters
+    ----------
+    model : nn.Module
+    other : state dict
+        Of the same architecture. Its buffers are not used: with `recalibrate` the statistics of
+        every BatchNorm are computed anew on that data at each t, otherwise they stay those of
+        `model`.
+    metrics, data, forward, count, seed
+        As for `surface`.
+    ts : (n,) array_like
+        From 0 to 1, increasing.
+    resume : mapping of str to array, optional
+        What `save` received from the same call before: it goes on from there, to the last bit.
+    save : callable, optional
+        Called with arrays to store, which are filled further afterwards, after about every ten
+        seconds, when interrupted, and in the end.
+
+    Raises
+    ------
+    InputError
+        If `other` does not fit the model, or `ts` does not go from 0 to 1.
+    """
+    ts = _interval(ts)
+    how: dict[str, Any] = dict(seed=seed, recalibrate=recalibrate, forward=forward, count=count)
+    evaluator = Evaluator(model, metrics, data, **how)
+    return _follow(evaluator, [towards(model, other)], ts, ts[:, None], resume, save)
+
+
+def bezier_path(
+    model: nn.Module,
+    other: Mapping[str, Tensor],
+    bend: Mapping[str, Tensor],
+    metrics: Mapping[str, Metric],
+    data: Sets,
+    ts: ArrayLike,
+    *,
+    recalibrate: Data | None = None,
+    forward: Forward | None = None,
+    count: Count | None = None,
+    seed: int = 0,
+    resume: Mapping[str, np.ndarray] | None = None,
+    save: Callable[[Arrays], object] | None = None,
+) -> Path:
+    """Metrics on the curve whose control point is `bend`; otherwise as `linear_path`."""
+    ts = _interval(ts)
+    how: dict[str, Any] = dict(seed=seed, recalibrate=recalibrate, forward=forward, count=count)
+    evaluator = Evaluator(model, metrics, data, **how)
+    directions = [towards(model, other), towards(model, {**evaluator.weights, **bend})]
+    steps = np.stack([ts**2, 2 * ts * (1 - ts)], axis=1)
+    return _follow(evaluator, directions, ts, steps, resume, save)
+
+
+def fit_bezier(
+    model: nn.Module,
+    other: Mapping[str, Tensor],
+    loss_fn: Metric,
+    data: Data,
+    *,
+    weight_decay: float = 0.0,
+    steps: int = 200,
+    learning_rate: float = 1e-2,
+    forward: Forward | None = None,
+    count: Count | None = None,
+    seed: int = 0,
+    resume: Mapping[str, np.ndarray] | None = None,
+    save: Callable[[Arrays], object] | None = None,
+) -> Bezier:
+    """Quadratic Bezier curve of low loss from `model` to the state dict `other`.
+
+    Garipov et al., *Loss Surfaces, Mode Connectivity, and Fast Ensembling of DNNs*, NeurIPS 2018,
+    section 3: minimises the expected loss at a uniformly random t, by Adam on the control point,
+    which starts half-way. Each step takes one t and one batch of `data`.
+
+    Parameters
+    ----------
+    loss_fn : callable
+        ``loss_fn(outputs, targets) -> scalar``.
+    data : batch, or iterable of batches
+    weight_decay : float
+        Adds the penalty weight_decay / 2 * |weights|^2 at the point on the curve.
+    steps, learning_rate
+        Of Adam, with a cosine schedule to 0.
+    forward, count
+        As of `Hessian`.
+    seed : int
+        Of the random t, the order of the batches and what the model draws in training mode.
+    resume, save
+        As of `linear_path`, only that what is done of a step is not saved when interrupted.
+
+    Raises
+    ------
+    InputError
+        If `other` does not fit the model, there are no examples, or `steps` is not positive.
+    """
+    if steps < 1:
+        raise InputError(f"steps: {steps}, expected at least 1")
+    chord = towards(model, other)
+    batches = as_batches(data, count=count)
+    how: dict[str, Any] = dict(forward=forward, count=count, regroup=True)
+    losses = [
+        FrozenLoss(model, loss_fn, [batch], seed=derive_seed(seed, i), **how)
+        for i, batch in enumerate(batches)
+    ]
+    weights = {name: parameter.detach() for name, parameter in losses[0].parameters.items()}
+    control = flatten(weight + chord[name] / 2 for name, weight in weights.items())
+    bend = unflatten(control, weights)  # views, which move with it
+    state = {
+        "control": control,
+        "exp_avg": torch.zeros_like(control),
+        "exp_avg_sq": torch.zeros_like(control),
+        "losses": torch.full((steps,), torch.nan, dtype=torch.float64),
+        "step": torch.zeros(()),
+    }
+    for name, array in filled(_arrays(state), resume).items():
+        state[name].copy_(torch.from_numpy(array))
+    optimiser = torch.optim.Adam([control], lr=learning_rate)
+    optimiser.state[control] = {name: state[name] for name in ("step", "exp_avg", "exp_avg_sq")}
+    generator = torch.Generator().manual_seed(seed)
+    ts = torch.rand(steps, generator=generator).tolist()
+    epochs = -(-steps // len(batches))
+    order = torch.cat([torch.randperm(len(batches), generator=generator) for _ in range(epochs)])
+    saver = Saver(None if save is None else lambda now: save(_arrays(now)), state)
+    todo = range(int(state["step"]), steps)
+    for step in tqdm(todo, unit="step", disable=None, leave=False):
+        t, objective = ts[step], losses[order[step]]
+        pull = {name: bend[name] - weight for name, weight in weights.items()}
+        point = displaced(weights, [chord, pull], [t**2, 2 * t * (1 - t)])
+        loss, gradient = objective.value_and_gradient(point)
+        slope = gradient + weight_decay * flatten(point[name] for name in weights)
+        control.grad = 2 * t * (1 - t) * slope
+        optimiser.param_groups[0]["lr"] = learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
+        state["losses"][step] = loss
+        optimiser.step()
+        saver.now_and_then()  # here only, between two steps
+    saver.now()
+    return Bezier(bend, state["losses"].numpy())
+
+
+def _arrays(tensors: Mapping[str, Tensor]) -> Arrays:
+    return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+
+
+def _follow(
+    evaluator: Evaluator,
+    directions: list[Direction],
+    ts: np.ndarray,
+    steps: np.ndarray,
+    resume: Mapping[str, np.ndarray] | None,
+    save: Callable[[Arrays], object] | None,
+) -> Path:
+    blank = {
+        "values": np.full((len(ts), len(evaluator.names)), np.nan),
+        "done": np.zeros(len(ts), bool),
+    }
+    state = filled(blank, resume)
+    todo = np.flatnonzero(~state["done"])
+    saver = Saver(save, state)
+    with saver, tqdm(todo.tolist(), unit="point", disable=None, leave=False) as bar:
+        for i in bar:
+            point = displaced(evaluator.weights, directions, steps[i].tolist())
+            state["values"][i] = evaluator(point)
+            state["done"][i] = True
+            saver.now_and_then()
+    saver.now()
+    return Path(ts, dict(zip(evaluator.names, state["values"].T, strict=True)))
+
+
+def _interval(ts: ArrayLike) -> np.ndarray:
+    ts = np.asarray(ts, dtype=np.float64)
+    if ts.ndim != 1 or len(ts) < 2 or (ts[0], ts[-1]) != (0, 1) or not (np.diff(ts) > 0).all():
+        raise InputError(f"ts: {ts.tolist()}, expected increasing numbers from 0 to 1")
+    return ts

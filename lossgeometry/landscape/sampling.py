@@ -1,0 +1,141 @@
+"""A slice of a loss landscape, and how its points are evaluated: saved, resumed, shared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from tqdm import tqdm
+
+from lossgeometry.errors import InputError
+from lossgeometry.landscape.directions import Direction
+from lossgeometry.landscape.evaluation import Evaluator, displaced, fingerprint
+from lossgeometry.running.distributed import ALONE, Team
+from lossgeometry.running.saving import Saver
+
+Index: TypeAlias = tuple[int, ...]  # of a point: (i,) or (i, j), as in the arrays of a Slice
+
+
+@dataclass(frozen=True)
+class Slice(Mapping[str, np.ndarray]):
+    """Metrics on a grid of points; ``slice["nll"]`` is an array.
+
+    The shape of each array is (len(ys), len(xs)) for a surface, (len(xs),) for a line. Values are
+    what the metrics gave, NaN and infinity included; where `done` is False they are NaN in an
+    unfinished slice and interpolated in an adaptive one.
+    """
+
+    xs: np.ndarray  # (nx,) steps along the first direction
+    ys: np.ndarray | None  # (ny,) steps along the second; None for a line
+    metrics: dict[str, np.ndarray]  # {name: float64 of the shape above}
+    done: np.ndarray  # bool of the shape above: which points have been evaluated
+    attributes: dict[str, Any]  # how it was measured: plain strings, numbers and booleans
+
+    def __getitem__(self, metric: str) -> np.ndarray:
+        return self.metrics[metric]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.metrics)
+
+    def __len__(self) -> int:
+        return len(self.metrics)
+
+
+class Sampler:
+    """Fills a `Slice` point by point.
+
+    Parameters
+    ----------
+    evaluator : Evaluator
+    directions : sequence of directions
+    axes : sequence of (n,) arrays
+        Steps along each direction.
+    resume : Slice, optional
+        What `save` received from the same measurement before: its points are not evaluated again.
+    save : callable, optional
+        Called with the unfinished slice as `lossgeometry.running.saving.Saver` does; in the first
+        process of the team only.
+    team : Team
+        The processes that share the points; everyone gets all of them.
+
+    Raises
+    ------
+    InputError
+        If directions do not fit the model, or `resume` belongs to another measurement.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        directions: Sequence[Direction],
+        axes: Sequence[np.ndarray],
+        *,
+        resume: Slice | None = None,
+        save: Callable[[Slice], None] | None = None,
+        team: Team = ALONE,
+    ) -> None:
+        _require_fit(evaluator, directions)
+        self._evaluator = evaluator
+        self._directions = directions
+        self._axes = axes
+        self._team = team
+        shape = tuple(len(axis) for axis in reversed(axes))
+        self.slice = Slice(
+            xs=axes[0],
+            ys=axes[1] if len(axes) == 2 else None,
+            metrics={name: np.full(shape, np.nan) for name in evaluator.names},
+            done=np.zeros(shape, dtype=bool),
+            attributes={
+                **evaluator.attributes(),
+                "directions": fingerprint(t for d in directions for t in d.values()),
+            },
+        )
+        if resume is not None:
+            _take_over(self.slice, resume)
+        self._saver = Saver(save if team.rank == 0 else None, self.slice)
+
+    def evaluate(self, indices: Iterable[Index]) -> None:
+        """Evaluate those points that are not done."""
+        todo = [index for index in indices if not self.slice.done[index]]
+        with self._saver, tqdm(total=len(todo), unit="point", disable=None, leave=False) as bar:
+            for i, values in self._team.share(len(todo), lambda i: self._point(todo[i])):
+                for name, value in zip(self._evaluator.names, values, strict=True):
+                    self.slice.metrics[name][todo[i]] = value
+                self.slice.done[todo[i]] = True
+                bar.update()
+                self._saver.now_and_then()
+
+    def _point(self, index: Index) -> np.ndarray:
+        steps = [float(axis[i]) for axis, i in zip(self._axes, reversed(index), strict=True)]
+        return self._evaluator(displaced(self._evaluator.weights, self._directions, steps))
+
+
+def _take_over(result: Slice, earlier: Slice) -> None:
+    """Fill `result` with what `earlier` already has, provided that it was measured alike."""
+    measured, wanted = (
+        {"xs": s.xs.tolist(), "ys": s.ys is not None and s.ys.tolist()} | s.attributes
+        for s in (earlier, result)
+    )
+    for what, expected in wanted.items():
+        if measured.get(what) != expected:
+            raise InputError(f"resume: {what} was {measured.get(what)}, expected {expected}")
+    for name, values in result.metrics.items():
+        if name not in earlier:
+            raise InputError(f"resume: no metric {name!r}, expected it")
+        values[earlier.done] = earlier[name][earlier.done]
+    result.done[...] = earlier.done
+
+
+def _require_fit(evaluator: Evaluator, directions: Sequence[Direction]) -> None:
+    for direction in directions:
+        for name, step in direction.items():
+            weight = evaluator.weights.get(name)
+            if weight is None:
+                raise InputError(f"directions: {name!r} is not a parameter of the model")
+            if step.shape != weight.shape:
+                raise InputError(
+                    f"directions: shape {tuple(step.shape)} for {name}, "
+                    f"expected {tuple(weight.shape)}"
+                )

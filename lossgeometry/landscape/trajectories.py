@@ -1,0 +1,100 @@
+"""The way of a training run through weight space."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lossgeometry.errors import InputError
+from lossgeometry.landscape.directions import Direction, as_vector, pca_directions, towards
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Snapshots of a run in the plane in which it moved most, with the model as the origin."""
+
+    directions: list[Direction]  # two, orthonormal: the principal directions
+    explained_variance: np.ndarray  # (2,) shares of the variance of the snapshots
+    coordinates: np.ndarray  # (n, 2) of each snapshot
+
+
+@dataclass(frozen=True)
+class PolarTrajectory:
+    """Where a run is as seen from its end, and how it turns; angles in radians, in [0, pi]."""
+
+    distances: np.ndarray  # (n,) of each snapshot to the last
+    angles: np.ndarray  # (n,) between snapshot and first, seen from the last, which has NaN
+    turns: np.ndarray  # (n - 2,) between successive updates
+
+
+def trajectory(model: nn.Module, snapshots: Sequence[Mapping[str, Tensor]]) -> Trajectory:
+    """Project the state dicts of a run on their first two principal directions.
+
+    Li et al., *Visualizing the Loss Landscape of Neural Nets*, NeurIPS 2018, section 7.2. The
+    coordinates are the steps (x, y) of a `surface` around `model` along the same directions.
+
+    Raises
+    ------
+    InputError
+        If snapshots do not fit the model, are not finite, or span less than a plane.
+    """
+    directions, explained_variance = pca_directions(snapshots, model)
+    return Trajectory(directions, explained_variance, project(model, snapshots, directions))
+
+
+def project(
+    model: nn.Module, snapshots: Sequence[Mapping[str, Tensor]], directions: Sequence[Direction]
+) -> np.ndarray:
+    """Steps along k `directions` that come closest to each of n snapshots, (n, k).
+
+    The directions need not be orthogonal. Raises `InputError` if snapshots do not fit the model or
+    are not finite, or if a direction is a sum of others.
+    """
+    moves = _moves(model, snapshots)
+    axes = torch.stack([as_vector(direction, model).double() for direction in directions])
+    lengths = axes.norm(dim=1, keepdim=True)
+    units = axes / lengths
+    gram = units @ units.T
+    if not torch.linalg.eigvalsh(gram.nan_to_num())[0] > 1e-12:
+        raise InputError("directions: one is zero or a sum of others, expected independent ones")
+    steps = torch.linalg.solve(gram, units @ moves.T) / lengths
+    return steps.T.cpu().numpy()
+
+
+def polar(model: nn.Module, snapshots: Sequence[Mapping[str, Tensor]]) -> PolarTrajectory:
+    """Polar view of a run, as in Figure 1b of Park and Kim, ICLR 2022.
+
+    A run that goes straight to its end has angles of 0 on the way and turns of 0.
+
+    Raises
+    ------
+    InputError
+        If there are fewer than two snapshots, or they do not fit the model or are not finite.
+    """
+    if len(snapshots) < 2:
+        raise InputError(f"snapshots: {len(snapshots)}, expected at least 2")
+    points = _moves(model, snapshots)
+    from_end = points - points[-1]
+    updates = points.diff(dim=0)
+    return PolarTrajectory(
+        distances=from_end.norm(dim=1).cpu().numpy(),
+        angles=_angles(from_end, from_end[:1]),
+        turns=_angles(updates[1:], updates[:-1]),
+    )
+
+
+def _angles(a: Tensor, b: Tensor) -> np.ndarray:
+    """Angles between rows, accurate also where they are small; NaN for rows of zeros."""
+    a, b = (rows / rows.norm(dim=1, keepdim=True) for rows in (a, b))
+    return (2 * torch.atan2((a - b).norm(dim=1), (a + b).norm(dim=1))).cpu().numpy()
+
+
+def _moves(model: nn.Module, snapshots: Sequence[Mapping[str, Tensor]]) -> Tensor:
+    """(n, P) float64 differences from the weights of `model`."""
+    if not snapshots:
+        raise InputError("snapshots: none, expected at least one")
+    return torch.stack([as_vector(towards(model, state), model).double() for state in snapshots])

@@ -1,0 +1,558 @@
+"""A loss of a model on fixed data, with fixed randomness, as a pure function of the parameters.
+
+Operators, surfaces, paths and checks all ask one object, `FrozenLoss`: whatever it finds out about
+a loss and a model holds for all of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils import checkpoint
+
+from lossgeometry.batches import (
+    Batch,
+    Chunk,
+    Count,
+    Data,
+    Forward,
+    as_batches,
+    call,
+    divisible,
+    examples_in,
+    joined,
+    map_tensors,
+    part_of,
+)
+from lossgeometry.errors import InputError
+from lossgeometry.functional import functional_call
+from lossgeometry.parameters import flatten, select_parameters, unflatten, unwrapped
+from lossgeometry.running.distributed import ALONE, Team
+from lossgeometry.running.memory import is_out_of_memory
+from lossgeometry.seeds import derive_seed, seeded
+
+LossFunction: TypeAlias = Callable[[Any, Any], Tensor]
+Result = TypeVar("Result")
+
+# Examples that pass through the model at once unless told otherwise. On a CPU more do not make the
+# matrix products any faster but leave the cache; a GPU needs more to be busy. Without a backward
+# pass less stays in the cache of a CPU core, and a GPU has room for more.
+MICRO_BATCH = {"cpu": 32, "cuda": 256}
+REGROUPED = {"cpu": 16, "cuda": 1024}
+
+# Threads take turns with what they have in common: a model, which has one set of tensors at a time,
+# PyTorch's generators, and its choice of kernels.
+_turn = threading.RLock()
+
+
+class FrozenLoss:
+    """Losses of `model` over all of `data`, deterministic functions of the parameters.
+
+    The model is used through `torch.func.functional_call`, with tensors that share the storage of
+    its parameters and with copies of its buffers, and is never changed. Dropout, stochastic depth
+    and all else that is random in a forward pass come from a seed that belongs to the batch.
+
+    What is the mean over examples is told from what is their sum: the former is averaged over all
+    data, the latter added up. Both may be computed in any pieces. Where neither is the case (the
+    loss weighs or ignores targets, or contrasts examples), or the model draws random numbers or
+    normalises over the batch, batches stay as they are delivered, and their losses are averaged.
+
+    Parameters
+    ----------
+    model
+        Its parameters that require gradients are variables, all others constants.
+    losses
+        ``fn(outputs, targets)`` is a scalar; by name, the first being that of `loss`. None: the
+        model itself computes its loss, ``outputs.loss``.
+    data
+        A batch or an iterable of them, read once; see `CurvatureOperator`.
+    params
+        Regular expression on parameter names; the others are constants. None takes all.
+    forward, count
+        See `CurvatureOperator`.
+    micro_batch
+        Largest number of examples in one forward pass. None chooses by device, and takes batches as
+        they are delivered where cutting them would change the result.
+    regroup
+        In evaluation mode, make batches of a size that suits values without curvature, as far as
+        that does not change the result.
+    team
+        The processes that share the data: each has its own of the `chunks`, or none.
+
+    Raises
+    ------
+    InputError
+        No data, no parameter, or a `micro_batch` that would change the result.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        losses: LossFunction | Mapping[str, LossFunction | None] | None,
+        data: Data,
+        *,
+        params: str | None = None,
+        forward: Forward | None = None,
+        count: Count | None = None,
+        seed: int = 0,
+        micro_batch: int | None = None,
+        regroup: bool = False,
+        team: Team = ALONE,
+    ) -> None:
+        selected = select_parameters(model, params)
+        self.team = team
+        self.model = unwrapped(model)
+        named = losses if isinstance(losses, Mapping) else {"loss": losses}
+        self._losses = {n: _own_loss if loss is None else loss for n, loss in named.items()}
+        self._forward, self._count = forward, count
+        self.compiled = any(
+            hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+            for module in self.model.modules()
+        )
+        self.parameters = {
+            name: parameter.detach().requires_grad_() for name, parameter in selected.items()
+        }
+        self._constants = {
+            name: parameter.detach()
+            for name, parameter in self.model.named_parameters()
+            if name not in selected
+        }
+        first = next(iter(self.parameters.values()))
+        self.dtype, self.device = first.dtype, first.device
+        self._cast: Callable[[Tensor], Tensor] = lambda tensor: tensor
+        if any(
+            (p.dtype, p.device) != (first.dtype, first.device) for p in self.parameters.values()
+        ):
+            raise InputError("model: parameters of several dtypes or devices, expected one of each")
+        self._micro_batch, self._regroup = micro_batch, regroup
+        self.sums = dict.fromkeys(self._losses, False)  # losses that are no means but sums
+        self.chunks = self._chunks(data, seed)
+
+    def on(self, data: Data, seed: int) -> FrozenLoss:
+        """The same function of the parameters on other data."""
+        other = copy.copy(self)
+        other.chunks = other._chunks(data, seed)
+        return other
+
+    # -- values ------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def forward(
+        self, chunk: Chunk, parameters: Mapping[str, Tensor] | None = None
+    ) -> Iterator[Any]:
+        """Model outputs of a chunk, here or at other parameters; inside, randomness is frozen."""
+        # Only the math kernel of scaled_dot_product_attention has a second derivative.
+        with (
+            _turn,
+            seeded(self.device, chunk.seed),
+            computing_plainly(self.compiled),
+            sdpa_kernel(SDPBackend.MATH),
+        ):
+            yield self.outputs(chunk, parameters or self.parameters)
+
+    def outputs(
+        self,
+        chunk: Chunk,
+        parameters: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor] | None = None,
+        *,
+        in_place: bool = False,
+    ) -> Any:
+        """Outputs at `parameters`; randomness and kernels are the caller's to choose.
+
+        Batch normalisation in training mode writes to its buffers, and a graph that is kept must
+        not see those of the next chunk: every pass has its own, unless `in_place`.
+        """
+        if buffers is None:
+            buffers = dict(self.model.named_buffers())
+        if not in_place:
+            buffers = {name: self._cast(buffer.clone()) for name, buffer in buffers.items()}
+        state = {**self._constants, **parameters, **buffers}
+        batch = self._ready(chunk.batch)
+        if self._forward is not None:
+            return functional_call(self.model, state, batch, via=self._forward)
+        return call(partial(functional_call, self.model, state), batch)
+
+    def loss(self, outputs: Any, targets: Any) -> Tensor:
+        """The first loss, a scalar; to be called inside of `forward`."""
+        return self._scalar(next(iter(self._losses)), outputs, self._ready(targets))
+
+    def losses(self, outputs: Any, targets: Any) -> Tensor:
+        """All losses of a chunk, float64."""
+        targets = self._ready(targets)
+        found = [self._scalar(name, outputs, targets) for name in self._losses]
+        return torch.stack([loss.to(self.device, torch.float64) for loss in found])
+
+    def _scalar(self, name: str, outputs: Any, targets: Any) -> Tensor:
+        loss = torch.as_tensor(self._losses[name](outputs, targets))
+        if loss.ndim:
+            raise InputError(f"loss_fn: a result of shape {tuple(loss.shape)}, expected a scalar")
+        return loss
+
+    def _ready(self, tree: Any) -> Any:
+        return map_tensors(lambda t: self._cast(t.to(self.device, non_blocking=True)), tree)
+
+    def value(self, parameters: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        """First loss of a batch ``(x, y)``; randomness is the caller's to freeze."""
+        chunk = Chunk((x, y), len(x), len(x), 1.0, 0, 0)
+        with computing_plainly(self.compiled), sdpa_kernel(SDPBackend.MATH):
+            return self.loss(self.outputs(chunk, parameters), y)
+
+    def value_and_gradient(
+        self, parameters: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The first loss of all chunks of this process, () float64, and its gradient (P,)."""
+        leaves = {
+            name: parameter.detach().requires_grad_()
+            for name, parameter in (parameters or self.parameters).items()
+        }
+        value = torch.zeros((), dtype=torch.float64, device=self.device)
+        total = torch.zeros_like(flatten(leaf.detach() for leaf in leaves.values()))
+        for chunk in self.chunks:
+            with torch.enable_grad(), self.forward(chunk, leaves) as outputs:
+                loss = chunk.weight * self.loss(outputs, chunk.targets)
+                value += loss.detach()
+                if loss.requires_grad:
+                    total += flatten(
+                        torch.autograd.grad(
+                            loss, list(leaves.values()), allow_unused=True, materialize_grads=True
+                        )
+                    )
+        return value, total
+
+    def displaced(self, direction: Tensor, step: float) -> dict[str, Tensor]:
+        """Parameters ``theta + step * direction``; `direction` is (P,)."""
+        return {
+            name: self.parameters[name].detach() + step * piece
+            for name, piece in unflatten(direction, self.parameters).items()
+        }
+
+    def at_hand(self, chunk: Chunk) -> list[Tensor]:
+        """Tensors that are in memory whether or not anything of a chunk is kept."""
+        return [*self.parameters.values(), *self._constants.values(), *chunk.tensors]
+
+    # -- the same in another way -------------------------------------------------------------------
+
+    def in_float64(self) -> FrozenLoss:
+        """The same function in double precision, or `self` where the model does not allow that.
+
+        It does not if it insists on a dtype, or draws other random numbers in another one.
+        """
+        if self.dtype == torch.float64:
+            return self
+        precise = copy.copy(self)
+        precise.dtype = torch.float64
+        precise.parameters = {
+            name: p.detach().double().requires_grad_() for name, p in self.parameters.items()
+        }
+        precise._cast = lambda t: t.double() if t.is_floating_point() else t
+        precise._constants = {name: precise._cast(p) for name, p in self._constants.items()}
+        differing = torch.zeros(1, device=self.device)
+        for chunk in self.chunks[:1]:
+            differing += not self._agrees(precise, chunk)
+        return self if self.team.sum_(differing) else precise
+
+    def _agrees(self, other: FrozenLoss, chunk: Chunk) -> bool:
+        loss = self._observed_losses(chunk)[0]
+        try:
+            return bool(torch.isclose(other._observed_losses(chunk)[0], loss, 1e-4, 0.0))
+        except RuntimeError:
+            return False
+
+    def twin(self) -> FrozenLoss:
+        """The same for another thread: a copy of model and losses, which shares the weights.
+
+        Raises `TypeError` or `RuntimeError` if they cannot be copied.
+        """
+        memo = {id(t): t for t in (*self.model.parameters(), *self.model.buffers())}
+        other = copy.copy(self)
+        other.model, other._losses = copy.deepcopy((self.model, self._losses), memo)
+        return other
+
+    def halved(self) -> FrozenLoss | None:
+        """The same function with at most half as many examples in one forward pass.
+
+        None if there is but one, or cutting batches would change the result.
+        """
+        size = max((chunk.size for chunk in self.chunks), default=0) // 2
+        if not size or self._normalises():
+            return None
+        sums, reason = self._examine([c for c in self.chunks if c.size > size], size)
+        if reason:
+            return None
+        other = copy.copy(self)
+        other._micro_batch, other.sums = size, sums
+        other.chunks = [piece for chunk in self.chunks for piece in other._cut(chunk, size)]
+        return other
+
+    # -- pieces of the data ------------------------------------------------------------------------
+
+    def _chunks(self, data: Data, seed: int) -> list[Chunk]:
+        """Those of this process."""
+        chunks = self._all_chunks(as_batches(data, count=self._count), seed)
+        return chunks[self.team.shard(len(chunks))]
+
+    def _all_chunks(self, batches: list[Batch], seed: int) -> list[Chunk]:
+        whole = self._weighted(batches, seed)
+        longest, n = max(chunk.size for chunk in whole), sum(chunk.size for chunk in whole)
+        size = self._micro_batch
+        if self._regroup and not any(m.training for m in self.model.modules()):
+            size = REGROUPED.get(self.device.type, 256)
+            regrouped = self._weighted(joined(batches, size), seed)
+            if len(regrouped) > 1 or len(whole) > 1:
+                half = max(max(chunk.size for chunk in regrouped) // 2, 1)
+                self.sums, reason = self._examine(regrouped, half)
+                return self._weighted(batches if reason else joined(batches, size), seed)
+            return whole
+        if self._regroup:
+            size = longest  # batches of training mode are what is measured
+        elif size is None:
+            size = min(MICRO_BATCH.get(self.device.type, 32), -(-n // self.team.size))
+        elif size < 1:
+            raise InputError(f"micro_batch: {size}, expected at least 1")
+        if longest <= size and len(whole) == 1:
+            return whole
+        self.sums, reason = self._examine([c for c in whole if c.size > size] or whole, size)
+        whole = self._weighted(batches, seed)  # of a sum each counts in full
+        if longest <= size or (reason and self._micro_batch is None):
+            return whole
+        if reason:
+            raise InputError(f"micro_batch: {size} would change the result: {reason}")
+        return [piece for chunk in whole for piece in self._cut(chunk, size)]
+
+    def _weighted(self, batches: list[Batch], seed: int) -> list[Chunk]:
+        """Whole batches; those with nothing that counts are left out."""
+        sizes = [examples_in(batch) for batch in batches]
+        counts = sizes if self._count is None else [int(self._count(batch)) for batch in batches]
+        total = sum(counts)
+        if total < 1:
+            raise InputError(f"count: {total} of all data, expected at least 1")
+        summed = self.summed
+        return [
+            Chunk(batch, size, n, 1.0 if summed else n / total, 0, derive_seed(seed, i))
+            for i, (batch, size, n) in enumerate(zip(batches, sizes, counts, strict=True))
+            if n
+        ]
+
+    @property
+    def summed(self) -> bool:
+        """Whether the first loss was found to be a sum, which for one chunk makes no difference."""
+        return next(iter(self.sums.values()))
+
+    def is_sum(self) -> bool:
+        """Whether the first loss is a sum over examples, also where there is but one chunk."""
+        if len(self.chunks) != 1:
+            return self.summed
+        sums, _ = self._examine(self.chunks, self.chunks[0].size)
+        return next(iter(sums.values()))
+
+    def _cut(self, chunk: Chunk, size: int) -> list[Chunk]:
+        return chunk.cut(size, self._count, summed=self.summed)
+
+    # -- what can be found out ---------------------------------------------------------------------
+
+    def _examine(self, chunks: list[Chunk], size: int) -> tuple[dict[str, bool], str | None]:
+        """Which losses are sums, and why `chunks` cannot be cut into pieces of `size` (or None)."""
+        longest = max(chunks, key=lambda chunk: chunk.size)
+        try:
+            with _turn, seeded(self.device, longest.seed):  # for losses that draw
+                return self._tried(longest, size, chunks)
+        except (RuntimeError, MemoryError) as error:
+            if size == 1 or not is_out_of_memory(error):
+                raise
+        return self._examine(chunks, size // 2)
+
+    def _tried(
+        self, longest: Chunk, size: int, chunks: list[Chunk]
+    ) -> tuple[dict[str, bool], str | None]:
+        """The same, found out with the outputs of a pair of `size` examples and all targets."""
+        pair = longest.first(2 * size, self._count) if longest.divisible else longest
+        with self._observed(pair) as outputs:
+            together = self.losses(outputs, pair.targets)
+            drawn = self._drawn(pair)
+        sums = dict.fromkeys(self._losses, False)
+        if pair.divisible and (not drawn or divisible(outputs, pair.size)):
+            doubled = _or_none(lambda: self._like_sums(pair, outputs, together))
+            sums |= {} if doubled is None else dict(zip(sums, doubled, strict=True))
+        if normalises := self._normalises():
+            return sums, normalises
+        if drawn:
+            return sums, "the forward pass draws random numbers"
+        if not all(chunk.divisible for chunk in chunks):
+            return sums, "not all of a batch belongs to single examples"
+        summed = torch.tensor(list(sums.values()), device=self.device)
+        if not _or_none(lambda: self._alike(pair, size, outputs, together, chunks, summed)):
+            return sums, "the loss of a batch is not the mean of the losses of its examples"
+        return sums, None
+
+    def _normalises(self) -> str | None:
+        for name, module in self.model.named_modules():
+            if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+                return f"{name or 'model'} normalises over the batch"
+        return None
+
+    def _like_sums(self, pair: Chunk, outputs: Any, together: Tensor) -> list[bool]:
+        """Whether twice the examples have twice the losses (and not the same, as means have)."""
+        n = pair.size
+        if divisible(outputs, n):
+            once, twice = (
+                self.losses(self._others(outputs, n, length), part_of(pair.targets, n, places))
+                for length, places in ((n, slice(n)), (2 * n, torch.arange(2 * n) % n))
+            )
+        else:
+            once = together
+            both = part_of(pair.batch, n, torch.arange(2 * n) % n)
+            twice = self._observed_losses(Chunk(both, 2 * n, 2 * pair.count, 1.0, 0, pair.seed))
+        return (self._close(twice, 2 * once) & ~self._close(twice, once)).tolist()
+
+    def _alike(
+        self,
+        pair: Chunk,
+        size: int,
+        outputs: Any,
+        together: Tensor,
+        chunks: list[Chunk],
+        summed: Tensor,
+    ) -> bool:
+        """Whether losses of pieces make those of the whole."""
+
+        def of_pieces(chunk: Chunk, losses_of: Callable[[Chunk], Tensor]) -> Tensor:
+            pieces = chunk.cut(size, self._count)
+            counts = torch.tensor([[piece.count] for piece in pieces], device=self.device)
+            parts = torch.stack([losses_of(piece) for piece in pieces])
+            return torch.where(summed, parts, parts * counts / chunk.count).sum(0)
+
+        if pair.size > size:
+            anew = of_pieces(pair, self._observed_losses)
+            if not self._close(anew, together).all():
+                return False
+        if not divisible(outputs, pair.size):
+            return True
+        # Targets, too, decide how much an example counts: a loss may weigh or ignore classes.
+        return all(self._additive(chunk, of_pieces, outputs, pair.size) for chunk in chunks)
+
+    def _additive(
+        self,
+        chunk: Chunk,
+        of_pieces: Callable[[Chunk, Callable[[Chunk], Tensor]], Tensor],
+        outputs: Any,
+        n: int,
+    ) -> bool:
+        given = self._others(outputs, n, chunk.size)
+
+        def losses_of(piece: Chunk) -> Tensor:
+            first = piece.start - chunk.start
+            own = part_of(given, chunk.size, slice(first, first + piece.size))
+            return self.losses(own, piece.targets)
+
+        whole = self.losses(given, chunk.targets)
+        return bool(self._close(of_pieces(chunk, losses_of), whole).all())
+
+    def _others(self, outputs: Any, n: int, length: int) -> Any:
+        """Outputs for as many examples, of others: losses of zero would not tell anything."""
+        return part_of(outputs, n, (1 + torch.arange(length, device=self.device)) % n)
+
+    def _close(self, found: Tensor, expected: Tensor) -> Tensor:
+        eps = torch.finfo(self.dtype).eps
+        return torch.isclose(found, expected, min(1e3 * eps, 0.05), 10 * eps, equal_nan=True)
+
+    def draws(self, chunk: Chunk) -> bool:
+        """Whether the forward pass of a chunk, or its loss, draws random numbers."""
+        with self._observed(chunk) as outputs:
+            self.losses(outputs, chunk.targets)
+            return self._drawn(chunk)
+
+    @contextlib.contextmanager
+    def _observed(self, chunk: Chunk) -> Iterator[Any]:
+        """Outputs here, without a graph other than what the model itself differentiates."""
+        here = {name: parameter.detach() for name, parameter in self.parameters.items()}
+        with torch.enable_grad(), self.forward(chunk, here) as outputs:
+            yield map_tensors(Tensor.detach, outputs)
+
+    def _observed_losses(self, chunk: Chunk) -> Tensor:
+        with self._observed(chunk) as outputs:
+            return self.losses(outputs, chunk.targets)
+
+    def _drawn(self, chunk: Chunk) -> bool:
+        """The same of what has happened so far, asked inside of `forward`."""
+        drawn = _generator_states(self.device)
+        with seeded(self.device, chunk.seed):
+            undrawn = _generator_states(self.device)
+        return not all(map(torch.equal, drawn, undrawn))
+
+
+@contextlib.contextmanager
+def computing_plainly(compiled: bool = False) -> Iterator[None]:
+    """Inside, models are computed as they are written.
+
+    What `torch.utils.checkpoint` would compute anew in the backward pass, where other parameters
+    are in place, is kept. TransformerEncoder has no way of its own to evaluate, which is another
+    function where there is padding. And what `torch.compile` has made, which cannot be
+    differentiated twice, is run without, if there is any.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with contextlib.ExitStack() as stack:
+            for name in _CHECKPOINTING:
+                stack.enter_context(mock.patch.object(checkpoint, name, _CHECKPOINTING[name]))
+            if compiled:
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+class _PlainFunction:
+    @staticmethod
+    def apply(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
+        return function(*args)
+
+
+def _plain_generator(*_: Any, **__: Any) -> Iterator[None]:
+    yield
+
+
+# The two variants, by the names that versions of PyTorch have for them.
+_CHECKPOINTING: dict[str, Any] = {"CheckpointFunction": _PlainFunction} | {
+    name: _plain_generator
+    for name in vars(checkpoint)
+    if name.startswith("_checkpoint_without_reentrant_generator")
+}
+
+
+def _own_loss(outputs: Any, _: Any) -> Tensor:
+    """The loss that a model itself computes."""
+    if isinstance(outputs, Tensor) and not outputs.ndim:
+        return outputs
+    loss = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
+    if loss is None:
+        raise InputError(
+            "loss_fn: none given, and the outputs have no loss, expected one or the other"
+        )
+    return loss
+
+
+def _or_none(function: Callable[[], Result]) -> Result | None:
+    """What `function` returns; None where it fails, as losses of fixed batches do on parts."""
+    try:
+        return function()
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return None
+
+
+def _generator_states(device: torch.device) -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states

@@ -1,0 +1,1 @@
+"""Matrix-free operators: Hessian, GGN and Fisher of a training objective."""

@@ -1,0 +1,97 @@
+"""Autograd graphs as linear maps: what they keep in memory, and gradients through it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lossgeometry.errors import InputError
+
+
+@dataclass(frozen=True)
+class LinearMap:
+    """What one chunk of data contributes to an operator, as a map of parameter-shaped tensors."""
+
+    apply: Callable[[Sequence[Tensor], bool], Sequence[Tensor]]  # (tensors, is a block of vectors)
+    size: Callable[[], int]  # bytes that it keeps alive
+    # (product, rows), both (n, P): add those with all rows, where a device has a way of its own
+    add_products: Callable[[Tensor, Tensor], None] | None = None
+
+
+def storage_bytes(tensors: Iterable[Tensor], besides: Iterable[Tensor]) -> int:
+    """Bytes in memory of what `tensors` are or are views of, not counting that of `besides`."""
+    sizes = {(s := t.untyped_storage()).data_ptr(): s.nbytes() for t in tensors}
+    known = {tensor.untyped_storage().data_ptr() for tensor in besides}
+    return sum(sizes[pointer] for pointer in sizes.keys() - known)
+
+
+def saved_by_graph(roots: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The tensors that the graphs behind `roots` keep for their backward pass."""
+    saved_names: dict[type, list[str]] = {}
+    pending = [root.grad_fn for root in roots]
+    seen = set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        pending.extend(parent for parent, _ in node.next_functions)
+        if type(node) not in saved_names:
+            saved_names[type(node)] = [n for n in dir(node) if n.startswith("_saved_")]
+        for name in saved_names[type(node)]:
+            saved = getattr(node, name)
+            for tensor in saved if isinstance(saved, tuple) else (saved,):
+                if isinstance(tensor, Tensor):
+                    yield tensor
+
+
+_INSTEAD = {  # of layers whose second derivative PyTorch lacks
+    "hardswish": "x * relu6(x + 3) / 6 in its place, which is the same function",
+    "hardsigmoid": "relu6(x + 3) / 6 in its place, which is the same function",
+}
+
+
+def gradient(
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    grad_outputs: Sequence[Tensor] | None = None,
+    *,
+    create_graph: bool = False,
+    block: bool = False,
+) -> Sequence[Tensor]:
+    """Vector-Jacobian products, zero where `outputs` do not depend on an input; the graph is kept.
+
+    Without `grad_outputs`, the gradients of scalars. `block` says that `grad_outputs` carry a
+    leading dimension of vectors, and so will the result. Raises `InputError` if a layer cannot be
+    differentiated once more.
+    """
+    given: Sequence[Tensor | None] = grad_outputs or [None] * len(outputs)
+    pairs = [(o, g) for o, g in zip(outputs, given, strict=True) if o.requires_grad]
+    if not pairs:
+        batch = given[0].shape[:1] if block and given[0] is not None else ()
+        return [tensor.new_zeros(*batch, *tensor.shape) for tensor in inputs]
+    try:
+        return torch.autograd.grad(
+            [output for output, _ in pairs],
+            inputs,
+            [grad for _, grad in pairs],
+            retain_graph=True,
+            create_graph=create_graph,
+            is_grads_batched=block,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    except RuntimeError as error:
+        lacking = re.match(
+            r"derivative for aten::(\w+?)(_backward)? is not implemented", str(error)
+        )
+        if not lacking:
+            raise
+        raise InputError(
+            f"model: PyTorch has no second derivative of {lacking[1]}, expected "
+            + _INSTEAD.get(lacking[1], "layers that have")
+        ) from error

@@ -1,0 +1,58 @@
+"""The parts of a model: an operator for each of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from torch import nn
+
+from lossgeometry.batches import Data, as_batches
+from lossgeometry.objective import LossFunction
+from lossgeometry.operators.base import CurvatureOperator
+from lossgeometry.parameters import select_parameters
+
+
+def per_layer(
+    operator: type[CurvatureOperator],
+    model: nn.Module,
+    loss_fn: LossFunction | None,
+    data: Data,
+    *,
+    by: Literal["layer", "module", "block"] = "layer",
+    **options: Any,
+) -> Iterator[tuple[str, CurvatureOperator]]:
+    """One operator for each part of a model, the diagonal blocks of that of the whole.
+
+    Parameters
+    ----------
+    operator
+        `Hessian`, `GGN` or `Fisher`.
+    by
+        What a part is. For a parameter ``blocks.3.attn.qkv.weight``: "layer" is
+        ``blocks.3.attn.qkv``, "module" is ``blocks.3.attn`` and "block" is ``blocks.3``.
+    **options
+        As of `operator`, without `params`.
+
+    Yields
+    ------
+    The name of the part and its operator, in the order of the model. One is made when asked for:
+    drop it before asking for the next, and the memory of one is all that is needed.
+    """
+    batches = as_batches(data, count=options.get("count"))
+    names = list(select_parameters(model))
+    for part in dict.fromkeys(_part(name, by) for name in names):
+        inside = [re.escape(name) for name in names if _part(name, by) == part]
+        pattern = f"^({'|'.join(inside)})$"
+        yield part, operator(model, loss_fn, batches, params=pattern, **options)
+
+
+def _part(name: str, by: str) -> str:
+    *path, _ = name.split(".")
+    if not path:
+        return name  # a parameter of the model itself
+    if by == "layer":
+        return ".".join(path)
+    block = next((i for i, piece in enumerate(path) if piece.isdigit()), 0) + 1
+    return ".".join(path[: block + (by == "module")])

@@ -1,0 +1,138 @@
+"""Train NLL and test error, over a training and at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from lossgeometry.plots.style import entry, fitted, log_scale, room
+
+
+def plot_history(
+    epochs: np.ndarray,
+    mean: np.ndarray,
+    half_width: np.ndarray,
+    *,
+    ylabel: str,
+    label: str | None = None,
+    color: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """A quantity over the epochs with its interval: (n,) arrays; NaN is no interval."""
+    ax = ax or plt.gca()
+    (curve,) = ax.plot(epochs, mean, color=color, label=entry(label))
+    ax.fill_between(
+        epochs,
+        mean - half_width,
+        mean + half_width,
+        color=curve.get_color(),
+        alpha=0.2,
+        linewidth=0,
+    )
+    log_scale(ax)
+    ax.set(xlabel="epoch", ylabel=ylabel)
+    return ax
+
+
+def plot_optimisation_plane(
+    points: Mapping[str, tuple[float, float, float, float]],
+    *,
+    origin: str,
+    colors: Mapping[str, str] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Train NLL against test error, with arrows from `origin` to every other point.
+
+    Where an arrow points says what the bias did: to lower train NLL, it helped the optimisation; to
+    lower test error at higher train NLL, it regularised (Park and Kim 2022, Figure 5).
+
+    Parameters
+    ----------
+    points : mapping of label to (train NLL, its half-interval, test error, its half-interval)
+        Half-intervals may be NaN.
+    origin : str
+        The point that the regions are relative to: the model without the bias.
+    """
+    ax = ax or plt.gca()
+    x0, _, y0, _ = points[origin]
+    known = bool(np.isfinite([x0, y0]).all())  # else there are no regions
+    for i, (label, (x, dx, y, dy)) in enumerate(points.items()):
+        color = colors[label] if colors else f"C{i}"
+        errors: dict[str, Any] = (
+            {"xerr": dx, "yerr": 100 * dy} if np.isfinite([dx, dy]).all() else {}
+        )
+        style: dict[str, Any] = dict(color=color, label=entry(label), capsize=2, zorder=3)
+        ax.errorbar(x, 100 * y, **errors, fmt="o", **style)
+        if label != origin and known and np.isfinite([x, y]).all():
+            ax.annotate(
+                "",
+                (x, 100 * y),
+                (x0, 100 * y0),
+                arrowprops=dict(arrowstyle="->", color=color, shrinkA=5, shrinkB=5),
+            )
+    ax.axvline(x0, color="gray", linewidth=0.7, linestyle=":")
+    ax.axhline(100 * y0, color="gray", linewidth=0.7, linestyle=":")
+    for (x, y), name in {
+        (0, 0): "stronger representation",
+        (1, 0): "regularised",
+        (0, 1): "overfitted",
+        (1, 1): "weaker representation",
+    }.items():
+        if not known:
+            break
+        ax.text(
+            0.02 + 0.96 * x,
+            0.02 + 0.96 * y,
+            name,
+            transform=ax.transAxes,
+            ha=("left", "right")[x],
+            va=("bottom", "top")[y],
+            color="gray",
+            style="italic",
+            fontsize=8,
+        )
+    for centre, values, limits in (
+        (x0, [(x, dx) for x, dx, _, _ in points.values()], ax.set_xlim),
+        (100 * y0, [(100 * y, 100 * dy) for _, _, y, dy in points.values()], ax.set_ylim),
+    ):
+        finite = [
+            (value, np.nan_to_num(width, posinf=0)) for value, width in values if np.isfinite(value)
+        ]
+        if np.isfinite(centre):
+            reach = 1.2 * max(abs(value - centre) + width for value, width in finite)
+            limits(centre - (reach or 1), centre + (reach or 1))  # all four regions are in sight
+    ax.xaxis.set_major_locator(MaxNLocator(5))
+    ax.set(xlabel="train NLL", ylabel="test error (%)")
+    return ax
+
+
+def plot_points(
+    xs: np.ndarray,
+    values: np.ndarray,
+    half_width: np.ndarray,
+    *,
+    xlabel: str,
+    ylabel: str,
+    names: Sequence[str] | None = None,
+    line: str = "-",
+    label: str | None = None,
+    color: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """A quantity at (n,) places with bars of its interval, NaN for none.
+
+    `names` label the places, if they are not numbers; `line` is the style of what joins them.
+    """
+    ax = ax or plt.gca()
+    style: dict[str, Any] = dict(color=color, label=entry(label), marker="o", markersize=3)
+    ax.errorbar(xs, values, half_width, linestyle=line, **style)
+    if names is not None:
+        slot = 1.3 * room(ax, len(names))  # ticks may be made smaller than this size
+        ax.set_xticks(range(len(names)), [fitted(name, slot) for name in names])
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    return ax

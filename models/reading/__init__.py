@@ -1,0 +1,1 @@
+"""Files that others wrote, read without running anything that is in them."""
