@@ -71,7 +71,7 @@ def test_every_eigenvalue_of_every_spectrum(name, which):
 
 @pytest.mark.parametrize("which", WHICH)
 def test_single_precision_and_the_default_tolerance(which):
-    for name in ("random", "outlier", "low rank", "two values"):
+    for name in ("random", "outlier", "low rank", "two values", "zero"):
         A = symmetric(SPECTRA[name], torch.float32)
         E = eigsh(A, 4, which=which)
         norm = np.abs(SPECTRA[name]).max()
@@ -215,6 +215,13 @@ def test_goes_on_after_every_product_as_if_nothing_had_happened(name, tol, monke
         assert again.matvecs == whole.matvecs
         assert torch.equal(again.eigenvalues, whole.eigenvalues)
         assert torch.equal(again.eigenvectors, whole.eigenvectors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nothing_is_left_of_the_first_product(dtype):
+    E = eigsh(3 * torch.eye(50, dtype=dtype), 2)
+    np.testing.assert_allclose(E.eigenvalues, 3, rtol=1e-6)
+    assert E.converged.all()
 
 
 def test_same_seed_same_numbers():

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lossgeometry.algorithms.krylov import TINY, KrylovSpace, MatrixLike
+from lossgeometry.algorithms.krylov import KrylovSpace, MatrixLike
 from lossgeometry.errors import InputError
 from lossgeometry.running.distributed import ALONE
 from lossgeometry.running.saving import Saver
@@ -293,7 +293,8 @@ def _overlooked(
         widths = np.maximum(upper - lower, 0.0)
         places = lower + widths * (np.arange(POINTS)[:, None] + 0.5) / POINTS
         chances = krylov.overlooked(sign * places.reshape(-1)).reshape(places.shape).mean(0)
-        expected += float((chances * widths / np.maximum(np.diff(edges), TINY)).sum())
+        shares = np.divide(widths, np.diff(edges), out=np.zeros_like(widths), where=widths > 0)
+        expected += float(shares @ chances)
     return expected
 
 
