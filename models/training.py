@@ -145,7 +145,7 @@ def train_together(
     weights = stack.weights
     gradient = weights.grad = torch.zeros_like(weights)
 
-    def losses_and_gradient(batch: tuple[Tensor, Tensor, Tensor], most: int) -> Tensor:
+    def losses_and_gradient(batch: Sequence[Tensor], most: int) -> Tensor:
         """Mean losses (n,) of a mini-batch; their gradients are left in `gradient`."""
         gradient.zero_()
         total = torch.zeros(len(starts), device=device)
@@ -173,7 +173,7 @@ def train_together(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             if cold:  # the first call also tries variants of its kernels: it is not to train
-                at_once(partial(losses_and_gradient, tuple(t.clone() for t in batch)))
+                at_once(partial(losses_and_gradient, [t.clone() for t in batch]))
                 cold = False
             # Everyone draws the whole batch, so that what is random is the same in any team.
             losses.append(_summed(at_once(partial(losses_and_gradient, batch)), gradient, team))
