@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from lossgeometry.errors import InputError
 from lossgeometry.running.devices import full_precision
 from lossgeometry.running.distributed import ALONE, Team
 from lossgeometry.running.memory import Halving
@@ -97,7 +98,8 @@ def train_together(
     Raises
     ------
     InputError
-        If a folder holds the state of a different training, or of one on other images.
+        If a folder holds the state of a different training, or of one on other images, or if after
+        an epoch a loss or weights are not finite. Nothing of that epoch is saved.
     """
     recipe, device = starts[0].recipe, torch.device(device)
     snapshots = {0, recipe.warmup_epochs, *snapshots}
@@ -143,7 +145,7 @@ def train_together(
     weights = stack.weights
     gradient = weights.grad = torch.zeros_like(weights)
 
-    def losses_and_gradient(batch: tuple[Tensor, Tensor, Tensor], most: int) -> Tensor:
+    def losses_and_gradient(batch: Sequence[Tensor], most: int) -> Tensor:
         """Mean losses (n,) of a mini-batch; their gradients are left in `gradient`."""
         gradient.zero_()
         total = torch.zeros(len(starts), device=device)
@@ -158,6 +160,7 @@ def train_together(
     names = outs[0].stem + f" and {len(outs) - 1} more" * (len(outs) > 1)
     bar = tqdm(total=recipe.epochs, initial=networks[0].epoch, desc=names, unit="epoch")
     saved_at = time.monotonic()
+    cold = compile
     for epoch in range(networks[0].epoch, recipe.epochs):
         began, losses = time.monotonic(), []
         for start in starts:
@@ -169,14 +172,19 @@ def train_together(
             rate = recipe.learning_rate_at(epoch + step / steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
+            if cold:  # the first call also tries variants of its kernels: it is not to train
+                at_once(partial(losses_and_gradient, [t.clone() for t in batch]))
+                cold = False
             # Everyone draws the whole batch, so that what is random is the same in any team.
             losses.append(_summed(at_once(partial(losses_and_gradient, batch)), gradient, team))
             _clip(gradient, recipe.clip_norm)
             optimizer.step()
         networks = [replace(network, epoch=epoch + 1) for network in networks]
+        means = torch.stack(losses).mean(0)
+        team.first(partial(_require_finite, means, weights, networks, outs))
         if epoch + 1 in evaluated:
             # The mean NLL during the epoch, and the penalty at its end.
-            nlls = torch.stack(losses).mean(0).tolist()
+            nlls = means.tolist()
             seconds = time.monotonic() - began
             for k, network in enumerate(networks):
                 penalty = weights[k].detach().double().square().sum().item()
@@ -254,6 +262,19 @@ def _summed(losses: Tensor, gradient: Tensor, team: Team) -> Tensor:
     total = team.sum_(torch.cat([losses, gradient.flatten()]))  # one message
     gradient.copy_(total[len(losses) :].view_as(gradient))
     return total[: len(losses)]
+
+
+def _require_finite(
+    losses: Tensor, weights: Tensor, networks: Sequence[Checkpoint], outs: Sequence[Path]
+) -> None:
+    """Raise `InputError` if a loss (n,) or a row of weights (n, P) is not finite."""
+    finite = (losses.isfinite() & weights.isfinite().all(1)).tolist()
+    lost = " ".join(str(out) for out, fine in zip(outs, finite, strict=True) if not fine)
+    if lost:
+        raise InputError(
+            f"out: {lost} diverged, loss or weights found that are not finite after epoch "
+            f"{networks[0].epoch}, expected numbers; what was saved before is still there"
+        )
 
 
 def _clip(gradient: Tensor, norm: float) -> None:

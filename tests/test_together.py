@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 
+from lossgeometry import InputError
 from lossgeometry.running.distributed import ALONE
 from models import CSAN, load_checkpoint, load_dataset
 from models.recipes import Recipe
@@ -186,6 +187,22 @@ def test_what_is_there_is_not_trained_and_what_was_begun_apart_goes_on(tmp_path,
     for window, known in zip((5, 8), seconds, strict=True):
         found = load_checkpoint(tmp_path / f"csan{window}.pt").history["seconds"]
         assert found[: len(known)] == known
+
+
+def test_one_that_diverges_ends_the_command_and_leaves_all_states(tmp_path):
+    several = [options(tmp_path, window) for window in (3, 5, 8)]
+    train_all(several, deadline=0.0)
+    files = [one.out.with_suffix("") / "resume.pt" for one in several]
+    state = torch.load(files[1], weights_only=True)
+    state["weights"][7] = torch.nan
+    torch.save(state, files[1])
+    before = {path: path.read_bytes() for path in tmp_path.glob("*/*.pt")}
+    with pytest.raises(
+        InputError, match=r"^out: \S*csan5.pt diverged, .* after epoch 2, "
+    ) as error:
+        train_all(several, math.inf)
+    assert "\n" not in str(error.value)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.pt")} == before
 
 
 def kill_at(patch, at):

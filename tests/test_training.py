@@ -243,6 +243,19 @@ def test_resuming_with_other_options_is_refused(tmp_path, digits, monkeypatch):
         train(tiny(out, digits, epochs=6, seed=1), out, *digits)
 
 
+@pytest.mark.parametrize("options", [{}, {"evaluate_every": 10}])
+def test_what_diverges_is_not_saved(tmp_path, digits, options):
+    start, out = tiny(tmp_path / "one.pt", digits), tmp_path / "one.pt"
+    out.write_bytes(b"what was there")
+    start = dataclasses.replace(start, recipe=dataclasses.replace(start.recipe, learning_rate=1e6))
+    with pytest.raises(InputError, match=r"one.pt diverged, .* not finite after epoch \d, "):
+        train(start, out, *digits, **options)
+    assert out.read_bytes() == b"what was there"
+    left = {path.name: load_checkpoint(path) for path in out.with_suffix("").glob("epoch*.pt")}
+    assert list(left) == ["epoch000.pt"]
+    assert all(p.isfinite().all() for p in left["epoch000.pt"].model.parameters())
+
+
 def killed(out, digits, monkeypatch, at, **options):
     """A training that ends in its `at`-th saving of anything."""
     with monkeypatch.context() as patch:
