@@ -138,12 +138,60 @@ def test_a_dominant_eigenvalue_hides_no_other():
 def test_hardly_any_eigenvalue_is_overlooked():
     """Of dense spectra, whose eigenvalues at an end are found one after another."""
     missed = 0
-    for seed in range(150):
-        a = np.random.default_rng(seed).standard_normal((12, 12))
+    for seed in range(120):
+        P = (12, 60)[seed % 2]
+        a = np.random.default_rng(seed).standard_normal((P, P))
         A = torch.from_numpy(a + a.T)
         found, truth = eigsh(A, 4, which="SA", seed=seed).eigenvalues, exact(A, "SA", 4)
         missed += not np.allclose(found, truth, rtol=1e-3, atol=0)
     assert missed <= 1
+
+
+def test_what_is_orthogonal_to_the_start_is_found():
+    """Eigenvectors of other eigenvalues as the start, exactly."""
+    for seed in range(10):
+        a = np.random.default_rng(seed).standard_normal((60, 60))
+        A = torch.from_numpy(a + a.T)
+        values, vectors = torch.linalg.eigh(A)
+        lowest = eigsh(A, 3, which="LA", v0=vectors[:, :3], seed=seed)
+        torch.testing.assert_close(lowest.eigenvalues, values.flip(0)[:3], rtol=1e-3, atol=0)
+        order = values.abs().argsort(descending=True)
+        others = eigsh(A, 5, v0=vectors[:, order[1:6]], seed=seed)
+        torch.testing.assert_close(
+            others.eigenvalues.abs(), values[order[:5]].abs(), rtol=1e-3, atol=0
+        )
+
+
+@pytest.mark.parametrize("maxiter", range(3, 60))
+def test_stops_anywhere_with_true_residuals(maxiter):
+    """Also where what has converged would have been locked."""
+    A = symmetric(np.repeat(np.r_[3.0, 2.0, -1.0, 0.5], 4))
+    E = eigsh(A, 3, tol=1e-8, maxiter=maxiter)
+    X = E.eigenvectors
+    true = torch.linalg.vector_norm(A @ X - X * E.eigenvalues, dim=0)
+    torch.testing.assert_close(E.residuals, true, rtol=0.1, atol=1e-12)
+
+
+def test_a_dominant_eigenvalue_that_a_restart_dropped_is_no_asymmetry():
+    for seed in range(20):
+        spectrum = np.r_[8e6, np.random.default_rng(seed).uniform(0, 3, 30)]
+        E = eigsh(symmetric(spectrum, torch.float32), 3, which="SA", ncv=8, tol=0.01, seed=seed)
+        assert not E.converged.any()
+
+
+class Same:
+    """The identity, which returns its operand itself."""
+
+    shape, dtype, device = (20, 20), torch.float64, torch.device("cpu")
+
+    def __matmul__(self, v):
+        return v
+
+
+def test_products_are_left_as_they_are():
+    E = eigsh(Same(), 2)
+    torch.testing.assert_close(E.eigenvalues, torch.ones(2).double())
+    torch.testing.assert_close(E.eigenvectors.T @ E.eigenvectors, torch.eye(2).double())
 
 
 def test_opposite_values_in_single_precision_end():
@@ -277,11 +325,13 @@ def test_bad_input_is_named():
         eigsh(A, 1, which="SM")
     with pytest.raises(InputError, match=r"A: shape \(3, 2\), expected \(P, P\)"):
         eigsh(A[:, :2], 1)
-    with pytest.raises(InputError, match="ncv: 2, expected more than k = 2 and at most P = 3"):
+    with pytest.raises(InputError, match="ncv: 2, expected 3 to 3 for k = 2 of 3 eigenvalues"):
         eigsh(A, 2, ncv=2)
     with pytest.raises(InputError, match=r"v0: shape \(4,\), expected \(3,\) or \(3, m\)"):
         eigsh(A, 1, v0=torch.ones(4))
     with pytest.raises(InputError, match="v0: it sums to zero"):
         eigsh(A, 1, v0=torch.zeros(3))
+    with pytest.raises(InputError, match="maxiter: 1, expected at least k = 2 products"):
+        eigsh(A, 2, maxiter=1)
     with pytest.raises(InputError, match="resume: no basis found, expected it"):
         eigsh(A, 1, resume={"coupling": np.zeros(2)})

@@ -185,24 +185,29 @@ def test_interrupted_and_resumed_it_is_the_same_to_the_last_bit(monkeypatch, tog
     options = {"k": 3, "together": together}
     whole = max_eigenvalue_spectrum(model, F.cross_entropy, data, **options)
     saved, solved = [], []
-    original = spectrum.start
 
-    def interrupted(*arguments):
-        solved.append(1)
-        if len(solved) == 4:
-            raise KeyboardInterrupt
-        return original(*arguments)
+    def counted(solve, most):
+        def solve_counted(H, k, *arguments, **options):
+            solved.extend(arguments[0] if arguments else [None])
+            if len(solved) > most:
+                raise KeyboardInterrupt
+            return solve(H, k, *arguments, **options)
 
-    monkeypatch.setattr(spectrum, "start", interrupted)
+        return solve_counted
+
+    solvers = {name: getattr(spectrum, name) for name in ("eigsh", "eigsh_lockstep")}
+    for name, solve in solvers.items():
+        monkeypatch.setattr(spectrum, name, counted(solve, most=4))
     with pytest.raises(KeyboardInterrupt):
         max_eigenvalue_spectrum(model, F.cross_entropy, data, save=saved.append, **options)
     (arrays,) = saved
     done = 1 + 3 // together * together  # the first, and whole groups
     assert arrays["done"].tolist() == [True] * done + [False] * (6 - done)
     solved.clear()
-    monkeypatch.setattr(spectrum, "start", lambda *a: solved.append(1) or original(*a))
+    for name, solve in solvers.items():
+        monkeypatch.setattr(spectrum, name, counted(solve, most=6))
     resumed = max_eigenvalue_spectrum(model, F.cross_entropy, data, resume=arrays, **options)
-    assert len(solved) == 6 - done
+    assert len(solved) == 1 + 6 - done  # the first is where the others start from
     for column in ("eigenvalues", "residuals", "errors", "converged", "matvecs"):
         assert torch.equal(getattr(resumed, column), getattr(whole, column))
 

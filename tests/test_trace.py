@@ -225,9 +225,18 @@ def test_intervals_are_students():
 
 
 def test_examples():
-    for name in ("estimate", "trace", "density"):
-        module = import_module(f"lossgeometry.{name}")
+    for name in ("eigensolver", "estimate", "trace", "density"):
+        module = import_module(f"lossgeometry.algorithms.{name}")
         assert doctest.testmod(module, optionflags=doctest.ELLIPSIS).failed == 0
+
+
+def test_zero_and_huge_matrices():
+    zero = diagonal(torch.zeros(60, 60), method="xdiag", matvecs=20)
+    assert not zero.estimate.any()
+    assert not zero.standard_error.any()
+    for method in METHODS:
+        huge, usual = (trace(a * A.float(), matvecs=12, method=method) for a in (1e25, 1.0))
+        assert np.divide(huge.interval(), 1e25) == pytest.approx(usual.interval(), rel=1e-3)
 
 
 def test_not_a_number_stays_one():

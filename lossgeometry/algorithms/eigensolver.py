@@ -21,6 +21,8 @@ Which = Literal["LM", "LA", "SA", "BE"]
 
 # Below this tolerance, copies of repeated eigenvalues are looked for.
 STRICT = 1e-6
+# Basis vectors beside those of the eigenvalues: with fewer, restarts forget what was on its way.
+ROOM = 4
 # How many eigenvalues, about, may be missing because the start was orthogonal to their vectors.
 OVERLOOKED = 0.01
 POINTS = 16  # between two Ritz values at which that is asked
@@ -85,9 +87,11 @@ def eigsh(
     maxiter
         Largest number of products with `A`; default 50 `ncv`.
     ncv
-        Number of basis vectors, of which (P, ncv + 1) numbers are kept; default max(2k + 1, 20).
+        Number of basis vectors, of which (P, ncv + 1) numbers are kept, k + 4 (or P) or more;
+        default max(2k + 1, 20).
     v0
-        Where to start: a vector (P,), or approximate eigenvectors (P, m). Default: random.
+        Where to start: a vector (P,), or approximate eigenvectors (P, m). A random vector is added
+        to their sum, for what is orthogonal to all of them. Default: that alone.
     seed
         Of the random vectors.
     resume
@@ -107,8 +111,8 @@ def eigsh(
     Raises
     ------
     InputError
-        `k`, `which`, `ncv` or `v0` out of range, `resume` of another call, or an `A` that is not
-        symmetric.
+        `k`, `which`, `ncv`, `maxiter` or `v0` out of range, `resume` of another call, or an `A`
+        that is not symmetric.
 
     Notes
     -----
@@ -124,8 +128,8 @@ def eigsh(
     An eigenvalue is overlooked if its eigenvector is nearly orthogonal to the random start. How
     nearly it would have to be follows from the Lanczos recurrence, at any place that the eigenvalue
     might have; and how probable that is, from the start's being random. The solve goes on until the
-    sum of these chances over all places that would be preferred is below 1 %. (A `v0` is taken to
-    be as random as a random vector.)
+    sum of these chances over all places that would be preferred is below 1 %. That supposes exact
+    arithmetic, and one eigenvalue in every gap between Ritz values.
 
     References
     ----------
@@ -180,9 +184,12 @@ def lanczos(
     P = A.shape[0]
     _validate(A, k, which, tol)
     ncv = default_ncv(P, k) if ncv is None else ncv
-    if not (k < ncv <= P or k == ncv == P):
-        raise InputError(f"ncv: {ncv}, expected more than k = {k} and at most P = {P}")
+    least = min(k + ROOM, P)
+    if not least <= ncv <= P:
+        raise InputError(f"ncv: {ncv}, expected {least} to {P} for k = {k} of {P} eigenvalues")
     maxiter = 50 * ncv if maxiter is None else maxiter
+    if maxiter < k:
+        raise InputError(f"maxiter: {maxiter}, expected at least k = {k} products")
 
     if (resume or save) and getattr(A, "team", ALONE).size > 1:
         raise InputError("save: not possible where processes share the operator")
@@ -211,6 +218,7 @@ def lanczos(
         settled = converged | ((residuals <= krylov.rounding) & (krylov.matvecs >= ncv))
         ends = _ends(values[wanted], which)
         reach = residuals[others] - krylov.rounding
+        lock: bool | None = False
         if settled[wanted].all() and not _overtaken(values[others], reach, ends, tol):
             sure = _overlooked(krylov, values, ends, tol) <= OVERLOOKED
             copies = krylov.exhausted or krylov.searching or tol < STRICT
@@ -220,12 +228,13 @@ def lanczos(
             if krylov.searching and news is False:
                 break
             # What is locked gets no better, and others get no better than what they are coupled to.
-            least = max(tol * np.abs(values[wanted]).min(), krylov.rounding)
-            if news and residuals[wanted].max() <= least:
-                krylov.lock(vectors[:, wanted], residuals[wanted])
+            enough = max(tol * np.abs(values[wanted]).min(), krylov.rounding)
+            lock = news and residuals[wanted].max() <= enough
         if krylov.matvecs >= maxiter:
             break
-        if krylov.size == ncv:
+        if lock:
+            krylov.lock(vectors[:, wanted], residuals[wanted])
+        elif krylov.size == ncv:
             krylov.compress(best_half)
 
     if which == "BE":

@@ -40,6 +40,7 @@ class KrylovSpace:
         self.size = 0
         self.matvecs = 0
         self.rounding = 0.0  # of a product, as a norm
+        self._scale = 0.0  # of A, as large as it was ever seen
         self.exhausted = False  # the space is invariant, up to rounding
         self._P, self._dtype, self._device = A.shape[0], A.dtype, A.device
         self._team: Team = getattr(A, "team", ALONE)
@@ -54,7 +55,11 @@ class KrylovSpace:
         self._T = np.zeros((ncv, ncv))
         self._coupling = np.zeros(0)  # c
         # q, not yet of unit length
-        self._next = self._random() if v0 is None else _start(v0, A)[self._shard].clone()
+        self._next = self._random()
+        if v0 is not None:
+            start, columns = _start(v0, A)[self._shard], v0[..., None].shape[1]
+            share = norm_of(start, self._team) / norm_of(self._next, self._team)
+            self._next = start + self._next * (share / columns**0.5).to(start)
         self._part = np.zeros(0, dtype=int)
         self._residuals = np.zeros(0)  # of what is locked
         self._combined = 0  # how often the basis was combined anew
@@ -90,13 +95,13 @@ class KrylovSpace:
 
     def expand(self, product: Tensor) -> bool:
         """Take in the `product` of A and the last basis vector; False if it is not finite."""
-        w = product[self._shard]
+        w = product[self._shard].clone()
         self.matvecs += 1
         removed, norm = orthogonalise(w, self._rows[: self.size + 1], self._team)
         coefficients, beta = removed.cpu().numpy(), float(norm)
         if not (math.isfinite(beta) and np.isfinite(coefficients).all()):
             return False
-        scale = max(np.abs(self._T).max(), np.abs(coefficients).max(), beta)
+        self._scale = scale = max(self._scale, np.abs(coefficients).max(), beta)
         differences = np.abs(coefficients[:-1] - self._T[self.size, : self.size])
         defect = float((differences - self._residuals[:-1]).max(initial=0.0))
         require_small_asymmetry(defect, scale, self._dtype)
@@ -112,7 +117,8 @@ class KrylovSpace:
 
     def state(self) -> dict[str, np.ndarray]:
         """What `restore` takes, between an `expand` and the next `extend`."""
-        counters = [self.matvecs, self.rounding, self.exhausted, self._combined, self._first]
+        counters = [self.matvecs, self.rounding, self._scale, self.exhausted]
+        counters += [self._combined, self._first]
         return {
             "basis": self._rows[: self.size].cpu().numpy(),
             "next": self._next.cpu().numpy(),
@@ -137,13 +143,13 @@ class KrylovSpace:
             "part": numbers.astype(int),
             "residuals": numbers,
             "restarts": np.zeros((len(state.get("restarts", ())), 2, len(self._T))),
-            "counters": np.zeros(5),
+            "counters": np.zeros(6),
             "generator": self._generator.get_state().numpy(),
         }
         state = filled(blank, state)
-        matvecs, self.rounding, exhausted, combined, first = state["counters"].tolist()
-        self.matvecs, self.exhausted, self._first = int(matvecs), bool(exhausted), int(first)
-        self._combined = int(combined)
+        matvecs, self.rounding, self._scale, *others = state["counters"].tolist()
+        self.matvecs, (exhausted, self._combined, self._first) = int(matvecs), map(int, others)
+        self.exhausted = bool(exhausted)
         self._rows[: self.size] = torch.from_numpy(state["basis"])
         self._next = torch.from_numpy(state["next"]).to(self._rows)
         self._T[: self.size, : self.size] = state["T"]

@@ -155,6 +155,7 @@ def max_eigenvalue_spectrum(
             )
             first = eigsh(H, k, tol=tol, seed=seeds[0])
             fill([0], _table([first]))
+            known = first.eigenvectors if first.eigenvectors.isfinite().all() else None
             recorder = make_recorder(H.device)
 
             def choose_group_size() -> int:
@@ -178,7 +179,7 @@ def max_eigenvalue_spectrum(
             def solve(group: Sequence[int]) -> list[Eigenpairs]:
                 members = [drawn[i] for i in group]
                 own = [seeds[i] for i in group]
-                starts = [start(first.eigenvectors, seed) for seed in own]
+                starts = [known] * len(group)
                 if len(group) > 1 and stackable(model, members):
                     stack = HessianStack(
                         model, loss_fn, members, seed=own[0], recorder=recorder, **common
@@ -284,18 +285,6 @@ def _choose_threads(H: Hessian, k: int, solves: int, memory: int) -> int:
     if H.device.type != "cpu" or taken is None or not H.threadable():
         return 1
     return max(min(free_threads(), MOST_THREADS, memory // taken, solves), 1)
-
-
-def start(known: Tensor, seed: int) -> Tensor | None:
-    """Where to look for eigenvectors like those `known` (P, k): there, and in a random direction.
-
-    Without the latter, what is new might be orthogonal to all that is looked at.
-    """
-    if not known.isfinite().all():
-        return None
-    generator = torch.Generator().manual_seed(derive_seed(seed, 0))
-    random = torch.randn(len(known), generator=generator, dtype=torch.float64)
-    return torch.cat([known, (random / random.norm()).to(known)[:, None]], dim=1)
 
 
 def _ratio_of_sums(numerators: Tensor, denominators: Tensor) -> tuple[float, float]:

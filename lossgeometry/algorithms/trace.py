@@ -305,11 +305,12 @@ def _leave_one_out(Y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Q, R = torch.linalg.qr(Y)
     R = R.double()
     # Where Y has fewer dimensions than columns, any direction will do for those that it lacks.
-    pivots = R.diagonal()
+    regular = R.clone()
+    pivots = regular.diagonal()
     least = torch.finfo(Y.dtype).eps * pivots.abs().max()
     pivots.masked_fill_(pivots.abs() <= least, float(least) or 1.0)
     identity = torch.eye(len(R), dtype=R.dtype, device=R.device)
-    S = torch.linalg.solve_triangular(R, identity, upper=True).T
+    S = torch.linalg.solve_triangular(regular, identity, upper=True).T
     return Q, R, S / S.norm(dim=0)
 
 
@@ -351,8 +352,9 @@ def _matrix(A: SymmetricOperator) -> Tensor:
 
 def _rounding(A: SymmetricOperator, products: Tensor | float) -> float:
     """Of a sum of inner products with the columns (P, k) of `products`."""
-    norm = products if isinstance(products, float) else float(products.norm())
-    return 10 * torch.finfo(A.dtype).eps * norm
+    if not isinstance(products, float):
+        products = float(torch.linalg.vector_norm(products, dtype=torch.float64))
+    return 10 * torch.finfo(A.dtype).eps * products
 
 
 def _sphere(A: SymmetricOperator, n: int, seed: int) -> Tensor:
