@@ -382,7 +382,7 @@ class FrozenLoss:
             drawn = self._drawn(pair)
         sums = dict.fromkeys(self._losses, False)
         if pair.divisible and (not drawn or divisible(outputs, pair.size)):
-            doubled = _or_none(lambda: self._like_sums(pair, outputs, together))
+            doubled = _or_none(lambda: self._like_sums(pair, outputs, together, chunks))
             sums |= {} if doubled is None else dict(zip(sums, doubled, strict=True))
         if normalises := self._normalises():
             return sums, normalises
@@ -401,19 +401,34 @@ class FrozenLoss:
                 return f"{name or 'model'} normalises over the batch"
         return None
 
-    def _like_sums(self, pair: Chunk, outputs: Any, together: Tensor) -> list[bool]:
+    def _like_sums(
+        self, pair: Chunk, outputs: Any, together: Tensor, chunks: list[Chunk]
+    ) -> list[bool]:
         """Whether twice the examples have twice the losses (and not the same, as means have)."""
         n = pair.size
-        if divisible(outputs, n):
-            once, twice = (
-                self.losses(self._others(outputs, n, length), part_of(pair.targets, n, places))
-                for length, places in ((n, slice(n)), (2 * n, torch.arange(2 * n) % n))
-            )
-        else:
-            once = together
-            both = part_of(pair.batch, n, torch.arange(2 * n) % n)
+        if not divisible(outputs, n):
+            both = part_of(pair.batch, n, _twice(n))
             twice = self._observed_losses(Chunk(both, 2 * n, 2 * pair.count, 1.0, 0, pair.seed))
-        return (self._close(twice, 2 * once) & ~self._close(twice, once)).tolist()
+            return self._doubled(together, twice).tolist()
+        sums = torch.zeros_like(together, dtype=torch.bool)
+        undecided = ~sums  # a loss of zero tells nothing, but others may be found
+        for given in (outputs, map_tensors(_shifted, outputs)):
+            for chunk in (pair, *chunks):
+                once, twice = (
+                    self.losses(self._others(given, n, times * chunk.size), targets)
+                    for times, targets in (
+                        (1, chunk.targets),
+                        (2, part_of(chunk.targets, chunk.size, _twice(chunk.size))),
+                    )
+                )
+                sums |= undecided & self._doubled(once, twice)
+                undecided &= once == 0
+                if not undecided.any():
+                    return sums.tolist()
+        return sums.tolist()
+
+    def _doubled(self, once: Tensor, twice: Tensor) -> Tensor:
+        return self._close(twice, 2 * once) & ~self._close(twice, once)
 
     def _alike(
         self,
@@ -529,6 +544,15 @@ _CHECKPOINTING: dict[str, Any] = {"CheckpointFunction": _PlainFunction} | {
     for name in vars(checkpoint)
     if name.startswith("_checkpoint_without_reentrant_generator")
 }
+
+
+def _twice(n: int) -> Tensor:
+    return torch.arange(2 * n) % n
+
+
+def _shifted(outputs: Tensor) -> Tensor:
+    """Other outputs than those that may fit perfectly."""
+    return outputs + 1 if outputs.is_floating_point() else outputs
 
 
 def _own_loss(outputs: Any, _: Any) -> Tensor:

@@ -477,3 +477,18 @@ def test_sums_and_means_where_memory_is_short(loss, n):
         A = operator(model, loss, (x, y))
         assert_same(A @ identity(A), exact)
     assert line(model, {"loss": loss}, (x, y), {}, [0.0])["loss"][0] == pytest.approx(value)
+
+
+@pytest.mark.parametrize("case", ["ignored", "fitted"])
+def test_a_sum_is_known_where_its_first_losses_are_zero(case):
+    model, x = nn.Linear(3, 4).double(), torch.randn(4, 3).double()
+    if case == "ignored":
+        y = torch.arange(4)
+        loss = nn.CrossEntropyLoss(ignore_index=0, reduction="sum")
+    else:
+        y = model(x).detach()
+        loss = nn.MSELoss(reduction="sum")
+    pieces = [(x[i : i + 1], y[i : i + 1]) for i in range(4)]
+    v = torch.randn(16).double()
+    whole = Hessian(model, loss, (x, y)) @ v
+    torch.testing.assert_close(Hessian(model, loss, pieces) @ v, whole)
