@@ -101,7 +101,8 @@ class KrylovSpace:
         coefficients, beta = removed.cpu().numpy(), float(norm)
         if not (math.isfinite(beta) and np.isfinite(coefficients).all()):
             return False
-        self._scale = scale = max(self._scale, np.abs(coefficients).max(), beta)
+        scale = max(self._scale, np.abs(self._T).max(), np.abs(coefficients).max(), beta)
+        self._scale = scale
         differences = np.abs(coefficients[:-1] - self._T[self.size, : self.size])
         defect = float((differences - self._residuals[:-1]).max(initial=0.0))
         require_small_asymmetry(defect, scale, self._dtype)
