@@ -22,6 +22,7 @@ test: .venv/installed-test  ## lint, types, floors, tests
 	.venv/bin/pytest tests/test_cuda.py
 
 bench: .venv/installed-bench  ## speed and accuracy against other packages
+	$(RUN) tests.benchmarks.coverage
 	$(RUN) tests.benchmarks.bench_curvature
 	$(RUN) tests.benchmarks.bench_landscape
 	$(RUN) tests.benchmarks.bench_training
