@@ -103,15 +103,15 @@ def test_hessian_goes_on_where_it_was_interrupted(here, call, monkeypatch):
     with h5py.File(measured) as file:
         whole = {key: file["hessian/train"][key][()] for key in ("eigenvalues", "matvecs", "trace")}
     measured.unlink()
-    start, calls = spectrum.start, []
+    solve, calls = spectrum.eigsh, []
 
-    def interrupted(*arguments):
+    def interrupted(*arguments, **options):
         calls.append(1)
-        if len(calls) == 2:
+        if len(calls) == 3:  # the first, and one that starts from it
             raise KeyboardInterrupt
-        return start(*arguments)
+        return solve(*arguments, **options)
 
-    monkeypatch.setattr(spectrum, "start", interrupted)
+    monkeypatch.setattr(spectrum, "eigsh", interrupted)
     code, _, err = call("analysis.hessian", *arguments)
     assert code == 130
     assert "what has been saved is kept" in err
@@ -120,7 +120,7 @@ def test_hessian_goes_on_where_it_was_interrupted(here, call, monkeypatch):
     code, out, _ = call("analysis.hessian", *arguments)
     assert code == 0
     assert "was interrupted; going on from there" in out
-    assert len(calls) == 4  # the second, interrupted, and again; the third
+    assert len(calls) == 6  # two and the one interrupted; the first again, and the two missing
     with h5py.File(measured) as file:
         assert "unfinished/hessian/train" not in file
         for key, array in whole.items():

@@ -28,7 +28,6 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lossgeometry import Estimate, Hessian, eigsh, max_eigenvalue_spectrum, spectral_density, trace
-from lossgeometry.algorithms.spectrum import start
 from models.checkpoint import load_checkpoint
 from models.data.datasets import load_dataset
 from tests.benchmarks.peers import (
@@ -176,8 +175,7 @@ def recycled(H: Hessian, batches: list[Batch]) -> np.ndarray:
     first = eigsh(H.on(batches[0]), K, tol=ACCURACY)
     found = [first]
     for i, batch in enumerate(batches[1:], start=1):
-        v0 = start(first.eigenvectors, i)
-        found.append(eigsh(H.on(batch), K, tol=ACCURACY, v0=v0, seed=i))
+        found.append(eigsh(H.on(batch), K, tol=ACCURACY, v0=first.eigenvectors, seed=i))
     return np.stack([E.eigenvalues.numpy() for E in found])
 
 
