@@ -20,6 +20,7 @@ import signal
 import statistics
 import time
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -243,18 +244,18 @@ def reason(error: BaseException) -> str:
     return f"failed: {type(error).__name__}: {first[:150]}"
 
 
-class Section:
+class Section(ABC):
     """Rows that are measured together."""
 
     share = 1.0  # of the minutes
 
+    @abstractmethod
     def rows(self) -> list[Row]:
         """What will be measured."""
-        raise NotImplementedError
 
+    @abstractmethod
     def measure(self, sizes: Sizes, seconds: float) -> Iterator[Row]:
         """The same, measured in about so many seconds."""
-        raise NotImplementedError
 
 
 @dataclass
