@@ -6,8 +6,11 @@ Those that may take long keep their `progress`, so that they can be interrupted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,10 +31,12 @@ from lossgeometry.landscape.directions import (
     gradient_direction,
     plane,
     random_directions,
+    require_finite,
     towards,
 )
 from lossgeometry.landscape.trajectories import polar, trajectory
 from lossgeometry.running.saving import FRESH, Progress
+from models.checkpoint import Checkpoint
 
 MARGIN = 0.3  # around what is marked, as a share of its extent
 PATH_POINTS = 51
@@ -61,6 +66,41 @@ class Cut:
 
 
 KINDS = {"filter": "filter-normalised", "layer": "layer-normalised", "none": "Gaussian"}
+
+
+def chosen_cut(
+    kind: str,
+    objective: Objective,
+    others: Sequence[State],
+    snapshots: Callable[[], Sequence[State]],
+    progress: Progress = FRESH,
+    *,
+    seed: int,
+    span: float,
+    normalization: Normalization,
+    include: Include,
+    recalibrate: Data | None,
+) -> Cut:
+    """The cut that ``--directions`` names: see those below.
+
+    `others` are the checkpoints of ``--towards``, `snapshots` gives those of the training.
+    """
+    drawn: dict[str, Any] = dict(normalization=normalization, include=include)
+    along: dict[str, Any] = dict(seed=seed, span=span, recalibrate=recalibrate, progress=progress)
+    match kind:
+        case "random":
+            return random_cut(objective, seed=seed, span=span, **drawn)
+        case "eigenvectors":
+            return eigenvector_cut(objective, seed=seed, span=span, progress=progress)
+        case "gradient":
+            return gradient_cut(objective, seed=seed, span=span, **drawn)
+        case "towards":
+            return towards_cut(objective, others[0], **along, **drawn)
+        case "plane":
+            return plane_cut(objective, others[0], others[1], span=span)
+        case "bezier":
+            return bezier_cut(objective, others[0], **along)
+    return pca_cut(objective, snapshots(), span=span)
 
 
 def random_cut(
@@ -246,6 +286,48 @@ def pca_cut(objective: Objective, snapshots: Sequence[State], *, span: float) ->
     return _around(
         objective.model, found.directions, (names[0], names[1]), found.coordinates, span, extras
     )
+
+
+def snapshots(
+    checkpoint: Checkpoint,
+    load: Callable[[list[Path]], list[Checkpoint]],
+    *,
+    in_order: bool,
+) -> list[State]:
+    """State dicts of a training, in the order of its epochs, up to the checkpoint itself.
+
+    Where the epochs are not known, the snapshots are `in_order` of their names. Raises `InputError`
+    if there are fewer than three, or one has weights that are not finite.
+    """
+    assert checkpoint.path is not None
+    folder = checkpoint.path.with_suffix("")
+    kept = load(sorted(folder.glob(f"epoch*{checkpoint.path.suffix}")))
+    earlier = [c for c in kept if in_order or c.epoch < checkpoint.epoch]
+    run = [*sorted(earlier, key=lambda c: c.epoch), checkpoint]
+    if len(run) < 3:
+        raise InputError(
+            f"{folder}: {len(run) - 1} snapshots found, expected at least 2 of earlier epochs; "
+            "train with --snapshots"
+        )
+    _require_finite(run)
+    return [c.model.state_dict() for c in run]
+
+
+def require_alike(checkpoints: Sequence[Checkpoint], others: Sequence[Checkpoint]) -> None:
+    """Raise `InputError` where there is no way from `checkpoints` to `others`."""
+    for checkpoint, other in product(checkpoints, others):
+        if other.architecture != checkpoint.architecture:
+            raise InputError(
+                f"towards: {other.path} is another architecture than {checkpoint.path}, expected "
+                "the same"
+            )
+    if others:
+        _require_finite([*checkpoints, *others])
+
+
+def _require_finite(checkpoints: Sequence[Checkpoint]) -> None:
+    for checkpoint in checkpoints:
+        require_finite(str(checkpoint.path), dict(checkpoint.model.named_parameters()))
 
 
 def _linear(

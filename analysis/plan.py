@@ -149,7 +149,7 @@ class Training:
 
     def made(self, description: Mapping[str, Any]) -> bool:
         """Whether this is the training that a measurement remembers (`measurements.describe`)."""
-        from analysis.measurements.files import describe
+        from analysis.measurements.recording import describe
 
         own = json.loads(json.dumps(describe(self.start)))
         same = ("architecture", "recipe", "dataset", "images", "seed")

@@ -273,6 +273,7 @@ class CSAN(nn.Module):
         pooling: Pooling = "gap",
         stochastic_depth: float = 0.0,
         position_std: float = 0.5,
+        most_weights: int = MAX_WEIGHTS,
     ) -> None:
         super().__init__()
         for name, value in {
@@ -304,7 +305,8 @@ class CSAN(nn.Module):
         tokens = (image_size // patch_size) ** 2 + (pooling == "cls")
         hidden = int(dim * mlp_ratio)
         weights = depth * dim * (4 * dim + 2 * hidden) + dim * (channels * patch_size**2 + classes)
-        require(weights <= MAX_WEIGHTS, "dim", dim, f"at most {MAX_WEIGHTS} weights, not {weights}")
+        most = min(most_weights, MAX_WEIGHTS)
+        require(weights <= most, "dim", dim, f"at most {most} weights, not {weights}")
         require(
             depth * head_window * tokens**2 <= MAX_SCORES,
             "image_size",

@@ -106,9 +106,7 @@ def train_all(several: Sequence[Options], deadline: float) -> None:
     device = choose_device(common.device)
     team = join(device.type)
     _, dataset = choose_preset(common)
-    train_set = load_dataset(dataset, "train", data_root=common.data_root)
-    if common.images is not None:
-        train_set = train_set.first(common.images)
+    train_set = load_dataset(dataset, "train", data_root=common.data_root).first(common.images)
     test_set = load_dataset(dataset, "test", data_root=common.data_root)
     starts = [untrained(options, train_set) for options in several]
     for epoch in common.snapshots:

@@ -13,6 +13,8 @@ from analysis.cuts import eigenvector_cut
 from analysis.drawing import hessians
 from analysis.measurements.files import load
 from analysis.objective import build_objective
+from analysis.spectra import by_layer
+from analysis.tables.hessians import report
 from lossgeometry import Hessian
 from lossgeometry.errors import InputError
 from lossgeometry.operators.base import Check
@@ -203,7 +205,7 @@ def test_layers_have_the_eigenvalues_of_their_blocks(measured):
     path, _ = measured
     objective = objective_of(path)
     how = dict(weight_decay=objective.weight_decay, seed=SEED)
-    found = hessian.by_layer(objective, objective.batches, options_for(path), **how)
+    found = by_layer(objective, objective.batches, k=K, tol=1e-10, **how)
     H = Hessian(objective.model, objective.loss, objective.batches, **how)
     matrix = (H @ torch.eye(H.shape[0], dtype=torch.float64)).numpy()
     names = [name for name, _ in objective.model.named_parameters()]
@@ -227,7 +229,7 @@ def test_eigenvalues_of_layers_that_have_not_converged_are_not_drawn(measured, c
     arrays["layers/eigenvalues"] = np.array([[3.0, 2.0, np.nan]])
     arrays["layers/converged"] = np.array([[True, False, False]])
     some = replace(measurement, arrays=arrays)
-    hessian.report("small", some)
+    report("small", some)
     assert "small: 1 eigenvalues of layers have not converged" in capsys.readouterr().out
     drawn = []
     with pytest.MonkeyPatch.context() as patch:

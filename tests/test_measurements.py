@@ -9,7 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
-from analysis.measurements.files import collect, load, measurement_file, store, stored
+from analysis.measurements.files import collect, load, measurement_file
+from analysis.measurements.recording import store, stored
 from lossgeometry import InputError
 from models import files, load_checkpoint, load_dataset
 from models.files import locked, replacing

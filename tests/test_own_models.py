@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from analysis import claims, figures, hessian, landscape, nll, options, robustness
-from analysis.measurements.files import store, stored
+from analysis.measurements.recording import store, stored
 from lossgeometry import Hessian
 from lossgeometry.errors import InputError
 from lossgeometry.operators.base import Check

@@ -10,13 +10,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from analysis import robustness
+from analysis import corrupted, robustness
 from analysis.drawing.robustness import draw_robustness, mean_corruption_error
 from analysis.measurements.files import collect
 from analysis.outcomes import outcomes
 from lossgeometry.running.distributed import ALONE
 from models import load_checkpoint, load_dataset
-from models.data import corruptions
 from models.data.corruptions import CORRUPTIONS, corrupt
 from tests.teams import run_team
 
@@ -78,7 +77,7 @@ def test_goes_on_where_it_was_interrupted(here, call, monkeypatch):
         with h5py.File(path) as file:
             whole[window] = {key: array[()] for key, array in file["robustness"].items()}
         path.unlink()
-    make, made = corruptions.corrupted_dataset, []
+    make, made = corrupted.corrupted_dataset, []
 
     def interrupted(dataset, name, severity, **options):
         made.append((name, severity))
@@ -86,7 +85,7 @@ def test_goes_on_where_it_was_interrupted(here, call, monkeypatch):
             raise KeyboardInterrupt
         return make(dataset, name, severity, **options)
 
-    monkeypatch.setattr(corruptions, "corrupted_dataset", interrupted)
+    monkeypatch.setattr(corrupted, "corrupted_dataset", interrupted)
     code, _, err = call()
     assert code == 130
     assert "what has been saved is kept" in err
@@ -117,10 +116,10 @@ def test_interval_is_over_seeds_where_there_are_several(here, call, tmp_path):
 def measured(team):
     """What a team makes of both checkpoints."""
     checkpoints = [load_checkpoint(f"checkpoints/csan{window}.pt") for window in (3, 8)]
-    options = robustness.Options(images=IMAGES)
     images = load_dataset("digits")  # as many as give each process some
     ours = outcomes(checkpoints[0], images, "cpu", team)
-    return [m.arrays for m in robustness.measure(checkpoints, options, "cpu", team)], ours
+    test = load_dataset("digits", "test").first(IMAGES)
+    return [m.arrays for m in corrupted.robustness(checkpoints, test, team=team)], ours
 
 
 def test_a_team_finds_the_same(here, tmp_path):

@@ -17,9 +17,9 @@ from matplotlib.typing import LineStyleType
 from analysis.drawing import compared, head, legend, more, save, short
 from analysis.drawing.interactive import write_html, write_vtu
 from analysis.measurements import labels
-from analysis.measurements.landscape_tables import flatness_of
 from analysis.measurements.landscapes import common_losses, extent, interpolated, losses, names
 from analysis.measurements.schema import Measurement
+from analysis.tables.landscapes import flatness_of
 from lossgeometry import plots
 
 KINDS = ("", "_eigenvectors", "_gradient", "_towards", "_plane", "_bezier", "_pca")

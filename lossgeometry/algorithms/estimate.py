@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-from scipy import stats
+from scipy import special  # scipy.stats takes half a second to import
 from torch import Tensor
 
 Value = TypeVar("Value", float, np.ndarray, Tensor)
@@ -32,8 +32,10 @@ class Estimate(Generic[Value]):
         >>> Estimate(3.0, 0.5, 9, 0.0, 10).interval()  # 2.262 standard errors
         (1.86..., 4.13...)
         """
-        quantile: Any = stats.t.ppf((1 + confidence) / 2, self.degrees_of_freedom)
-        quantile = quantile if np.ndim(quantile) else float(quantile)
+        degrees, level = self.degrees_of_freedom, (1 + confidence) / 2
+        student, normal = special.stdtrit(degrees, level), special.ndtri(level)
+        quantile: Any = np.where(np.isinf(degrees), normal, student)
+        quantile = quantile if quantile.ndim else float(quantile)
         half = quantile * self.standard_error + self.systematic_error
         return self.estimate - half, self.estimate + half
 

@@ -10,7 +10,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import SymLogNorm
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter
-from scipy.stats import gaussian_kde
 
 from lossgeometry.plots.style import entry, fitted, room
 
@@ -40,11 +39,12 @@ def plot_max_eigenvalues(
     label = entry(f"{label or ''} ({share:.1%})".strip())
     logs = np.log10(magnitudes)
     if len(logs) > 1 and np.ptp(logs) > 0:
-        density = gaussian_kde(logs)
-        margin = 3 * np.sqrt(density.covariance[0, 0])
-        grid = np.linspace(logs.min() - margin, logs.max() + margin, 400)
-        ax.plot(10**grid, share * density(grid), color=color, label=label)
-        ax.fill_between(10**grid, share * density(grid), color=color, alpha=0.15, linewidth=0)
+        width = logs.std(ddof=1) * len(logs) ** -0.2  # Scott's rule
+        grid = np.linspace(logs.min() - 3 * width, logs.max() + 3 * width, 400)
+        bells = np.exp(-(((grid[:, None] - logs) / width) ** 2) / 2) / (width * np.sqrt(2 * np.pi))
+        density = share * bells.mean(axis=1)
+        ax.plot(10**grid, density, color=color, label=label)
+        ax.fill_between(10**grid, density, color=color, alpha=0.15, linewidth=0)
     else:
         ax.plot([], [], color=color, label=label)
     ax.plot(magnitudes, np.zeros(len(magnitudes)), "|", color=color, markersize=6, alpha=0.4)

@@ -7,15 +7,13 @@ then made of the images, of several mini-batches at once if need be, is the same
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from scipy.stats import norm
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms import v2
 
 from models.data import randaugment
 from models.data.datasets import ImageDataset
@@ -167,11 +165,14 @@ def _mixed(batches: Tensor, own: Tensor) -> Tensor:
     return (items.roll(1, 1) * (1 - own) + items * own).flatten(0, 1)
 
 
-def _as_torchvision(recipe: Recipe, size: list[int]) -> v2.Transform:
+def _as_torchvision(recipe: Recipe, size: list[int]) -> Callable[[Tensor], Tensor]:
     """Crop, flip, and torchvision's RandAugment of a single image, always done.
 
     Its magnitude, of 0 to 10, is drawn for each image.
     """
+    from scipy.stats import norm
+    from torchvision.transforms import v2
+
     levels = range(int(randaugment.TOP_LEVEL) + 1)
     weights = norm.pdf(levels, loc=recipe.randaugment_magnitude)
     operations = [

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from lossgeometry.errors import InputError
-from models.data.folders import read_folder
 from models.files import locked, replacing
 from models.reading.hdf5 import opened
 
@@ -50,8 +49,10 @@ class ImageDataset:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def first(self, n: int) -> ImageDataset:
-        """The first `n` images, normalised as before."""
+    def first(self, n: int | None) -> ImageDataset:
+        """The first `n` images, normalised as before; None takes all."""
+        if n is None:
+            return self
         if not 1 <= n <= len(self):
             raise InputError(
                 f"images: {n} found, expected from 1 to the {len(self)} of {self.name}"
@@ -139,8 +140,7 @@ def _fingerprint(
     data_root: str | Path | None,
     version: tuple[int, int, int] | None,
 ) -> str:
-    dataset = load_dataset(spec, split, data_root=data_root)
-    return (dataset if images is None else dataset.first(images)).fingerprint
+    return load_dataset(spec, split, data_root=data_root).first(images).fingerprint
 
 
 def _location(spec: str | Path, data_root: str | Path | None) -> Path:
@@ -177,6 +177,8 @@ def _digits(split: Split) -> ImageDataset:
 
 
 def _read_images(path: Path, split: Split) -> ImageDataset:
+    from models.data.folders import read_folder  # with torchvision
+
     images, labels, classes = train_images, *_ = read_folder(path, "train")
     if split != "train":
         images, labels, _ = read_folder(path, split)

@@ -1,4 +1,4 @@
-"""Tables of what was measured of a landscape: title, columns, rows. No PyTorch is needed."""
+"""Tables of what was measured of a landscape. No PyTorch is needed."""
 
 from __future__ import annotations
 
@@ -8,9 +8,29 @@ import numpy as np
 
 from analysis.measurements import labels
 from analysis.measurements.schema import Measurement
+from analysis.tables import print_table
 from lossgeometry.landscape.flatness import Flatness, barrier, flatness
 
-Table = tuple[str, list[str], list[list[str]]]
+Table = tuple[str, list[str], list[list[str]]]  # title, columns, rows
+
+
+def print_landscapes(measurements: Sequence[Measurement]) -> None:
+    """Tables of the loss along the line and of what the cut says beyond, then what is missing."""
+    for title, columns, rows in (
+        along_line(measurements),
+        flatness_rows(measurements),
+        barriers(measurements),
+    ):
+        if rows:
+            print_table(f"{title}, {labels.objective(measurements[0])}", columns, rows)
+    for name, m in zip(labels.names(measurements), measurements, strict=True):
+        unknown = int((~np.isfinite(m.arrays["surface/nll"])).sum())
+        if unknown:
+            total = m.arrays["surface/nll"].size
+            print(f"{name}: not a number at {unknown} of {total} points of the surface")
+        if m.options.get("adaptive") and m.arrays["surface/done"].all():
+            print(f"{name}: not smooth enough, all points of the surface evaluated")
+        print(f"stored in {m.path}:/{m.name}")
 
 
 def along_line(measurements: Sequence[Measurement]) -> Table:

@@ -1,4 +1,4 @@
-"""Tables and signs of life on the terminal."""
+"""Tables and signs of life on the terminal; what is in which table. Most need no PyTorch."""
 
 from __future__ import annotations
 
