@@ -38,38 +38,3 @@ def across_images(values: np.ndarray) -> Estimate:
     """Mean of (n,) values, one an image, with the normal 95 % confidence interval."""
     half_width = stats.norm.ppf(0.975) * stats.sem(np.asarray(values, dtype=float))
     return Estimate(float(np.mean(values, dtype=float)), float(half_width), len(values))
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate and its 95 % confidence interval, NaN where there is none."""
-
-    estimate: float
-    low: float
-    high: float
-
-
-def over_seeds(differences: Sequence[float] | np.ndarray) -> Interval:
-    """Student's interval of the mean of (n,) differences, one a seed that both sides share."""
-    mean = across_seeds(differences)
-    return Interval(mean.mean, mean.mean - mean.half_width, mean.mean + mean.half_width)
-
-
-def over_units(differences: np.ndarray, *, seed: int = 0, resamples: int = 2000) -> Interval:
-    """Percentile bootstrap of the mean of (n,) differences, one an image or a mini-batch.
-
-    Both sides were measured on the same units, which are resampled in pairs.
-    """
-    values = np.asarray(differences, dtype=float)
-    mean = float(values.mean())
-    if not np.isfinite(values).all() or len(values) < 2:
-        return Interval(mean, float("nan"), float("nan"))
-    interval = stats.bootstrap(
-        (values,),
-        np.mean,
-        n_resamples=resamples,
-        batch=max(10**7 // len(values), 1),
-        method="percentile",
-        random_state=np.random.default_rng(seed),
-    ).confidence_interval
-    return Interval(mean, float(interval.low), float(interval.high))
