@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 class Options:
     """Judge the claims C1 to C6 by what was measured.
 
-    Each study, a dataset and a recipe, gets a table with every difference, its 95 % interval and a
-    verdict, and a figure. Only HDF5 files are read; neither a model nor a dataset is needed. The
-    rule of the verdicts is in analysis/verdicts.py.
+    Each study, a dataset and a recipe, gets a table with every difference, its 95 % interval, a
+    verdict, and what is left of it when all differences are judged at once (Holm), and a figure.
+    Fewer than three seeds get no verdict. Only HDF5 files are read; neither a model nor a dataset
+    is needed. The rule is in analysis/verdicts.py.
     """
 
     measurements: Annotated[Path, arg(metavar="DIR", help="folder of the HDF5 files")] = Path(
@@ -62,9 +63,8 @@ def print_answers(study: str, answers: Sequence[Answer]) -> None:
     for answer in answers:
         claim = answer.claim
         if len(answer.findings) > 1:
-            rows.append(
-                [f"{claim.key}  {claim.statement}", "", "", "", answer.verdict, claim.paper]
-            )
+            verdicts = [answer.verdict, answer.corrected]
+            rows.append([f"{claim.key}  {claim.statement}", "", "", "", *verdicts, claim.paper])
         for finding in answer.findings:
             part, quantity = finding.part, QUANTITIES[finding.part.quantity]
             estimate = bounds = "–"
@@ -75,7 +75,7 @@ def print_answers(study: str, answers: Sequence[Answer]) -> None:
                 bounds = f"{low} to {high}"
             alone = len(answer.findings) == 1
             if alone:
-                rows.append([f"{claim.key}  {claim.statement}", *[""] * 4, claim.paper])
+                rows.append([f"{claim.key}  {claim.statement}", *[""] * 5, claim.paper])
             unit = "" if quantity.scale == 1 else " %"
             rows.append(
                 [
@@ -83,7 +83,8 @@ def print_answers(study: str, answers: Sequence[Answer]) -> None:
                     f"{estimate}{unit}" if finding.interval else "–",
                     bounds,
                     finding.over or "–",
-                    finding.verdict,
+                    finding.text,
+                    finding.corrected or "",
                     "",
                 ]
             )
@@ -91,7 +92,7 @@ def print_answers(study: str, answers: Sequence[Answer]) -> None:
                 missing[claim.key].append(line)
     print_table(
         f"Claims on {study}",
-        ["claim", "difference", "95 % interval", "over", "verdict", "the paper's reading"],
+        ["claim", "difference", "95 % interval", "over", "verdict", "by Holm", "in the paper"],
         rows,
     )
     for key, lines in missing.items():
