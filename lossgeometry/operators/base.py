@@ -21,6 +21,7 @@ from lossgeometry.operators.compiled import CompiledProduct
 from lossgeometry.operators.graphs import LinearMap
 from lossgeometry.operators.sharing import Plan, make_plan, runs_python
 from lossgeometry.parameters import flatten, unflatten_rows
+from lossgeometry.reduction import draws
 from lossgeometry.running.devices import full_precision
 from lossgeometry.running.distributed import ALONE, Team
 from lossgeometry.running.memory import is_out_of_memory, make_room
@@ -193,7 +194,7 @@ class CurvatureOperator(ABC):
 
     def draws(self) -> bool:
         """Whether the forward pass draws random numbers, which are frozen here."""
-        return any(map(self._objective.draws, self._objective.chunks[:1]))
+        return any(draws(self._objective, chunk) for chunk in self._objective.chunks[:1])
 
     def threadable(self) -> bool:
         """Whether products may be made by several threads of a CPU at once.
