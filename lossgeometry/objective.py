@@ -189,6 +189,12 @@ class FrozenLoss:
         found = [self._scalar(name, outputs, targets) for name in self._losses]
         return torch.stack([loss.to(self.device, torch.float64) for loss in found])
 
+    def precision(self, outputs: Any, targets: Any) -> float:
+        """Unit roundoff of the losses: some are float32, whatever the parameters are."""
+        targets = self._ready(targets)
+        dtypes = {self._scalar(name, outputs, targets).dtype for name in self._losses}
+        return max(torch.finfo(d).eps for d in (self.dtype, *dtypes) if d.is_floating_point)
+
     def _scalar(self, name: str, outputs: Any, targets: Any) -> Tensor:
         loss = torch.as_tensor(self._losses[name](outputs, targets))
         if loss.ndim:

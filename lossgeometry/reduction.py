@@ -27,7 +27,6 @@ class Losses(Protocol):
 
     model: nn.Module
     device: torch.device
-    dtype: torch.dtype
     count: Count | None
 
     def observed(self, chunk: Chunk) -> AbstractContextManager[Any]:
@@ -38,6 +37,9 @@ class Losses(Protocol):
 
     def observed_losses(self, chunk: Chunk) -> Tensor:
         """The same of the outputs that are observed."""
+
+    def precision(self, outputs: Any, targets: Any) -> float:
+        """Unit roundoff of the losses."""
 
 
 def examine(losses: Losses, chunks: list[Chunk], size: int) -> tuple[list[bool], str | None]:
@@ -94,10 +96,10 @@ def _like_sums(
     losses: Losses, pair: Chunk, outputs: Any, together: Tensor, chunks: list[Chunk]
 ) -> list[bool]:
     """Whether twice the examples have twice the losses (and not the same, as means have)."""
-    n = pair.size
+    n, eps = pair.size, losses.precision(outputs, pair.targets)
 
     def doubled(once: Tensor, twice: Tensor) -> Tensor:
-        return _close(losses, twice, 2 * once) & ~_close(losses, twice, once)
+        return _close(twice, 2 * once, eps) & ~_close(twice, once, eps)
 
     if not divisible(outputs, n):
         both = part_of(pair.batch, n, _twice(n))
@@ -131,6 +133,7 @@ def _alike(
     summed: Tensor,
 ) -> bool:
     """Whether losses of pieces make those of the whole."""
+    eps = losses.precision(outputs, pair.targets)
 
     def of_pieces(chunk: Chunk, losses_of: Callable[[Chunk], Tensor]) -> Tensor:
         pieces = chunk.cut(size, losses.count)
@@ -147,11 +150,11 @@ def _alike(
             return losses.losses(own, piece.targets)
 
         whole = losses.losses(given, chunk.targets)
-        return bool(_close(losses, of_pieces(chunk, losses_of), whole).all())
+        return bool(_close(of_pieces(chunk, losses_of), whole, eps).all())
 
     if pair.size > size:
         anew = of_pieces(pair, losses.observed_losses)
-        if not _close(losses, anew, together).all():
+        if not _close(anew, together, eps).all():
             return False
     if not divisible(outputs, pair.size):
         return True
@@ -164,8 +167,7 @@ def _others(losses: Losses, outputs: Any, n: int, length: int) -> Any:
     return part_of(outputs, n, (1 + torch.arange(length, device=losses.device)) % n)
 
 
-def _close(losses: Losses, found: Tensor, expected: Tensor) -> Tensor:
-    eps = torch.finfo(losses.dtype).eps
+def _close(found: Tensor, expected: Tensor, eps: float) -> Tensor:
     return torch.isclose(found, expected, min(1e3 * eps, 0.05), 10 * eps, equal_nan=True)
 
 
