@@ -12,13 +12,17 @@ from torch import Tensor, nn
 
 from lossgeometry.errors import InputError, one_line
 from models.checkpoint import Checkpoint
+from models.data.preparation import parse
 from models.factory import build_model
 from models.reading.weights import read_pickle
 from models.recipes import Recipe
 
-_DEPTH = 8  # of dictionaries in one another
-# What PyTorch's wrappers put into the names of the parameters.
-_WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_DEPTH = 64  # of dictionaries in one another
+# What PyTorch's wrappers put into the names of the parameters, and where a module itself has them.
+_WRAPPERS = re.compile(
+    r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module"
+    r"|__dict__\._modules|__dict__\._parameters|__dict__\._buffers)\."
+)
 
 
 def load_foreign(
@@ -34,7 +38,8 @@ def load_foreign(
     model : str
         A spec of `models.factory.build_model`.
     dataset : str
-        A spec of `models.data.datasets.load_dataset`.
+        A spec of `models.data.datasets.load_dataset`; the one of the checkpoint also says what
+        timm's ``pretrained_cfg`` of the model says of how images are prepared, if this does not.
     classes, channels : int
         Of the dataset.
     recipe : Recipe
@@ -48,10 +53,12 @@ def load_foreign(
     path = Path(path)
     built = build_model(model, classes=classes, channels=channels)
     load_weights(built, path)
+    images, preparation = parse(dataset)
+    preparation = preparation.completed(getattr(built, "pretrained_cfg", None), channels)
     return Checkpoint(
         model=built.float().eval(),
         architecture={"model": model},
-        dataset=dataset,
+        dataset=preparation.spec(images),
         images=None,
         recipe=recipe,
         epoch=0,  # unknown, as the seed and the history are
@@ -76,6 +83,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """
     tensors = read_tensors(path)
     expected = model.state_dict()
+    derived = {name for name, _ in model.named_buffers()} - expected.keys()  # some save them, too
     prefix = _find_prefix(tensors, expected)
     if prefix is None:
         raise InputError(
@@ -85,7 +93,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     state = {
         name.removeprefix(prefix): tensor
         for name, tensor in tensors.items()
-        if name.startswith(prefix)
+        if name.startswith(prefix) and name.removeprefix(prefix) not in derived
     }
     complaints = [
         f"{name} is {_describe(state[name])}, expected {_describe(tensor)}"
@@ -112,7 +120,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise InputError(f"{path}: there is no such file, expected the weights of --model")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
+    safe = path.suffix == ".safetensors"
+    content = _read_safetensors(path) if safe else read_pickle(path, stubs=True)
     tensors: dict[str, Tensor] = {}
     seen: set[int] = set()  # a dictionary may hold itself
     waiting = [("", content, 0)]
