@@ -37,7 +37,8 @@ class CheckpointOptions:
         arg(
             metavar="FILE [FILE ...]",
             help=f"checkpoints to measure; default: {DEFAULT_CHECKPOINTS}; with --model the "
-            "weights of that model, saved by any framework with torch.save or as .safetensors",
+            "weights of that model, saved by any framework with torch.save or as .safetensors, or "
+            "a folder with model.safetensors or pytorch_model.bin",
         ),
     ] = ()
     model: Annotated[
@@ -98,9 +99,10 @@ class CheckpointOptions:
             raise InputError(f"ckpt: there is no {DEFAULT_CHECKPOINTS} here, name a checkpoint")
         checkpoints = self.load(paths)
         require_writable("out", self.out)
-        for path in paths:
-            require_writable("ckpt", path.parent)
-            load(measurement_file(path), "history")  # a damaged file is found now
+        for checkpoint in checkpoints:
+            assert checkpoint.path is not None
+            require_writable("ckpt", checkpoint.path.parent)
+            load(measurement_file(checkpoint.path), "history")  # a damaged file is found now
         if self.model:
             print(self.preparation(checkpoints[0]))
         return checkpoints

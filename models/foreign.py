@@ -34,7 +34,8 @@ def load_foreign(
     ----------
     path : str or path
         A ``.safetensors`` file, or what ``torch.save`` wrote: a state dict, or whatever else of
-        dictionaries has one inside. Nothing in the file is executed.
+        dictionaries has one inside, beside objects of any kind; or a folder as Hugging Face's
+        libraries write it, with one of these. Nothing in the file is executed.
     model : str
         A spec of `models.factory.build_model`.
     dataset : str
@@ -50,7 +51,7 @@ def load_foreign(
     InputError
         If the model cannot be built, or the weights cannot be read or do not fit it.
     """
-    path = Path(path)
+    path = _weights_file(Path(path))
     built = build_model(model, classes=classes, channels=channels)
     load_weights(built, path)
     images, preparation = parse(dataset)
@@ -134,6 +135,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise InputError(f"{path}: there are no tensors in it, expected the weights of --model")
     return tensors
+
+
+def _weights_file(path: Path) -> Path:
+    """The path itself, or the file in it if it is a folder."""
+    if not path.is_dir():
+        return path
+    names = ("model.safetensors", "pytorch_model.bin")
+    for name in names:
+        if (path / name).is_file():
+            return path / name
+    raise InputError(f"{path}: a folder, expected a file, or {' or '.join(names)} in it")
 
 
 def _read_safetensors(path: Path) -> object:

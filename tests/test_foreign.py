@@ -1,6 +1,5 @@
 """Weights as other frameworks save them: found, fitted, or refused in one line."""
 
-import re
 from collections import OrderedDict
 
 import pytest

@@ -96,10 +96,9 @@ class Preparation:
     def resizing(self) -> str:
         """In words, how `fit` brings images to one size."""
         side, interpolation, squash = self._resizing()
-        return (
-            f"{'both sides' if squash else 'the shorter side'} resized to {side} ({interpolation}), "
-            f"centre of {self.image_size} x {self.image_size}"
-        )
+        sides = "both sides" if squash else "the shorter side"
+        crop = f"{self.image_size} x {self.image_size}"
+        return f"{sides} resized to {side} ({interpolation}), centre of {crop}"
 
     def _resizing(self) -> tuple[int, str, bool]:
         """Pixels along a side before the crop, the interpolation, whether it is of both sides."""
