@@ -115,7 +115,10 @@ def load_dataset(
             f"mean: {len(preparation.mean)} numbers found, expected 1 or the {channels} of the "
             f"channels of {dataset.name}"
         )
-    mean, std = (torch.tensor(s).expand(channels) for s in (preparation.mean, preparation.std))
+    mean, std = (
+        torch.tensor(numbers, dtype=torch.float32).expand(channels)
+        for numbers in (preparation.mean, preparation.std)
+    )
     return replace(dataset, mean=mean, std=std)
 
 
@@ -126,7 +129,7 @@ def _load(
     path = None if name == "digits" else _location(name, data_root)
     if preparation.image_size is not None and (path is None or not path.is_dir()):
         raise InputError(
-            f"image-size: {name} is no folder of images, expected one, or no such option"
+            f"image-size: {name} found, expected a folder of images to resize"
         )
     if path is None:
         return _digits(split)
@@ -136,7 +139,10 @@ def _load(
             raise InputError(f"dataset: {name} is neither a file, a folder nor one of {known}")
         _download(name, path)
     before = _version(path)
-    dataset = _read_images(path, split, preparation) if path.is_dir() else _read(path, split)
+    if path.is_dir():
+        dataset = _read_images(path, split, replace(preparation, mean=None, std=None), before)
+    else:
+        dataset = _read(path, split)
     if _version(path) != before:
         raise InputError(f"{path}: changed while it was read, expected it to stay as it is")
     return dataset
@@ -215,16 +221,25 @@ def _digits(split: Split) -> ImageDataset:
     )
 
 
-def _read_images(path: Path, split: Split, preparation: Preparation) -> ImageDataset:
-    images, labels, classes = train_images, *_ = read_folder(path, "train", preparation)
+def _read_images(
+    path: Path, split: Split, preparation: Preparation, version: tuple[int, int, int]
+) -> ImageDataset:
+    images, labels, classes = train_images, *_ = _decoded(path, "train", preparation, version)
     if split != "train":
-        images, labels, _ = read_folder(path, split, preparation)
+        images, labels, _ = _decoded(path, split, preparation, version)
     if images.shape[1:] != train_images.shape[1:]:
         raise InputError(
             f"{path}: images of shape {images.shape[1:]} in {split}, expected "
             f"{train_images.shape[1:]} as in train"
         )
     return _dataset(path.resolve().name, images, labels, classes, train_images)
+
+
+@lru_cache(maxsize=2)  # the splits of a folder, whose images take long to decode
+def _decoded(
+    path: Path, split: Split, preparation: Preparation, version: tuple[int, int, int]
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    return read_folder(path, split, preparation)
 
 
 def _read(path: Path, split: Split) -> ImageDataset:
