@@ -128,9 +128,7 @@ def _load(
     """One split of a dataset, with the statistics of its training split."""
     path = None if name == "digits" else _location(name, data_root)
     if preparation.image_size is not None and (path is None or not path.is_dir()):
-        raise InputError(
-            f"image-size: {name} found, expected a folder of images to resize"
-        )
+        raise InputError(f"image-size: {name} found, expected a folder of images to resize")
     if path is None:
         return _digits(split)
     if not path.exists():
