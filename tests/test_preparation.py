@@ -7,8 +7,9 @@ import torch
 from PIL import Image
 from torchvision.transforms._presets import ImageClassification
 
+from analysis import nll
 from lossgeometry import InputError
-from models import load_dataset
+from models import load_checkpoint, load_dataset, train
 from models.data.preparation import Preparation, parse, prepared
 
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -95,6 +96,20 @@ def test_one_number_is_for_all_channels_and_other_datasets_have_it_too(folder):
     assert torch.equal(digits.inputs, digits.images.movedim(3, 1) / 255)
     assert digits.fingerprint != load_dataset("digits").fingerprint
     assert digits.name == "digits"
+
+
+def test_a_network_is_trained_on_images_of_many_sizes(folder, tmp_path, call_module):
+    """Its checkpoint says how they were brought to one, and nothing else has to."""
+    small = ["--window", "3", "--dim", "6", "--depth", "1", "--epochs", "3", "--image-size", "16"]
+    out = tmp_path / "csan.pt"
+    code, _, err = call_module(train, "--dataset", str(folder), "--out", str(out), *small)
+    assert code == 0, err
+    found = load_checkpoint(out)
+    assert found.dataset == f"{folder}?image_size=16"
+    assert found.architecture["image_size"] == 16
+    code, out, err = call_module(nll, "--ckpt", str(out), "--out", str(tmp_path / "figures"))
+    assert code == 0, err
+    assert f" {folder.name} " in out
 
 
 def test_a_folder_may_have_a_question_mark_in_its_name(folder):

@@ -111,6 +111,8 @@ def mutate_pickle(rng: random.Random, base: list[bytes]) -> bytes:
     """Change numbers, texts, functions and the order of operations."""
     ops = list(base)
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
+        if len(ops) == 1:
+            break  # nothing is left to change
         i = rng.randrange(1, len(ops))
         kind, op = rng.randrange(10), ops[i][:1]
         if kind <= 4:  # of the same kind, where it has an argument
