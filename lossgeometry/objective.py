@@ -12,12 +12,10 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, TypeAlias
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils import checkpoint
 
 from lossgeometry.batches import (
     Batch,
@@ -34,6 +32,7 @@ from lossgeometry.batches import (
 from lossgeometry.errors import InputError
 from lossgeometry.functional import functional_call
 from lossgeometry.parameters import flatten, select_parameters, unflatten, unwrapped
+from lossgeometry.plainly import computing_plainly
 from lossgeometry.reduction import examine, normalises
 from lossgeometry.running.distributed import ALONE, Team
 from lossgeometry.seeds import derive_seed, seeded
@@ -374,46 +373,6 @@ class FrozenLoss:
         """Losses of a chunk here, without a graph, float64."""
         with self.observed(chunk) as outputs:
             return self.losses(outputs, chunk.targets)
-
-
-@contextlib.contextmanager
-def computing_plainly(compiled: bool = False) -> Iterator[None]:
-    """Inside, models are computed as they are written.
-
-    What `torch.utils.checkpoint` would compute anew in the backward pass, where other parameters
-    are in place, is kept. TransformerEncoder has no way of its own to evaluate, which is another
-    function where there is padding. And what `torch.compile` has made, which cannot be
-    differentiated twice, is run without, if there is any.
-    """
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with contextlib.ExitStack() as stack:
-            for name in _CHECKPOINTING:
-                stack.enter_context(mock.patch.object(checkpoint, name, _CHECKPOINTING[name]))
-            if compiled:
-                stack.enter_context(torch.compiler.set_stance("force_eager"))
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-
-
-class _PlainFunction:
-    @staticmethod
-    def apply(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
-        return function(*args)
-
-
-def _plain_generator(*_: Any, **__: Any) -> Iterator[None]:
-    yield
-
-
-# The two variants, by the names that versions of PyTorch have for them.
-_CHECKPOINTING: dict[str, Any] = {"CheckpointFunction": _PlainFunction} | {
-    name: _plain_generator
-    for name in vars(checkpoint)
-    if name.startswith("_checkpoint_without_reentrant_generator")
-}
 
 
 def _own_loss(outputs: Any, _: Any) -> Tensor:

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lossgeometry.batches import Chunk, Count, divisible, map_tensors, part_of
 from lossgeometry.running.memory import is_out_of_memory
-from lossgeometry.seeds import seeded
+from lossgeometry.seeds import drawn_since_seeded, seeded
 
 Result = TypeVar("Result")
 
@@ -64,7 +64,7 @@ def draws(losses: Losses, chunk: Chunk) -> bool:
     """Whether the forward pass of a chunk, or its loss, draws random numbers."""
     with losses.observed(chunk) as outputs:
         losses.losses(outputs, chunk.targets)
-        return _drawn(losses.device, chunk.seed)
+        return drawn_since_seeded(losses.device, chunk.seed)
 
 
 def _tried(
@@ -74,7 +74,7 @@ def _tried(
     pair = longest.first(2 * size, losses.count) if longest.divisible else longest
     with losses.observed(pair) as outputs:
         together = losses.losses(outputs, pair.targets)
-        drawn = _drawn(losses.device, pair.seed)
+        drawn = drawn_since_seeded(losses.device, pair.seed)
     sums = [False] * len(together)
     if pair.divisible and (not drawn or divisible(outputs, pair.size)):
         sums = _or_none(lambda: _like_sums(losses, pair, outputs, together, chunks)) or sums
@@ -167,19 +167,6 @@ def _others(losses: Losses, outputs: Any, n: int, length: int) -> Any:
 def _close(losses: Losses, found: Tensor, expected: Tensor) -> Tensor:
     eps = torch.finfo(losses.dtype).eps
     return torch.isclose(found, expected, min(1e3 * eps, 0.05), 10 * eps, equal_nan=True)
-
-
-def _drawn(device: torch.device, seed: int) -> bool:
-    """Whether random numbers have been drawn since the generators were seeded."""
-    drawn = _generator_states(device)
-    with seeded(device, seed):
-        undrawn = _generator_states(device)
-    return not all(map(torch.equal, drawn, undrawn))
-
-
-def _generator_states(device: torch.device) -> list[Tensor]:
-    states = [torch.get_rng_state()]
-    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
 
 
 def _twice(n: int) -> Tensor:

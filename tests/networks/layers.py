@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+
 class Residual(nn.Module):
     """The identity and a branch, which is left out at random if `drop` is not zero."""
 
@@ -116,7 +117,9 @@ class Encoder(nn.Module):
 
     def __init__(self, width, heads, padded, **options):
         super().__init__()
-        layer = nn.TransformerEncoderLayer(width, heads, 4, dropout=0.0, batch_first=True, **options)
+        layer = nn.TransformerEncoderLayer(
+            width, heads, 4, dropout=0.0, batch_first=True, **options
+        )
         self.encoder, self.padded = nn.TransformerEncoder(layer, 1), padded
 
     def forward(self, x):
@@ -174,7 +177,7 @@ class Twice(nn.Sequential):
 
 
 class Running(nn.Module):
-    """An average of what passed, in a buffer that is written in place or put in its place."""
+    """Division by an average of what passed before, in a buffer that is written or replaced."""
 
     def __init__(self, anew):
         super().__init__()
@@ -182,13 +185,14 @@ class Running(nn.Module):
         self.anew = anew
 
     def forward(self, x):
+        divided = x / self.average.clone()
         if self.training:
             with torch.no_grad():
                 if self.anew:
                     self.average = 0.9 * self.average + 0.1 * x.abs().mean()
                 else:
                     self.average.mul_(0.9).add_(0.1 * x.abs().mean())
-        return x / (0.5 + self.average.clone())
+        return divided
 
 
 class Spare(nn.Sequential):
