@@ -304,11 +304,14 @@ class FrozenLoss:
         if self._regroup and not any(m.training for m in self.model.modules()):
             size = REGROUPED.get(self.device.type, 256)
             regrouped = self._weighted(joined(batches, size), seed)
-            if len(regrouped) > 1 or len(whole) > 1:
+            if len(whole) > 1:
                 half = max(max(chunk.size for chunk in regrouped) // 2, 1)
-                self.sums, reason = self._examine(regrouped, half)
-                return self._weighted(batches if reason else joined(batches, size), seed)
-            return whole
+                self.sums, reason = self._examine(regrouped, half, whole)
+            elif len(regrouped) > 1:
+                self.sums, reason = self._examine(whole, size)
+            else:
+                return whole
+            return self._weighted(batches if reason else joined(batches, size), seed)
         if self._regroup:
             size = longest  # batches of training mode are what is measured
         elif size is None:
@@ -356,21 +359,33 @@ class FrozenLoss:
 
     # -- what can be found out ---------------------------------------------------------------------
 
-    def _examine(self, chunks: list[Chunk], size: int) -> tuple[dict[str, bool], str | None]:
-        """Which losses are sums, and why `chunks` cannot be cut into pieces of `size` (or None)."""
+    def _examine(
+        self, chunks: list[Chunk], size: int, delivered: list[Chunk] | None = None
+    ) -> tuple[dict[str, bool], str | None]:
+        """As `examine` does."""
         with _turn:
-            sums, reason = examine(self, chunks, size)
+            sums, reason = examine(self, chunks, size, delivered)
         return dict(zip(self._losses, sums, strict=True)), reason
 
     @contextlib.contextmanager
     def observed(self, chunk: Chunk) -> Iterator[Any]:
-        """Outputs here, without a graph other than what the model itself differentiates."""
-        here = {name: parameter.detach() for name, parameter in self.parameters.items()}
-        with torch.enable_grad(), self.forward(chunk, here) as outputs:
+        """Outputs nearby, without a graph other than what the model itself differentiates.
+
+        Parameters of zeros, as layers often start with, would hide what follows them: then all
+        examples have one loss, however much they count. Here, others stand for them.
+        """
+        generator = torch.Generator().manual_seed(0)
+        nearby = {
+            name: p.detach()
+            if p.detach().any()
+            else (0.1 * torch.randn(p.shape, generator=generator)).to(p)
+            for name, p in self.parameters.items()
+        }
+        with torch.enable_grad(), self.forward(chunk, nearby) as outputs:
             yield map_tensors(Tensor.detach, outputs)
 
     def observed_losses(self, chunk: Chunk) -> Tensor:
-        """Losses of a chunk here, without a graph, float64."""
+        """Losses of these outputs, float64."""
         with self.observed(chunk) as outputs:
             return self.losses(outputs, chunk.targets)
 

@@ -7,9 +7,11 @@ over the batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, TypeVar
+from dataclasses import replace
+from itertools import accumulate, pairwise
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ from lossgeometry.running.memory import is_out_of_memory
 from lossgeometry.seeds import drawn_since_seeded, seeded
 
 Result = TypeVar("Result")
+Numbered: TypeAlias = list[tuple[int, Chunk]]  # each with the number of its first example
 
 
 class Losses(Protocol):
@@ -40,16 +43,22 @@ class Losses(Protocol):
         """The same of the outputs that are observed."""
 
 
-def examine(losses: Losses, chunks: list[Chunk], size: int) -> tuple[list[bool], str | None]:
-    """Which losses are sums, and why `chunks` cannot be cut into pieces of `size` (or None)."""
+def examine(
+    losses: Losses, chunks: list[Chunk], size: int, delivered: list[Chunk] | None = None
+) -> tuple[list[bool], str | None]:
+    """Which losses are sums, and why data cannot be divided as is asked (or None).
+
+    Asked is whether `chunks` can be cut into pieces of `size`, or be taken instead of what is
+    `delivered`.
+    """
     longest = max(chunks, key=lambda chunk: chunk.size)
     try:
         with seeded(losses.device, longest.seed):  # for losses that draw
-            return _tried(losses, longest, size, chunks)
+            return _tried(losses, longest, size, chunks, delivered)
     except (RuntimeError, MemoryError) as error:
         if size == 1 or not is_out_of_memory(error):
             raise
-    return examine(losses, chunks, size // 2)
+    return examine(losses, chunks, size // 2, delivered)
 
 
 def normalises(model: nn.Module) -> str | None:
@@ -68,7 +77,7 @@ def draws(losses: Losses, chunk: Chunk) -> bool:
 
 
 def _tried(
-    losses: Losses, longest: Chunk, size: int, chunks: list[Chunk]
+    losses: Losses, longest: Chunk, size: int, chunks: list[Chunk], delivered: list[Chunk] | None
 ) -> tuple[list[bool], str | None]:
     """The same, found out with the outputs of a pair of `size` examples and all targets."""
     pair = longest.first(2 * size, losses.count) if longest.divisible else longest
@@ -85,7 +94,22 @@ def _tried(
     if not all(chunk.divisible for chunk in chunks):
         return sums, "not all of a batch belongs to single examples"
     summed = torch.tensor(sums, device=losses.device)
-    if not _or_none(lambda: _alike(losses, pair, size, outputs, together, chunks, summed)):
+
+    def additive() -> bool:
+        divisions = (
+            _cuts(chunks, size, losses.count)
+            if delivered is None
+            else [(_numbered(delivered), _numbered(chunks))]
+        )
+        if not divisible(outputs, pair.size):
+            return _alike(losses, divisions, summed)
+        # Outputs of all would take long where those of some will do for others. Targets, too,
+        # decide how much an example counts: a loss may weigh or ignore classes.
+        return _alike(losses, _cuts([pair], size, losses.count), summed) and _alike(
+            losses, divisions, summed, instead=(outputs, pair.size)
+        )
+
+    if not _or_none(additive):
         return sums, "the loss of a batch is not the mean of the losses of its examples"
     return sums, None
 
@@ -121,47 +145,53 @@ def _like_sums(
     return sums.tolist()
 
 
+def _numbered(chunks: list[Chunk]) -> Numbered:
+    """Chunks with the number of the first example of each."""
+    return list(zip(accumulate((c.size for c in chunks), initial=0), chunks, strict=False))
+
+
+def _cuts(
+    chunks: list[Chunk], size: int, count: Count | None
+) -> Iterator[tuple[Numbered, Numbered]]:
+    """Any two neighbouring pieces of a chunk, as one and as two.
+
+    If both weigh alike in the loss of the two, wherever they are, then all pieces weigh alike.
+    """
+    for chunk in chunks:
+        for one, other in pairwise(chunk.cut(size, count)):
+            start, stop = one.start - chunk.start, other.start - chunk.start + other.size
+            batch = part_of(chunk.batch, chunk.size, slice(start, stop))
+            both = replace(one, batch=batch, size=stop - start, count=one.count + other.count)
+            yield [(start, both)], [(start, one), (other.start - chunk.start, other)]
+
+
 def _alike(
     losses: Losses,
-    pair: Chunk,
-    size: int,
-    outputs: Any,
-    together: Tensor,
-    chunks: list[Chunk],
+    divisions: Iterable[tuple[Numbered, Numbered]],
     summed: Tensor,
+    instead: tuple[Any, int] | None = None,
 ) -> bool:
-    """Whether losses of pieces make those of the whole."""
+    """Whether losses are the same however examples are divided; `instead` has so many outputs."""
 
-    def of_pieces(chunk: Chunk, losses_of: Callable[[Chunk], Tensor]) -> Tensor:
-        pieces = chunk.cut(size, losses.count)
-        counts = torch.tensor([[piece.count] for piece in pieces], device=losses.device)
-        parts = torch.stack([losses_of(piece) for piece in pieces])
-        return torch.where(summed, parts, parts * counts / chunk.count).sum(0)
+    def total(numbered: Numbered) -> Tensor:
+        counts = torch.tensor([[chunk.count] for _, chunk in numbered], device=losses.device)
+        found = torch.stack(
+            [
+                losses.observed_losses(chunk)
+                if instead is None
+                else losses.losses(_others(losses, *instead, chunk.size, first), chunk.targets)
+                for first, chunk in numbered
+            ]
+        )
+        return torch.where(summed, found, found * counts / counts.sum()).sum(0)
 
-    def additive(chunk: Chunk) -> bool:
-        given = _others(losses, outputs, pair.size, chunk.size)
-
-        def losses_of(piece: Chunk) -> Tensor:
-            first = piece.start - chunk.start
-            own = part_of(given, chunk.size, slice(first, first + piece.size))
-            return losses.losses(own, piece.targets)
-
-        whole = losses.losses(given, chunk.targets)
-        return bool(_close(losses, of_pieces(chunk, losses_of), whole).all())
-
-    if pair.size > size:
-        anew = of_pieces(pair, losses.observed_losses)
-        if not _close(losses, anew, together).all():
-            return False
-    if not divisible(outputs, pair.size):
-        return True
-    # Targets, too, decide how much an example counts: a loss may weigh or ignore classes.
-    return all(map(additive, chunks))
+    return all(bool(_close(losses, total(a), total(b)).all()) for a, b in divisions)
 
 
-def _others(losses: Losses, outputs: Any, n: int, length: int) -> Any:
+def _others(losses: Losses, outputs: Any, n: int, length: int, first: int = 0) -> Any:
     """Outputs for as many examples, of others: losses of zero would not tell anything."""
-    return part_of(outputs, n, (1 + torch.arange(length, device=losses.device)) % n)
+    numbers = torch.arange(first, first + length, device=losses.device)
+    return part_of(outputs, n, (1 + numbers) % n)
 
 
 def _close(losses: Losses, found: Tensor, expected: Tensor) -> Tensor:

@@ -69,14 +69,16 @@ def plainly() -> Iterator[None]:
     """Models as they are written: nothing fused, compiled, computed anew or without derivative."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    with (
-        layers.Checkpointed.off(),
-        sdpa_kernel(SDPBackend.MATH),
-        torch.compiler.set_stance("force_eager"),
-        mock.patch.object(F, "hardsigmoid", lambda x, inplace: (x / 6 + 0.5).clamp(0, 1)),
-    ):
-        yield
-    torch.backends.mha.set_fastpath_enabled(fast)
+    try:
+        with (
+            layers.Checkpointed.off(),
+            sdpa_kernel(SDPBackend.MATH),
+            torch.compiler.set_stance("force_eager"),
+            mock.patch.object(F, "hardsigmoid", lambda x, inplace: (x / 6 + 0.5).clamp(0, 1)),
+        ):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 # -- losses ----------------------------------------------------------------------------------------
@@ -327,7 +329,12 @@ def _composed(rng: random.Random, seed: str, precise: bool) -> Problem:
         for parameter in built.model.parameters():
             if parameter.ndim < 2:  # no zeros and ones, which hide mistakes
                 parameter.add_(0.3 * torch.randn(parameter.shape))
-    changes = [parts.parametrised(rng, built.model)] if rng.random() < 0.25 else []
+    zeroed = rng.random() < 0.1 and not isinstance(built.model, layers.Physics)
+    if zeroed:
+        for parameter in built.model.head.parameters():
+            nn.init.zeros_(parameter)
+    changes = ["zeros in the head"] * zeroed
+    changes += [parts.parametrised(rng, built.model)] if rng.random() < 0.25 else []
     names = [name for name, p in built.model.named_parameters() if p.requires_grad]
     if rng.random() < 0.15 and len(names) > 2:
         built.model.get_parameter(names[0]).requires_grad_(False)

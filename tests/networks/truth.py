@@ -111,15 +111,19 @@ class Truth:
     def _jacobian(self, outputs: Tensor) -> Tensor:
         if not outputs.requires_grad:
             return torch.zeros(len(outputs), sum(p.numel() for p in self.parameters))
+        n = len(outputs)
         rows = torch.autograd.grad(
             outputs,
             self.parameters,
-            torch.eye(len(outputs), dtype=outputs.dtype),
+            torch.eye(n, dtype=outputs.dtype),
             is_grads_batched=True,
             allow_unused=True,
-            materialize_grads=True,
         )
-        return torch.cat([row.flatten(1) for row in rows], 1)
+        blocks = [
+            p.new_zeros(n, p.numel()) if row is None else row.reshape(n, -1)
+            for row, p in zip(rows, self.parameters, strict=True)
+        ]
+        return torch.cat(blocks, 1)
 
     def difference(self, direction: Tensors, step: float, order: int = 2) -> Tensor:
         """Central difference of gradients, (P,)."""
