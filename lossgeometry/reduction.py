@@ -120,8 +120,8 @@ def _like_sums(
     """Whether twice the examples have twice the losses (and not the same, as means have)."""
     n = pair.size
 
-    def doubled(once: Tensor, twice: Tensor) -> Tensor:
-        return _close(losses, twice, 2 * once) & ~_close(losses, twice, once)
+    def doubled(once: Tensor, twice: Tensor) -> Tensor:  # however small they are
+        return _close(losses, twice, 2 * once, 0.0) & ~_close(losses, twice, once, 0.0)
 
     if not divisible(outputs, n):
         both = part_of(pair.batch, n, _twice(n))
@@ -194,9 +194,10 @@ def _others(losses: Losses, outputs: Any, n: int, length: int, first: int = 0) -
     return part_of(outputs, n, (1 + numbers) % n)
 
 
-def _close(losses: Losses, found: Tensor, expected: Tensor) -> Tensor:
+def _close(losses: Losses, found: Tensor, expected: Tensor, atol: float | None = None) -> Tensor:
     eps = torch.finfo(losses.dtype).eps
-    return torch.isclose(found, expected, min(1e3 * eps, 0.05), 10 * eps, equal_nan=True)
+    atol = 10 * eps if atol is None else atol
+    return torch.isclose(found, expected, min(1e3 * eps, 0.05), atol, equal_nan=True)
 
 
 def _twice(n: int) -> Tensor:

@@ -609,3 +609,44 @@ def test_a_sum_is_known_where_its_first_losses_are_zero(case):
     v = torch.randn(16).double()
     whole = Hessian(model, loss, (x, y)) @ v
     torch.testing.assert_close(Hessian(model, loss, pieces) @ v, whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_sum_is_known_where_its_losses_are_small(dtype):
+    model, x = nn.Linear(3, 4, dtype=dtype), torch.randn(4, 3).to(dtype)
+    y = (model(x) + torch.finfo(dtype).eps ** 0.5 / 10).detach()
+    pieces = [(x[i : i + 1], y[i : i + 1]) for i in range(4)]
+    metrics = {"sum": nn.MSELoss(reduction="sum")}
+    found = line(model, metrics, pieces, {}, [0.0])
+    assert found.attributes["sums"] == "sum"
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("zeros", [False, True])
+def test_weights_that_some_of_the_data_do_not_show(own, zeros):
+    """Halves of what is delivered weigh alike, the parts that are delivered do not."""
+    torch.manual_seed(0)
+    model = Judging() if own else nn.Linear(3, CLASSES)
+    model = model.double().eval()
+    if zeros:
+        for parameter in model.parameters():
+            nn.init.zeros_(parameter)
+    y = torch.tensor([1, 0, 1, 0, 0, 0, 0, 0] * 2)
+    loss = nn.CrossEntropyLoss(ignore_index=1)
+    x = torch.randn(16, 3).double()
+    batches = [(x[:3], y[:3]), (x[3:], y[3:])]
+    named = [{"x": x, "labels": y} for x, y in batches]
+
+    def value():
+        return sum(len(b) / 16 * loss(F.linear(a, model.weight, model.bias), b) for a, b in batches)
+
+    assert_right(model, None if own else loss, named if own else batches, value)
+
+
+class Judging(nn.Linear):
+    def __init__(self):
+        super().__init__(3, CLASSES)
+
+    def forward(self, x, labels):
+        scores = super().forward(x)
+        return {"scores": scores, "loss": F.cross_entropy(scores, labels, ignore_index=1)}

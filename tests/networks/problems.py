@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import weight_norm
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -64,6 +66,11 @@ class Problem:
         return _drawn(self.seed, precise)
 
 
+def _weight_norm(v: Tensor, g: Tensor, dim: int) -> Tensor:
+    dims = [d for d in range(v.ndim) if d != dim]  # of dim -1, all
+    return g * v / v.square().sum(dims, keepdim=dim >= 0).sqrt()
+
+
 @contextlib.contextmanager
 def plainly() -> Iterator[None]:
     """Models as they are written: nothing fused, compiled, computed anew or without derivative."""
@@ -74,6 +81,8 @@ def plainly() -> Iterator[None]:
             layers.Checkpointed.off(),
             sdpa_kernel(SDPBackend.MATH),
             torch.compiler.set_stance("force_eager"),
+            mock.patch.object(torch, "_weight_norm", _weight_norm),
+            mock.patch.object(sys.modules[weight_norm.__module__], "_weight_norm", _weight_norm),
             mock.patch.object(F, "hardsigmoid", lambda x, inplace: (x / 6 + 0.5).clamp(0, 1)),
         ):
             yield
