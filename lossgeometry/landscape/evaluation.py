@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from lossgeometry.batches import Batch, Chunk, Count, Data, Forward, as_batches, examples_in
 from lossgeometry.errors import InputError
-from lossgeometry.objective import FrozenLoss, LossFunction, computing_plainly
+from lossgeometry.objective import FrozenLoss, LossFunction
+from lossgeometry.plainly import computing_plainly
 from lossgeometry.running.devices import full_precision
 from lossgeometry.running.memory import is_out_of_memory, make_room
 from lossgeometry.running.threads import MOST_THREADS, free_threads, parallel
-from lossgeometry.seeds import seed_everything, untouched_rng
+from lossgeometry.seeds import drawn_since_seeded, seed_everything, untouched_rng
 
 Sets: TypeAlias = "Data | Mapping[str, Data]"
 Metric: TypeAlias = LossFunction | None  # None: the model itself computes it
@@ -191,10 +192,8 @@ class Evaluator:
         hook may keep what it sees.
         """
         work(chunk)
-        drawn = torch.get_rng_state()
-        seed_everything(self.device, chunk.seed)
         hooks = any(m._forward_hooks or m._forward_pre_hooks for m in self.model.modules())
-        if hooks or not torch.equal(drawn, torch.get_rng_state()):
+        if hooks or drawn_since_seeded(self.device, chunk.seed):
             return 1
         threads = min(free_threads(), MOST_THREADS)
         try:

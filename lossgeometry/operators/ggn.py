@@ -17,6 +17,7 @@ from lossgeometry.objective import FrozenLoss, LossFunction
 from lossgeometry.operators.base import CurvatureOperator
 from lossgeometry.operators.graphs import LinearMap, gradient, saved_by_graph, storage_bytes
 from lossgeometry.parameters import flatten
+from lossgeometry.seeds import untouched_rng
 
 # A symmetric linear map of tensors shaped like the outputs; True: blocks of such tensors.
 OutputMap = Callable[[Sequence[Tensor], bool], Sequence[Tensor]]
@@ -48,7 +49,8 @@ class Outputs:
         if len(self._places) == 1:
             return
         leaves = self.leaves()
-        value = loss(self.with_(leaves))
+        with untouched_rng(leaves[0].device):  # the loss that counts draws what this one does
+            value = loss(self.with_(leaves))
         if value.requires_grad:
             slopes = torch.autograd.grad(value, leaves, allow_unused=True)
             used = [i for i, s in zip(self._places, slopes, strict=True) if s is not None]

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+
 class Residual(nn.Module):
     """The identity and a branch, which is left out at random if `drop` is not zero."""
 
@@ -24,7 +25,8 @@ class Residual(nn.Module):
         if self.source == "python":  # a whole layer at a time
             return x if random.random() < self.drop else x + self.branch(x)
         if self.source == "numpy":
-            return x if np.random.random() < self.drop else x + self.branch(x)
+            draw = np.random.random()  # noqa: NPY002
+            return x if draw < self.drop else x + self.branch(x)
         shape = (len(x), *(1 for _ in x.shape[1:]))
         kept = torch.rand(shape, dtype=torch.float64, device=x.device) >= self.drop
         return x + self.branch(x) * kept.to(x.dtype) / (1 - self.drop)
@@ -116,13 +118,16 @@ class Encoder(nn.Module):
 
     def __init__(self, width, heads, padded, **options):
         super().__init__()
-        layer = nn.TransformerEncoderLayer(width, heads, 4, dropout=0.0, batch_first=True, **options)
+        layer = nn.TransformerEncoderLayer(
+            width, heads, 4, dropout=0.0, batch_first=True, **options
+        )
         self.encoder, self.padded = nn.TransformerEncoder(layer, 1), padded
 
     def forward(self, x):
         if not self.padded:
             return self.encoder(x)
-        padding = torch.arange(x.shape[1]) >= 1 + torch.arange(len(x))[:, None] % x.shape[1]
+        length = 1 + (x[:, :1, 0] > 0) * (x.shape[1] - 2)
+        padding = torch.arange(x.shape[1]) >= length
         return self.encoder(x, src_key_padding_mask=padding).masked_fill(padding[..., None], 0)
 
 
@@ -174,21 +179,20 @@ class Twice(nn.Sequential):
 
 
 class Running(nn.Module):
-    """An average of what passed, in a buffer that is written in place or put in its place."""
+    """Division by a number that grows as it is used, in a buffer that is written or replaced."""
 
     def __init__(self, anew):
         super().__init__()
-        self.register_buffer("average", torch.ones(()))
+        self.register_buffer("scale", torch.ones(()))
         self.anew = anew
 
     def forward(self, x):
-        if self.training:
-            with torch.no_grad():
-                if self.anew:
-                    self.average = 0.9 * self.average + 0.1 * x.abs().mean()
-                else:
-                    self.average.mul_(0.9).add_(0.1 * x.abs().mean())
-        return x / (0.5 + self.average.clone())
+        divided = x / self.scale.clone()
+        if self.training and self.anew:
+            self.scale = 1.1 * self.scale
+        elif self.training:
+            self.scale.mul_(1.1)
+        return divided
 
 
 class Spare(nn.Sequential):

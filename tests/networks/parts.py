@@ -106,11 +106,11 @@ def norm(rng: random.Random, kind: str, width: int) -> Part:
 def gate(rng: random.Random, kind: str, width: int) -> Part:
     function = activation(rng, (*SMOOTH, "Hardsigmoid", "Hardswish", "ReLU"))
     if kind == "image" and rng.random() < 0.5:
-        return Part(layers.Excite(width, function.module), f"Excite({width},{function.text})", width)
+        return Part(
+            layers.Excite(width, function.module), f"Excite({width},{function.text})", width
+        )
     dim = 1 if kind == "image" else -1
-    return Part(
-        layers.Gate(width, function.module, dim), f"Gate({width},{function.text})", width
-    )
+    return Part(layers.Gate(width, function.module, dim), f"Gate({width},{function.text})", width)
 
 
 def dropout(rng: random.Random, kind: str, width: int) -> Part:
@@ -214,7 +214,10 @@ def composed(rng: random.Random, kind: str, width: int) -> Part:
             return inner
         if choice == "twice":
             return Part(layers.Twice(inner.module), f"twice({inner.text})", width)
-        drop, source = rng.choice((0.0, 0.0, 0.4)), rng.choice(("torch", "torch", "python", "numpy"))
+        drop, source = (
+            rng.choice((0.0, 0.0, 0.4)),
+            rng.choice(("torch", "torch", "python", "numpy")),
+        )
         text = f"residual({inner.text}" + (f", drop={drop} by {source})" if drop else ")")
         return Part(layers.Residual(inner.module, drop, source), text, width)
     inner = chain(rng, kind, width, rng.randint(1, 2))
@@ -247,8 +250,8 @@ def parametrised(rng: random.Random, model: nn.Module) -> str:
     name, module = rng.choice(candidates)
     square = module.weight.ndim == 2 and len(set(module.weight.shape)) == 1
     how = rng.choice(
-        ("weight_norm", "weight_norm", "spectral_norm", "orthogonal", "old weight_norm")
-        + ("old spectral_norm", "symmetric" if square else "weight_norm")
+        ("weight_norm", "old weight_norm", "spectral_norm", "old spectral_norm")
+        + square * ("symmetric", "matrix_exp", "cayley")
     )
     if how == "old weight_norm":
         old_weight_norm(module, dim=rng.choice((0, 1, None)))
@@ -256,10 +259,8 @@ def parametrised(rng: random.Random, model: nn.Module) -> str:
         old_spectral_norm(module)
     elif how == "symmetric":
         parametrize.register_parametrization(module, "weight", layers.Symmetric())
-    elif how == "orthogonal":
-        maps = ("matrix_exp", "cayley", "householder") if square else ("householder",)
-        how += f" by {(by := rng.choice(maps))}"
-        parametrizations.orthogonal(module, orthogonal_map=by, use_trivialization=square)
+    elif how in ("matrix_exp", "cayley"):
+        parametrizations.orthogonal(module, orthogonal_map=how)
     else:
         getattr(parametrizations, how)(module)
     return f"{how} of {name}"

@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import random
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import weight_norm
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -63,18 +66,28 @@ class Problem:
         return _drawn(self.seed, precise)
 
 
+def _weight_norm(v: Tensor, g: Tensor, dim: int) -> Tensor:
+    dims = [d for d in range(v.ndim) if d != dim]  # of dim -1, all
+    return g * v / v.square().sum(dims, keepdim=dim >= 0).sqrt()
+
+
 @contextlib.contextmanager
 def plainly() -> Iterator[None]:
-    """Models as they are written: nothing fused, compiled or computed anew."""
+    """Models as they are written: nothing fused, compiled, computed anew or without derivative."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    with (
-        layers.Checkpointed.off(),
-        sdpa_kernel(SDPBackend.MATH),
-        torch.compiler.set_stance("force_eager"),
-    ):
-        yield
-    torch.backends.mha.set_fastpath_enabled(fast)
+    try:
+        with (
+            layers.Checkpointed.off(),
+            sdpa_kernel(SDPBackend.MATH),
+            torch.compiler.set_stance("force_eager"),
+            mock.patch.object(torch, "_weight_norm", _weight_norm),
+            mock.patch.object(sys.modules[weight_norm.__module__], "_weight_norm", _weight_norm),
+            mock.patch.object(F, "hardsigmoid", lambda x, inplace: (x / 6 + 0.5).clamp(0, 1)),
+        ):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 # -- losses ----------------------------------------------------------------------------------------
@@ -134,10 +147,14 @@ def regression(rng: random.Random, dtype: torch.dtype) -> Loss:
                 ),
             ),
             Loss("BCE sum", nn.BCEWithLogitsLoss(reduction="sum"), True),
-            Loss("KL", lambda z, y: F.kl_div(z.log_softmax(1), y.softmax(1), reduction="batchmean")),
+            Loss(
+                "KL", lambda z, y: F.kl_div(z.log_softmax(1), y.softmax(1), reduction="batchmean")
+            ),
             Loss("Poisson", lambda z, y: F.poisson_nll_loss(z, y.abs())),
             Loss("cosine", lambda z, y: 1 - F.cosine_similarity(z + 0.1, y).mean()),
-            Loss("Gaussian", lambda z, y: F.gaussian_nll_loss(z, y, F.softplus(z.roll(1, 1)) + 0.1)),
+            Loss(
+                "Gaussian", lambda z, y: F.gaussian_nll_loss(z, y, F.softplus(z.roll(1, 1)) + 0.1)
+            ),
             Loss("triplet", triplet),
         ]
     )
@@ -187,9 +204,11 @@ def network(rng: random.Random) -> Built:
         head = layers.Tied(stem) if tied else nn.Linear(body.width, 5)
         text += f" > {body.text} > {'tied head' if tied else 'head'}"
     else:
-        pools = [] if body_kind == "vector" else [layers.Pool(
-            rng.choice(("mean", "last", "max", "logsumexp"))
-        )]
+        pools = (
+            []
+            if body_kind == "vector"
+            else [layers.Pool(rng.choice(("mean", "last", "max", "logsumexp")))]
+        )
         head = nn.Sequential(*pools, nn.Linear(body.width, CLASSES))
         text += f" > {body.text} > {pools[0].how if pools else ''} head"
     outputs = "scores" if rng.random() < 0.6 else rng.choice(("dictionary", "tuple"))
@@ -209,9 +228,7 @@ def _physics(rng: random.Random) -> Built:
     act = parts.activation(rng, parts.SMOOTH)
     inner = nn.Sequential(nn.Linear(1, 4), act.module, nn.Linear(4, 4), act.module, nn.Linear(4, 1))
     text = f"physics: {how}, Linear(1,4) > {act.text} > Linear(4,4) > {act.text} > Linear(4,1)"
-    return Built(
-        layers.Physics(inner, how), text, lambda n, _: (torch.rand(n, 1),), physics=True
-    )
+    return Built(layers.Physics(inner, how), text, lambda n, _: (torch.rand(n, 1),), physics=True)
 
 
 def set_modes(rng: random.Random, model: nn.Module) -> str:
@@ -321,7 +338,12 @@ def _composed(rng: random.Random, seed: str, precise: bool) -> Problem:
         for parameter in built.model.parameters():
             if parameter.ndim < 2:  # no zeros and ones, which hide mistakes
                 parameter.add_(0.3 * torch.randn(parameter.shape))
-    changes = [parts.parametrised(rng, built.model)] if rng.random() < 0.25 else []
+    zeroed = rng.random() < 0.1 and not isinstance(built.model, layers.Physics)
+    if zeroed:
+        for parameter in built.model.head.parameters():
+            nn.init.zeros_(parameter)
+    changes = ["zeros in the head"] * zeroed
+    changes += [parts.parametrised(rng, built.model)] if rng.random() < 0.25 else []
     names = [name for name, p in built.model.named_parameters() if p.requires_grad]
     if rng.random() < 0.15 and len(names) > 2:
         built.model.get_parameter(names[0]).requires_grad_(False)
@@ -341,16 +363,16 @@ def _composed(rng: random.Random, seed: str, precise: bool) -> Problem:
         delivery["how"]["params"] = "^" + re.escape(rng.choice(names[1:]).rsplit(".", 1)[0])
     options: dict[str, Any] = {}
     for name, share, values in (
-        ("weight_decay", 0.2, (0.3,)), ("memory", 0.1, (0,)), ("micro_batch", 0.1, (1, 2, 5))
+        ("weight_decay", 0.2, (0.3,)),
+        ("memory", 0.1, (0,)),
+        ("micro_batch", 0.1, (1, 2, 5)),
     ):
         if rng.random() < share:
             options[name] = rng.choice(values)
     said = [built.text, *changes, f"loss {loss.text}", f"{data_text} {delivery.pop('text')}"]
     said += [str(given_how) for given_how in (wrapped, delivery["how"], options) if given_how]
     text = "; ".join(part for part in (*said, str(dtype).removeprefix("torch.")) if part)
-    return Problem(
-        seed, precise, dtype, text, given, built.model, options=options, **delivery
-    )
+    return Problem(seed, precise, dtype, text, given, built.model, options=options, **delivery)
 
 
 def _delivered(
@@ -384,7 +406,9 @@ def _delivered(
 
     def loss_fn(outputs: Any, targets: Any) -> Tensor:
         several = isinstance(outputs, (dict, tuple))
-        scores = (outputs["scores"] if isinstance(outputs, dict) else outputs[0]) if several else outputs
+        scores = (
+            (outputs["scores"] if isinstance(outputs, dict) else outputs[0]) if several else outputs
+        )
         found = loss.function(scores, targets_in(targets))
         if isinstance(outputs, dict) and features_count:
             found = found + 0.1 * outputs["features"].square().mean()
@@ -413,9 +437,11 @@ def _delivered(
         return outputs["loss"] if kind == "own" else loss_fn(outputs, batch)
 
     def data() -> Any:
-        if kind == "loader" and isinstance(delivered[0][0], Tensor) and len(
-            {x.shape[1:] for x, _ in delivered}
-        ) == 1:
+        if (
+            kind == "loader"
+            and isinstance(delivered[0][0], Tensor)
+            and len({x.shape[1:] for x, _ in delivered}) == 1
+        ):
             examples = TensorDataset(*map(torch.cat, zip(*delivered, strict=True)))
             cuts = np.cumsum([len(y) for _, y in batches])
             order = np.split(np.arange(cuts[-1]), cuts[:-1])
@@ -424,7 +450,9 @@ def _delivered(
             return _arrays(delivered)
         if kind == "generator":
             return (batch for batch in delivered)
-        alone = len(delivered) == 1 and kind in ("pairs", "dictionaries") and len(batches[0][0]) == 1
+        alone = (
+            len(delivered) == 1 and kind in ("pairs", "dictionaries") and len(batches[0][0]) == 1
+        )
         return delivered[0] if alone else delivered
 
     return dict(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lossgeometry.seeds import derive_seed, seed_everything, untouched_rng
@@ -23,11 +23,22 @@ class Truth:
         self._problem = problem
         pattern = problem.how.get("params", "")
         named = dict(problem.model.named_parameters())
-        self.parameters = [
-            p for n, p in named.items() if p.requires_grad and re.search(pattern, n)
-        ]
+        self.parameters = [p for n, p in named.items() if p.requires_grad and re.search(pattern, n)]
         self._buffers = [(b, b.clone()) for b in problem.model.buffers()]
         self._start = [p.detach().clone() for p in self.parameters]
+
+    def vector(self, generator: torch.Generator) -> Tensors:
+        """A random vector, zero where PyTorch takes what it calls padding for a constant."""
+        vector = [torch.randn(p.shape, generator=generator).to(p) for p in self.parameters]
+        padded = {
+            id(module.weight): module.padding_idx
+            for module in self._problem.model.modules()
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None
+        }
+        for piece, parameter in zip(vector, self.parameters, strict=True):
+            if id(parameter) in padded:
+                piece[padded[id(parameter)]] = 0
+        return vector
 
     def _batches(self) -> Iterator[tuple[Any, float]]:
         """Each with its weight, its random numbers, and buffers as they were."""
@@ -46,7 +57,10 @@ class Truth:
     def value(self, step: float = 0.0, direction: Tensors = ()) -> Tensor:
         """At parameters ``theta + step * direction``."""
         self._displace(step, direction)
-        total = sum(weight * self._problem.loss_of(batch).detach().double() for batch, weight in self._batches())
+        total = sum(
+            weight * self._problem.loss_of(batch).detach().double()
+            for batch, weight in self._batches()
+        )
         self._displace(0.0, ())
         return torch.as_tensor(total)
 
@@ -70,40 +84,55 @@ class Truth:
         return self._sum(products)
 
     def ggn_products(self, vectors: Sequence[Tensors]) -> Tensor:
-        """(k, P), with the Jacobian row by row."""
+        """(k, P), with the Jacobian of the outputs that the loss depends on."""
 
         def products(batch: Any) -> list[Tensor]:
-            outputs = self._problem.outputs_of(batch)
-            leaves, tree = pytree.tree_flatten(outputs)
-            floats = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-            own = [leaves[i].detach().requires_grad_() for i in floats]
-            state = torch.get_rng_state()
-            again = list(leaves)
-            for i, leaf in zip(floats, own, strict=True):
-                again[i] = leaf
-            loss = self._problem.loss_at(pytree.tree_unflatten(again, tree), batch)
-            torch.set_rng_state(state)
-            slope = _grad(loss, own, create_graph=True)
-            J = torch.stack(
-                [
-                    flat(_grad(entry, self.parameters))
-                    for i in floats
-                    for entry in leaves[i].reshape(-1)
-                ]
-            )
+            leaves, tree = pytree.tree_flatten(self._problem.outputs_of(batch))
+            tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+            others = [
+                leaf.detach().requires_grad_() if isinstance(leaf, Tensor) else leaf
+                for leaf in leaves
+            ]
+            loss = self._problem.loss_at(pytree.tree_unflatten(others, tree), batch)
+            own = [others[i] for i in tensors]
+            slopes = torch.autograd.grad(loss, own, create_graph=True, allow_unused=True)
+            used = [k for k, slope in enumerate(slopes) if slope is not None]
+            own, slopes = [own[k] for k in used], [slopes[k] for k in used]
+            J = self._jacobian(flat([leaves[tensors[k]] for k in used]))
             found = []
             for v in vectors:
                 along = (J @ flat(v)).split([leaf.numel() for leaf in own])
                 pieces = [a.view(leaf.shape) for a, leaf in zip(along, own, strict=True)]
-                found.append(flat(_pulled(slope, own, pieces)) @ J)
+                found.append(flat(_pulled(slopes, own, pieces)) @ J)
             return found
 
         return self._sum(products)
 
-    def difference(self, direction: Tensors, step: float) -> Tensor:
+    def _jacobian(self, outputs: Tensor) -> Tensor:
+        if not outputs.requires_grad:
+            return torch.zeros(len(outputs), sum(p.numel() for p in self.parameters))
+        n = len(outputs)
+        rows = torch.autograd.grad(
+            outputs,
+            self.parameters,
+            torch.eye(n, dtype=outputs.dtype),
+            is_grads_batched=True,
+            allow_unused=True,
+        )
+        blocks = [
+            p.new_zeros(n, p.numel()) if row is None else row.reshape(n, -1)
+            for row, p in zip(rows, self.parameters, strict=True)
+        ]
+        return torch.cat(blocks, 1)
+
+    def difference(self, direction: Tensors, step: float, order: int = 2) -> Tensor:
         """Central difference of gradients, (P,)."""
-        there, here = (self.gradient(sign * step, direction) for sign in (1, -1))
-        return (there - here) / (2 * step)
+
+        def central(step: float) -> Tensor:
+            there, here = (self.gradient(sign * step, direction) for sign in (1, -1))
+            return (there - here) / (2 * step)
+
+        return central(step) if order == 2 else (4 * central(step) - central(2 * step)) / 3
 
     def _sum(self, products: Callable[[Any], list[Tensor]]) -> Tensor:
         total: Any = 0
