@@ -15,7 +15,15 @@ from lossgeometry.batches import Chunk
 from lossgeometry.errors import InputError
 from lossgeometry.objective import FrozenLoss, LossFunction
 from lossgeometry.operators.base import CurvatureOperator
-from lossgeometry.operators.graphs import LinearMap, gradient, saved_by_graph, storage_bytes
+from lossgeometry.operators.cross_entropy import InPieces
+from lossgeometry.operators.graphs import (
+    LinearMap,
+    ends_of,
+    gradient,
+    leaves_of,
+    saved_by_graph,
+    storage_bytes,
+)
 from lossgeometry.parameters import flatten
 
 # A symmetric linear map of tensors shaped like the outputs; True: blocks of such tensors.
@@ -50,9 +58,9 @@ class Outputs:
         leaves = self.leaves()
         value = loss(self.with_(leaves))
         if value.requires_grad:
-            slopes = torch.autograd.grad(value, leaves, allow_unused=True)
-            used = [i for i, s in zip(self._places, slopes, strict=True) if s is not None]
-            self._places = used
+            used = leaves_of(value)
+            pairs = zip(self._places, leaves, strict=True)
+            self._places = [place for place, leaf in pairs if id(leaf) in used]
 
     def leaves(self) -> list[Tensor]:
         """The same numbers as leaves of a graph of their own."""
@@ -83,20 +91,22 @@ class _OuterProduct(CurvatureOperator):
 
     @abstractmethod
     def _output_map(self, objective: FrozenLoss, outputs: Outputs, chunk: Chunk) -> OutputMap:
-        """The matrix `B` of the loss of a chunk."""
+        """The matrix `B` of a chunk's share of the loss."""
 
     def _linear_map(self, chunk: Chunk) -> LinearMap:
         parameters = list(self._parameters.values())
         with torch.enable_grad(), self._objective.forward(chunk) as returned:
             outputs = self._outputs(self._objective, returned, chunk)
-            cotangents = [torch.zeros_like(t, requires_grad=True) for t in outputs.tensors]
+            # Zeros without memory of their own: outputs may be large.
+            cotangents = [t.new_zeros(()).expand(t.shape).requires_grad_() for t in outputs.tensors]
             pulled = gradient(outputs.tensors, parameters, cotangents, create_graph=True)
             output_map = self._output_map(self._objective, outputs, chunk)
         tensors = outputs.tensors
 
         def apply(vectors: Sequence[Tensor], block: bool) -> Sequence[Tensor]:
             tangents = gradient(pulled, cotangents, vectors, block=block)
-            curved = [chunk.weight * piece for piece in output_map(tangents, block)]
+            curved = output_map(tangents, block)
+            del tangents  # which may be large
             return gradient(tensors, parameters, curved, block=block)
 
         at_hand = self._objective.at_hand(chunk)
@@ -116,7 +126,7 @@ class _OuterProduct(CurvatureOperator):
             with torch.enable_grad(), objective.forward(chunk) as returned:
                 outputs = self._outputs(objective, returned, chunk)
                 output_map = self._output_map(objective, outputs, chunk)
-                curved = [chunk.weight * piece for piece in output_map(tangents, False)]
+                curved = output_map(tangents, False)
                 total += flatten(gradient(outputs.tensors, parameters, curved))
         return self.team.sum_(total).add_(direction, alpha=self._weight_decay)
 
@@ -130,7 +140,8 @@ class _OuterProduct(CurvatureOperator):
     @staticmethod
     def _outputs(objective: FrozenLoss, returned: Any, chunk: Chunk) -> Outputs:
         outputs = Outputs(returned)
-        outputs.keep_those_of(lambda own: objective.loss(own, chunk.targets))
+        with InPieces():
+            outputs.keep_those_of(lambda own: objective.loss(own, chunk.targets))
         return outputs
 
 
@@ -142,13 +153,18 @@ class GGN(_OuterProduct):
     log-likelihood of an exponential family with `f` its natural parameter, it is the exact (true)
     Fisher information.
 
+    `torch.nn.functional.cross_entropy` of many logits, as language models have them, is
+    differentiated in closed form and in pieces: at most three times the memory of the logits is
+    taken besides.
+
     See `CurvatureOperator` for the parameters.
     """
 
     def _output_map(self, objective: FrozenLoss, outputs: Outputs, chunk: Chunk) -> OutputMap:
         leaves = outputs.leaves()
-        loss = objective.loss(outputs.with_(leaves), chunk.targets)
-        slopes = gradient([loss], leaves, create_graph=True)
+        with InPieces():
+            loss = chunk.weight * objective.loss(outputs.with_(leaves), chunk.targets)
+        slopes = ends_of(gradient([loss], leaves, create_graph=True))
 
         def output_map(tangents: Sequence[Tensor], block: bool) -> Sequence[Tensor]:
             return gradient(slopes, leaves, tangents, block=block)
@@ -198,7 +214,7 @@ class Fisher(_OuterProduct):
         # A mean over n data, of each of which the outputs touch one term only, or their sum.
         factor = 1 if self._of_a_sum else n
         slopes = [[factor * piece for piece in slope] for slope in found]
-        scale = 1 / (factor * len(slopes))
+        scale = chunk.weight / (factor * len(slopes))
 
         def output_map(tangents: Sequence[Tensor], block: bool) -> Sequence[Tensor]:
             products = []
