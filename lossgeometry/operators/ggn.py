@@ -158,6 +158,21 @@ class GGN(_OuterProduct):
     taken besides.
 
     See `CurvatureOperator` for the parameters.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.nn.functional import cross_entropy
+    >>> from lossgeometry import GGN
+    >>> model = torch.nn.Linear(1, 2, bias=False).requires_grad_()
+    >>> torch.nn.init.zeros_(model.weight)
+    Parameter containing:
+    tensor([[0.],
+            [0.]], requires_grad=True)
+    >>> A = GGN(model, cross_entropy, (torch.tensor([[2.0]]), torch.tensor([1])))
+    >>> A @ torch.eye(2)  # 4 (diag(p) - p pᵀ), p = (1/2, 1/2)
+    tensor([[ 1., -1.],
+            [-1.,  1.]])
     """
 
     def _output_map(self, objective: FrozenLoss, outputs: Outputs, chunk: Chunk) -> OutputMap:
@@ -190,6 +205,19 @@ class Fisher(_OuterProduct):
     **options
         As of `CurvatureOperator`; `compile` with the targets of the data only, as what has been
         drawn for one batch would be recorded for all.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.nn.functional import mse_loss
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> model.load_state_dict({"weight": torch.tensor([[1.0, 2.0]])})
+    <All keys matched successfully>
+    >>> data = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.zeros(2, 1)
+    >>> from lossgeometry import Fisher
+    >>> Fisher(model, mse_loss, data) @ torch.eye(2)  # of gradients (2, 0), (0, 16)
+    tensor([[  2.,   0.],
+            [  0., 128.]])
     """
 
     def __init__(self, *args: Any, mc_samples: int | None = None, **options: Any) -> None:
