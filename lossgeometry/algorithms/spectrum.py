@@ -122,6 +122,20 @@ def max_eigenvalue_spectrum(
     ------
     InputError
         No batches, or some that `solver` does not take; `k`, `solver` or `together` out of range.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.nn.functional import mse_loss
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> model.load_state_dict({"weight": torch.tensor([[1.0, 2.0]])})
+    <All keys matched successfully>
+    >>> data = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.zeros(2, 1)
+    >>> from lossgeometry import max_eigenvalue_spectrum
+    >>> spectrum = max_eigenvalue_spectrum(model, mse_loss, [data, data], k=1, tol=1e-6)
+    >>> spectrum.eigenvalues.round(decimals=3), spectrum.nep
+    (tensor([[4.],
+            [4.]], dtype=torch.float64), 0.0)
     """
     if solver not in get_args(Solver):
         raise InputError(f"solver: {solver!r}, expected one of {', '.join(get_args(Solver))}")

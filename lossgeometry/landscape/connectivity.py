@@ -83,6 +83,20 @@ def linear_path(
     ------
     InputError
         If `other` does not fit the model, or `ts` does not go from 0 to 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.nn.functional import mse_loss
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> model.load_state_dict({"weight": torch.tensor([[1.0, 2.0]])})
+    <All keys matched successfully>
+    >>> data = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.zeros(2, 1)
+    >>> from lossgeometry import linear_path
+    >>> other = {"weight": torch.tensor([[-1.0, 2.0]])}
+    >>> path = linear_path(model, other, {"mse": mse_loss}, data, [0, 0.5, 1])
+    >>> path.metrics["mse"], path.barrier("mse")
+    (array([8.5, 8. , 8.5]), 0.0)
     """
     ts = _interval(ts)
     how: dict[str, Any] = dict(seed=seed, recalibrate=recalibrate, forward=forward, count=count)
@@ -105,7 +119,22 @@ def bezier_path(
     resume: Mapping[str, np.ndarray] | None = None,
     save: Callable[[Arrays], object] | None = None,
 ) -> Path:
-    """Metrics on the curve whose control point is `bend`; otherwise as `linear_path`."""
+    """Metrics on the curve whose control point is `bend`; otherwise as `linear_path`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.nn.functional import mse_loss
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> model.load_state_dict({"weight": torch.tensor([[1.0, 2.0]])})
+    <All keys matched successfully>
+    >>> data = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.zeros(2, 1)
+    >>> from lossgeometry import bezier_path
+    >>> other, bend = ({"weight": torch.tensor([[a, b]])} for a, b in ((-1.0, 2.0), (0.0, 0.0)))
+    >>> path = bezier_path(model, other, bend, {"mse": mse_loss}, data, [0, 0.5, 1])
+    >>> path.metrics["mse"]
+    array([8.5, 2. , 8.5])
+    """
     ts = _interval(ts)
     how: dict[str, Any] = dict(seed=seed, recalibrate=recalibrate, forward=forward, count=count)
     evaluator = Evaluator(model, metrics, data, **how)
@@ -155,6 +184,20 @@ def fit_bezier(
     ------
     InputError
         If `other` does not fit the model, there are no examples, or `steps` is not positive.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.nn.functional import mse_loss
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> model.load_state_dict({"weight": torch.tensor([[1.0, 2.0]])})
+    <All keys matched successfully>
+    >>> data = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.zeros(2, 1)
+    >>> from lossgeometry import fit_bezier
+    >>> other = {"weight": torch.tensor([[1.0, -2.0]])}
+    >>> curve = fit_bezier(model, other, mse_loss, data, steps=20)
+    >>> curve.bend["weight"].shape, curve.losses.shape
+    (torch.Size([1, 2]), (20,))
     """
     if steps < 1:
         raise InputError(f"steps: {steps}, expected at least 1")

@@ -70,6 +70,18 @@ def random_directions(
     ------
     InputError
         If an option is not one of the above, or nothing is left to move.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> model.load_state_dict({"weight": torch.tensor([[1.0, 2.0]])})
+    <All keys matched successfully>
+    >>> from lossgeometry import random_directions
+    >>> a, b = random_directions(model, seed=0)
+    >>> lengths = torch.stack([d["weight"].norm() for d in (a, b)])
+    >>> torch.allclose(lengths, model.weight.norm())
+    True
     """
     _require_choice("normalization", normalization, get_args(Normalization))
     _require_choice("include", include, get_args(Include))
@@ -104,6 +116,16 @@ def towards(model: nn.Module, other: Mapping[str, Tensor]) -> Direction:
     Only parameters move: buffers, such as the statistics of a BatchNorm, stay those of `model`.
     Raises `InputError` if a parameter is missing from `other` or has another shape there, or if
     weights are not finite.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> model.load_state_dict({"weight": torch.tensor([[1.0, 2.0]])})
+    <All keys matched successfully>
+    >>> from lossgeometry import towards
+    >>> towards(model, {"weight": torch.tensor([[1.0, 0.0]])})
+    {'weight': tensor([[ 0., -2.]])}
     """
     return _difference(_matching(model, other), _matching(model, _weights(model)))
 
@@ -123,6 +145,19 @@ def plane(model: nn.Module, second: Mapping[str, Tensor], third: Mapping[str, Te
     Ensembling of DNNs*, NeurIPS 2018, appendix A.1. One unit is one unit of Euclidean distance
     between weights. Raises `InputError` if the states do not fit the model, are not finite or lie
     on one line.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> model.load_state_dict({"weight": torch.tensor([[1.0, 2.0]])})
+    <All keys matched successfully>
+    >>> from lossgeometry import plane
+    >>> second, third = (torch.tensor([[a, b]]) for a, b in ((4.0, 2.0), (1.0, 4.0)))
+    >>> plane(model, {"weight": second}, {"weight": third}).points
+    array([[0., 0.],
+           [3., 0.],
+           [0., 2.]])
     """
     names = list(_weights(model))
     u, v = (
@@ -170,6 +205,18 @@ def pca_directions(
     ------
     InputError
         If snapshots do not fit the model, are not finite, or move in fewer than n directions.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> model.load_state_dict({"weight": torch.tensor([[1.0, 2.0]])})
+    <All keys matched successfully>
+    >>> from lossgeometry import pca_directions
+    >>> run = [{"weight": torch.tensor([[a, b]])} for a, b in ((0.0, 0.0), (2.0, 0.1), (4.0, 0.0))]
+    >>> directions, shares = pca_directions(run, model)
+    >>> directions[0]["weight"].round(decimals=3), shares.round(3)
+    (tensor([[1., 0.]]), array([0.999, 0.001]))
     """
     too_few = InputError(
         f"snapshots: {len(snapshots)} that span fewer than {n} directions, expected {n + 1} or more"
@@ -199,6 +246,20 @@ def eigenvector_directions(
     `params` is the regular expression that chose the P parameters of the operator. One unit along
     an eigenvector of length one is one unit of distance, so the second derivative of the loss along
     it is the eigenvalue. Raises `InputError` if the length does not fit.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.nn.functional import mse_loss
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> model.load_state_dict({"weight": torch.tensor([[1.0, 2.0]])})
+    <All keys matched successfully>
+    >>> data = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.zeros(2, 1)
+    >>> from lossgeometry import Hessian, eigenvector_directions, eigsh
+    >>> top = eigsh(Hessian(model, mse_loss, data), k=1)
+    >>> (direction,) = eigenvector_directions(model, top.eigenvectors)
+    >>> direction["weight"].abs().round(decimals=3)
+    tensor([[0., 1.]])
     """
     parameters = select_parameters(model, params)
     expected = sum(parameter.numel() for parameter in parameters.values())
@@ -227,6 +288,18 @@ def gradient_direction(
     x = -0.1 is a step of gradient descent with learning rate 0.1. Loss, `data`, `forward` and
     `count` are those of `Hessian`. The model is taken in the mode it is in; `seed` decides what it
     draws at random.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.nn.functional import mse_loss
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> model.load_state_dict({"weight": torch.tensor([[1.0, 2.0]])})
+    <All keys matched successfully>
+    >>> data = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.zeros(2, 1)
+    >>> from lossgeometry import gradient_direction
+    >>> gradient_direction(model, mse_loss, data)
+    {'weight': tensor([[1., 8.]])}
     """
     how: dict[str, Any] = dict(forward=forward, count=count, seed=seed, regroup=True)
     objective = FrozenLoss(model, loss_fn, data, **how)

@@ -61,6 +61,15 @@ def flatness(
     ------
     InputError
         If `xs` is not as described, shapes do not match, or an option is not positive.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lossgeometry import flatness
+    >>> xs = np.linspace(-1, 1, 9)
+    >>> flat = flatness(xs, [xs**2])
+    >>> flat.curvature.round(6), flat.asymmetry
+    (array([2.]), array([0.]))
     """
     xs, losses = np.asarray(xs, dtype=float), np.asarray(losses, dtype=float)
     _require_usable(xs, losses, increase, epsilon)

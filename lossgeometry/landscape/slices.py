@@ -39,6 +39,19 @@ def line(
     """Metrics at ``weights + x * direction`` for each x: arrays of shape (len(xs),).
 
     Options and errors are those of `surface`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.nn.functional import mse_loss
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> model.load_state_dict({"weight": torch.tensor([[1.0, 2.0]])})
+    <All keys matched successfully>
+    >>> data = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.zeros(2, 1)
+    >>> from lossgeometry import line
+    >>> direction = {"weight": torch.tensor([[1.0, 0.0]])}
+    >>> line(model, {"mse": mse_loss}, data, direction, [-1, 0, 1])["mse"]  # ((1 + x)^2 + 16) / 2
+    array([ 8. ,  8.5, 10. ])
     """
     how: dict[str, Any] = dict(
         seed=seed, recalibrate=recalibrate, bf16=bf16, forward=forward, count=count
@@ -131,6 +144,20 @@ def surface(
     InputError
         If directions do not fit the model, there are no metrics, examples or points, or `resume`
         belongs to another grid or other options.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.nn.functional import mse_loss
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> model.load_state_dict({"weight": torch.tensor([[1.0, 2.0]])})
+    <All keys matched successfully>
+    >>> data = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.zeros(2, 1)
+    >>> from lossgeometry import random_directions, surface
+    >>> directions = random_directions(model, include="weights", seed=0)
+    >>> found = surface(model, {"mse": mse_loss}, data, directions, [-1, 0, 1], [0, 1])
+    >>> found["mse"].shape, float(found["mse"][0, 1])  # (ny, nx), and the loss at the weights
+    ((2, 3), 8.5)
     """
     if len(directions) != 2:
         raise InputError(f"directions: {len(directions)}, expected 2")

@@ -41,6 +41,17 @@ def trajectory(model: nn.Module, snapshots: Sequence[Mapping[str, Tensor]]) -> T
     ------
     InputError
         If snapshots do not fit the model, are not finite, or span less than a plane.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> model.load_state_dict({"weight": torch.tensor([[1.0, 2.0]])})
+    <All keys matched successfully>
+    >>> from lossgeometry import trajectory
+    >>> run = [{"weight": torch.tensor([[a, b]])} for a, b in ((0.0, 0.0), (2.0, 1.0), (1.0, 2.0))]
+    >>> abs(trajectory(model, run).coordinates[-1].round(3))  # the model itself
+    array([0., 0.])
     """
     directions, explained_variance = pca_directions(snapshots, model)
     return Trajectory(directions, explained_variance, project(model, snapshots, directions))
@@ -53,6 +64,17 @@ def project(
 
     The directions need not be orthogonal. Raises `InputError` if snapshots do not fit the model or
     are not finite, or if a direction is a sum of others.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> model.load_state_dict({"weight": torch.tensor([[1.0, 2.0]])})
+    <All keys matched successfully>
+    >>> from lossgeometry import project
+    >>> axes = [{"weight": torch.tensor([[1.0, 0.0]])}, {"weight": torch.tensor([[0.0, 2.0]])}]
+    >>> project(model, [{"weight": torch.tensor([[0.0, 4.0]])}], axes)
+    array([[-1.,  1.]])
     """
     moves = _moves(model, snapshots)
     axes = torch.stack([as_vector(direction, model).double() for direction in directions])
@@ -74,6 +96,17 @@ def polar(model: nn.Module, snapshots: Sequence[Mapping[str, Tensor]]) -> PolarT
     ------
     InputError
         If there are fewer than two snapshots, or they do not fit the model or are not finite.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> model.load_state_dict({"weight": torch.tensor([[1.0, 2.0]])})
+    <All keys matched successfully>
+    >>> from lossgeometry import polar
+    >>> run = [{"weight": torch.tensor([[a, b]])} for a, b in ((0.0, 0.0), (1.0, 0.0), (1.0, 2.0))]
+    >>> polar(model, run).turns  # a right angle
+    array([1.57079633])
     """
     if len(snapshots) < 2:
         raise InputError(f"snapshots: {len(snapshots)}, expected at least 2")

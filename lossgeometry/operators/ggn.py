@@ -15,7 +15,15 @@ from lossgeometry.batches import Chunk
 from lossgeometry.errors import InputError
 from lossgeometry.objective import FrozenLoss, LossFunction
 from lossgeometry.operators.base import CurvatureOperator
-from lossgeometry.operators.graphs import LinearMap, gradient, saved_by_graph, storage_bytes
+from lossgeometry.operators.cross_entropy import InPieces
+from lossgeometry.operators.graphs import (
+    LinearMap,
+    ends_of,
+    gradient,
+    leaves_of,
+    saved_by_graph,
+    storage_bytes,
+)
 from lossgeometry.parameters import flatten
 from lossgeometry.seeds import untouched_rng
 
@@ -52,9 +60,9 @@ class Outputs:
         with untouched_rng(leaves[0].device):  # the loss that counts draws what this one does
             value = loss(self.with_(leaves))
         if value.requires_grad:
-            slopes = torch.autograd.grad(value, leaves, allow_unused=True)
-            used = [i for i, s in zip(self._places, slopes, strict=True) if s is not None]
-            self._places = used
+            used = leaves_of(value)
+            pairs = zip(self._places, leaves, strict=True)
+            self._places = [place for place, leaf in pairs if id(leaf) in used]
 
     def leaves(self) -> list[Tensor]:
         """The same numbers as leaves of a graph of their own."""
@@ -85,20 +93,22 @@ class _OuterProduct(CurvatureOperator):
 
     @abstractmethod
     def _output_map(self, objective: FrozenLoss, outputs: Outputs, chunk: Chunk) -> OutputMap:
-        """The matrix `B` of the loss of a chunk."""
+        """The matrix `B` of a chunk's share of the loss."""
 
     def _linear_map(self, chunk: Chunk) -> LinearMap:
         parameters = list(self._parameters.values())
         with torch.enable_grad(), self._objective.forward(chunk) as returned:
             outputs = self._outputs(self._objective, returned, chunk)
-            cotangents = [torch.zeros_like(t, requires_grad=True) for t in outputs.tensors]
+            # Zeros without memory of their own: outputs may be large.
+            cotangents = [t.new_zeros(()).expand(t.shape).requires_grad_() for t in outputs.tensors]
             pulled = gradient(outputs.tensors, parameters, cotangents, create_graph=True)
             output_map = self._output_map(self._objective, outputs, chunk)
         tensors = outputs.tensors
 
         def apply(vectors: Sequence[Tensor], block: bool) -> Sequence[Tensor]:
             tangents = gradient(pulled, cotangents, vectors, block=block)
-            curved = [chunk.weight * piece for piece in output_map(tangents, block)]
+            curved = output_map(tangents, block)
+            del tangents  # which may be large
             return gradient(tensors, parameters, curved, block=block)
 
         at_hand = self._objective.at_hand(chunk)
@@ -118,7 +128,7 @@ class _OuterProduct(CurvatureOperator):
             with torch.enable_grad(), objective.forward(chunk) as returned:
                 outputs = self._outputs(objective, returned, chunk)
                 output_map = self._output_map(objective, outputs, chunk)
-                curved = [chunk.weight * piece for piece in output_map(tangents, False)]
+                curved = output_map(tangents, False)
                 total += flatten(gradient(outputs.tensors, parameters, curved))
         return self.team.sum_(total).add_(direction, alpha=self._weight_decay)
 
@@ -132,7 +142,8 @@ class _OuterProduct(CurvatureOperator):
     @staticmethod
     def _outputs(objective: FrozenLoss, returned: Any, chunk: Chunk) -> Outputs:
         outputs = Outputs(returned)
-        outputs.keep_those_of(lambda own: objective.loss(own, chunk.targets))
+        with InPieces():
+            outputs.keep_those_of(lambda own: objective.loss(own, chunk.targets))
         return outputs
 
 
@@ -144,13 +155,33 @@ class GGN(_OuterProduct):
     log-likelihood of an exponential family with `f` its natural parameter, it is the exact (true)
     Fisher information.
 
+    `torch.nn.functional.cross_entropy` of many logits, as language models have them, is
+    differentiated in closed form and in pieces: at most three times the memory of the logits is
+    taken besides.
+
     See `CurvatureOperator` for the parameters.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.nn.functional import cross_entropy
+    >>> from lossgeometry import GGN
+    >>> model = torch.nn.Linear(1, 2, bias=False).requires_grad_()
+    >>> torch.nn.init.zeros_(model.weight)
+    Parameter containing:
+    tensor([[0.],
+            [0.]], requires_grad=True)
+    >>> A = GGN(model, cross_entropy, (torch.tensor([[2.0]]), torch.tensor([1])))
+    >>> A @ torch.eye(2)  # 4 (diag(p) - p pᵀ), p = (1/2, 1/2)
+    tensor([[ 1., -1.],
+            [-1.,  1.]])
     """
 
     def _output_map(self, objective: FrozenLoss, outputs: Outputs, chunk: Chunk) -> OutputMap:
         leaves = outputs.leaves()
-        loss = objective.loss(outputs.with_(leaves), chunk.targets)
-        slopes = gradient([loss], leaves, create_graph=True)
+        with InPieces():
+            loss = chunk.weight * objective.loss(outputs.with_(leaves), chunk.targets)
+        slopes = ends_of(gradient([loss], leaves, create_graph=True))
 
         def output_map(tangents: Sequence[Tensor], block: bool) -> Sequence[Tensor]:
             return gradient(slopes, leaves, tangents, block=block)
@@ -176,6 +207,19 @@ class Fisher(_OuterProduct):
     **options
         As of `CurvatureOperator`; `compile` with the targets of the data only, as what has been
         drawn for one batch would be recorded for all.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.nn.functional import mse_loss
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> model.load_state_dict({"weight": torch.tensor([[1.0, 2.0]])})
+    <All keys matched successfully>
+    >>> data = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.zeros(2, 1)
+    >>> from lossgeometry import Fisher
+    >>> Fisher(model, mse_loss, data) @ torch.eye(2)  # of gradients (2, 0), (0, 16)
+    tensor([[  2.,   0.],
+            [  0., 128.]])
     """
 
     def __init__(self, *args: Any, mc_samples: int | None = None, **options: Any) -> None:
@@ -200,7 +244,7 @@ class Fisher(_OuterProduct):
         # A mean over n data, of each of which the outputs touch one term only, or their sum.
         factor = 1 if self._of_a_sum else n
         slopes = [[factor * piece for piece in slope] for slope in found]
-        scale = 1 / (factor * len(slopes))
+        scale = chunk.weight / (factor * len(slopes))
 
         def output_map(tangents: Sequence[Tensor], block: bool) -> Sequence[Tensor]:
             products = []

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from lossgeometry.errors import InputError
 
@@ -32,6 +34,29 @@ def storage_bytes(tensors: Iterable[Tensor], besides: Iterable[Tensor]) -> int:
 def saved_by_graph(roots: Iterable[Tensor]) -> Iterator[Tensor]:
     """The tensors that the graphs behind `roots` keep for their backward pass."""
     saved_names: dict[type, list[str]] = {}
+    for node in _nodes(roots):
+        if type(node) not in saved_names:
+            saved_names[type(node)] = [n for n in dir(node) if n.startswith("_saved_")]
+        for name in saved_names[type(node)]:
+            saved = getattr(node, name)
+            for tensor in saved if isinstance(saved, tuple) else (saved,):
+                if isinstance(tensor, Tensor):
+                    yield tensor
+
+
+def ends_of(tensors: Iterable[Tensor]) -> list[Tensor | GradientEdge]:
+    """What gradients of `tensors` begin with, without the numbers in these."""
+    return [get_gradient_edge(t) if t.requires_grad else t for t in tensors]
+
+
+def leaves_of(root: Tensor) -> set[int]:
+    """The ``id()`` of the tensors that a graph begins with."""
+    nodes = _nodes([root])
+    return {id(node.variable) for node in nodes if hasattr(node, "variable")}
+
+
+def _nodes(roots: Iterable[Tensor]) -> Iterator[Any]:
+    """Each node of the graphs behind `roots`, once."""
     pending = [root.grad_fn for root in roots]
     seen = set()
     while pending:
@@ -40,13 +65,7 @@ def saved_by_graph(roots: Iterable[Tensor]) -> Iterator[Tensor]:
             continue
         seen.add(node)
         pending.extend(parent for parent, _ in node.next_functions)
-        if type(node) not in saved_names:
-            saved_names[type(node)] = [n for n in dir(node) if n.startswith("_saved_")]
-        for name in saved_names[type(node)]:
-            saved = getattr(node, name)
-            for tensor in saved if isinstance(saved, tuple) else (saved,):
-                if isinstance(tensor, Tensor):
-                    yield tensor
+        yield node
 
 
 # How PyTorch and torchvision say that a function cannot be differentiated twice.
@@ -57,7 +76,7 @@ _LACKING = re.compile(
 
 
 def gradient(
-    outputs: Sequence[Tensor],
+    outputs: Sequence[Tensor | GradientEdge],
     inputs: Sequence[Tensor],
     grad_outputs: Sequence[Tensor] | None = None,
     *,
@@ -71,13 +90,17 @@ def gradient(
     differentiated once more.
     """
     given: Sequence[Tensor | None] = grad_outputs or [None] * len(outputs)
-    pairs = [(o, g) for o, g in zip(outputs, given, strict=True) if o.requires_grad]
+    pairs = [
+        (o, g)
+        for o, g in zip(outputs, given, strict=True)
+        if isinstance(o, GradientEdge) or o.requires_grad
+    ]
     if not pairs:
         batch = given[0].shape[:1] if block and given[0] is not None else ()
         return [tensor.new_zeros(*batch, *tensor.shape) for tensor in inputs]
     try:
         return torch.autograd.grad(
-            [output for output, _ in pairs],
+            [output for output, _ in pairs],  # type: ignore[arg-type]  # it takes a mixture
             inputs,
             [grad for _, grad in pairs],
             retain_graph=True,

@@ -39,6 +39,16 @@ def per_layer(
     ------
     The name of the part and its operator, in the order of the model. One is made when asked for:
     drop it before asking for the next, and the memory of one is all that is needed.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.nn.functional import mse_loss
+    >>> from lossgeometry import Hessian, per_layer
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Tanh(), torch.nn.Linear(2, 1))
+    >>> data = torch.randn(5, 3), torch.randn(5, 1)
+    >>> {name: H.shape for name, H in per_layer(Hessian, model, mse_loss, data)}
+    {'0': (8, 8), '2': (3, 3)}
     """
     batches = as_batches(data, count=options.get("count"))
     names = list(select_parameters(model))
