@@ -11,8 +11,8 @@ import pytest
 
 from analysis import figures
 from analysis.drawing import landscapes
+from analysis.drawing.everything import draw_all
 from analysis.drawing.hessians import draw_hessian_training
-from analysis.figures import draw_all
 from analysis.measurements import labels
 from analysis.measurements.files import collect
 from lossgeometry import InputError, plots

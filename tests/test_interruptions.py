@@ -58,7 +58,6 @@ def test_landscape_goes_on_where_it_was_interrupted(here, call, monkeypatch):
 def test_landscape_goes_on_while_directions_are_found(
     here, call, monkeypatch, directions, kind, name, repeated
 ):
-    monkeypatch.setattr(saving, "SAVE_EVERY", 0.0)
     other = load_checkpoint(Path("checkpoints/csan3.pt"))
     with torch.no_grad():
         for parameter in other.model.parameters():
