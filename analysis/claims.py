@@ -17,9 +17,10 @@ from models.cli import run
 class Options:
     """Judge the claims C1 to C6 by what was measured.
 
-    Each study, a dataset and a recipe, gets a table with every difference, its 95 % interval and a
-    verdict, and a figure. Only HDF5 files are read; neither a model nor a dataset is needed. The
-    rule of the verdicts is in analysis/verdicts.py.
+    Each study, a dataset and a recipe, gets a table with every difference, its 95 % interval, a
+    verdict, and what is left of it when all differences are judged at once (Holm), and a figure.
+    Fewer than three seeds get no verdict. Only HDF5 files are read; neither a model nor a dataset
+    is needed. The rule is in analysis/verdicts.py.
     """
 
     measurements: Annotated[Path, arg(metavar="DIR", help="folder of the HDF5 files")] = Path(

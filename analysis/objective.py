@@ -96,7 +96,10 @@ def build_objective(
         for x, y in (
             augmented(checkpoint, dataset, enumerate(order), seed)
             if trains
-            else ((dataset.inputs[indices], dataset.labels[indices]) for indices in order)
+            else (
+                (dataset.normalise(dataset.images[i].permute(0, 3, 1, 2)), dataset.labels[i])
+                for i in order
+            )
         )
     ]
     model = checkpoint.model.to(device).train(trains)

@@ -37,7 +37,8 @@ class CheckpointOptions:
         arg(
             metavar="FILE [FILE ...]",
             help=f"checkpoints to measure; default: {DEFAULT_CHECKPOINTS}; with --model the "
-            "weights of that model, saved by any framework with torch.save or as .safetensors",
+            "weights of that model, saved by any framework with torch.save or as .safetensors, or "
+            "a folder with model.safetensors or pytorch_model.bin",
         ),
     ] = ()
     model: Annotated[
@@ -57,6 +58,26 @@ class CheckpointOptions:
             "file, or a folder with train/CLASS/*.png and test/CLASS/*.png (or val/)",
         ),
     ] = None
+    image_size: Annotated[
+        int | None,
+        arg(
+            metavar="N",
+            help="cut the centre of N x N pixels out of images of a folder, the shorter side "
+            "resized to N / 0.875 (bilinear), or as timm's pretrained_cfg of the model says",
+        ),
+    ] = None
+    mean: Annotated[
+        tuple[float, ...],
+        arg(
+            metavar="M [M ...]",
+            help="that the model of --model wants images normalised by, of each channel or of all, "
+            "pixels from 0 to 1; default: as timm's pretrained_cfg of the model says, or that of "
+            "the training images",
+        ),
+    ] = ()
+    std: Annotated[
+        tuple[float, ...], arg(metavar="S [S ...]", help="likewise; goes with --mean")
+    ] = ()
     device: Device = "auto"
     data_root: DataRoot = None
     out: Out = Path("figures")
@@ -78,9 +99,12 @@ class CheckpointOptions:
             raise InputError(f"ckpt: there is no {DEFAULT_CHECKPOINTS} here, name a checkpoint")
         checkpoints = self.load(paths)
         require_writable("out", self.out)
-        for path in paths:
-            require_writable("ckpt", path.parent)
-            load(measurement_file(path), "history")  # a damaged file is found now
+        for checkpoint in checkpoints:
+            assert checkpoint.path is not None
+            require_writable("ckpt", checkpoint.path.parent)
+            load(measurement_file(checkpoint.path), "history")  # a damaged file is found now
+        if self.model:
+            print(self.preparation(checkpoints[0]))
         return checkpoints
 
     def load(self, paths: Iterable[Path]) -> list[Checkpoint]:
@@ -88,8 +112,8 @@ class CheckpointOptions:
         from models.checkpoint import load_checkpoint
 
         if self.model is None:
-            for option in ("dataset", "preset", "weight_decay"):
-                if getattr(self, option, None) is not None:
+            for option in ("dataset", "preset", "weight_decay", "image_size", "mean", "std"):
+                if getattr(self, option, None) not in (None, ()):
                     raise InputError(
                         f"{option.replace('_', '-')}: {getattr(self, option)} found, but a "
                         "checkpoint says what it was trained on; expected --model, too"
@@ -98,19 +122,40 @@ class CheckpointOptions:
         if self.dataset is None:
             raise InputError("dataset: none given, expected what --model was trained on")
 
-        from models.data.datasets import load_dataset
+        from models.data.datasets import form
+        from models.data.preparation import prepared
         from models.foreign import load_foreign
 
-        images = load_dataset(self.dataset, "test", data_root=self.data_root)
+        dataset = prepared(self.dataset, self.image_size, self.mean, self.std)
+        classes, channels = form(dataset, data_root=self.data_root)
         load = partial(
             load_foreign,
             model=self.model,
-            dataset=self.dataset,
-            classes=len(images.classes),
-            channels=images.images.shape[3],
+            dataset=dataset,
+            classes=classes,
+            channels=channels,
             recipe=self.recipe(),
         )
         return [load(path) for path in paths]
+
+    def preparation(self, checkpoint: Checkpoint) -> str:
+        """In words, how images are brought to the model of ``--model``, and who says so."""
+        from models.data.datasets import load_dataset
+        from models.data.preparation import parse, prepared
+
+        assert self.dataset is not None
+        images = load_dataset(checkpoint.dataset, "test", data_root=self.data_root)
+        mean, std = (" ".join(f"{n:.4g}" for n in s.tolist()) for s in (images.mean, images.std))
+        _, asked = parse(prepared(self.dataset, self.image_size, self.mean, self.std))
+        _, used = parse(checkpoint.dataset)
+        if asked.mean is not None:
+            source = "as given"
+        elif used.mean is not None:
+            source = "as timm's pretrained_cfg of the model says"
+        else:
+            source = "those of the training images; --mean and --std name the model's own"
+        size = f"{used.resizing()}; " if used.image_size else ""
+        return f"images of {images.name}: {size}normalised by mean {mean}, std {std}, {source}"
 
     def recipe(self) -> Recipe:
         """What the training of the model of ``--model`` minimised."""

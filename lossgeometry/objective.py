@@ -11,13 +11,12 @@ import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import checkpoint
 
 from lossgeometry.batches import (
@@ -28,21 +27,18 @@ from lossgeometry.batches import (
     Forward,
     as_batches,
     call,
-    divisible,
     examples_in,
     joined,
     map_tensors,
-    part_of,
 )
 from lossgeometry.errors import InputError
 from lossgeometry.functional import functional_call
 from lossgeometry.parameters import flatten, select_parameters, unflatten, unwrapped
+from lossgeometry.reduction import examine, normalises
 from lossgeometry.running.distributed import ALONE, Team
-from lossgeometry.running.memory import is_out_of_memory
 from lossgeometry.seeds import derive_seed, seeded
 
 LossFunction: TypeAlias = Callable[[Any, Any], Tensor]
-Result = TypeVar("Result")
 
 # Examples that pass through the model at once unless told otherwise. On a CPU more do not make the
 # matrix products any faster but leave the cache; a GPU needs more to be busy. Without a backward
@@ -114,7 +110,7 @@ class FrozenLoss:
         self.model = unwrapped(model)
         named = losses if isinstance(losses, Mapping) else {"loss": losses}
         self._losses = {n: _own_loss if loss is None else loss for n, loss in named.items()}
-        self._forward, self._count = forward, count
+        self._forward, self.count = forward, count
         self.compiled = any(
             hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
             for module in self.model.modules()
@@ -193,6 +189,12 @@ class FrozenLoss:
         found = [self._scalar(name, outputs, targets) for name in self._losses]
         return torch.stack([loss.to(self.device, torch.float64) for loss in found])
 
+    def precision(self, outputs: Any, targets: Any) -> float:
+        """Unit roundoff of the losses: some are float32, whatever the parameters are."""
+        targets = self._ready(targets)
+        dtypes = {self._scalar(name, outputs, targets).dtype for name in self._losses}
+        return max(torch.finfo(d).eps for d in (self.dtype, *dtypes) if d.is_floating_point)
+
     def _scalar(self, name: str, outputs: Any, targets: Any) -> Tensor:
         loss = torch.as_tensor(self._losses[name](outputs, targets))
         if loss.ndim:
@@ -263,9 +265,9 @@ class FrozenLoss:
         return self if self.team.sum_(differing) else precise
 
     def _agrees(self, other: FrozenLoss, chunk: Chunk) -> bool:
-        loss = self._observed_losses(chunk)[0]
+        loss = self.observed_losses(chunk)[0]
         try:
-            return bool(torch.isclose(other._observed_losses(chunk)[0], loss, 1e-4, 0.0))
+            return bool(torch.isclose(other.observed_losses(chunk)[0], loss, 1e-4, 0.0))
         except RuntimeError:
             return False
 
@@ -285,7 +287,7 @@ class FrozenLoss:
         None if there is but one, or cutting batches would change the result.
         """
         size = max((chunk.size for chunk in self.chunks), default=0) // 2
-        if not size or self._normalises():
+        if not size or normalises(self.model):
             return None
         sums, reason = self._examine([c for c in self.chunks if c.size > size], size)
         if reason:
@@ -299,7 +301,7 @@ class FrozenLoss:
 
     def _chunks(self, data: Data, seed: int) -> list[Chunk]:
         """Those of this process."""
-        chunks = self._all_chunks(as_batches(data, count=self._count), seed)
+        chunks = self._all_chunks(as_batches(data, count=self.count), seed)
         return chunks[self.team.shard(len(chunks))]
 
     def _all_chunks(self, batches: list[Batch], seed: int) -> list[Chunk]:
@@ -333,7 +335,7 @@ class FrozenLoss:
     def _weighted(self, batches: list[Batch], seed: int) -> list[Chunk]:
         """Whole batches; those with nothing that counts are left out."""
         sizes = [examples_in(batch) for batch in batches]
-        counts = sizes if self._count is None else [int(self._count(batch)) for batch in batches]
+        counts = sizes if self.count is None else [int(self.count(batch)) for batch in batches]
         total = sum(counts)
         if total < 1:
             raise InputError(f"count: {total} of all data, expected at least 1")
@@ -357,153 +359,27 @@ class FrozenLoss:
         return next(iter(sums.values()))
 
     def _cut(self, chunk: Chunk, size: int) -> list[Chunk]:
-        return chunk.cut(size, self._count, summed=self.summed)
+        return chunk.cut(size, self.count, summed=self.summed)
 
     # -- what can be found out ---------------------------------------------------------------------
 
     def _examine(self, chunks: list[Chunk], size: int) -> tuple[dict[str, bool], str | None]:
         """Which losses are sums, and why `chunks` cannot be cut into pieces of `size` (or None)."""
-        longest = max(chunks, key=lambda chunk: chunk.size)
-        try:
-            with _turn, seeded(self.device, longest.seed):  # for losses that draw
-                return self._tried(longest, size, chunks)
-        except (RuntimeError, MemoryError) as error:
-            if size == 1 or not is_out_of_memory(error):
-                raise
-        return self._examine(chunks, size // 2)
-
-    def _tried(
-        self, longest: Chunk, size: int, chunks: list[Chunk]
-    ) -> tuple[dict[str, bool], str | None]:
-        """The same, found out with the outputs of a pair of `size` examples and all targets."""
-        pair = longest.first(2 * size, self._count) if longest.divisible else longest
-        with self._observed(pair) as outputs:
-            together = self.losses(outputs, pair.targets)
-            drawn = self._drawn(pair)
-        sums = dict.fromkeys(self._losses, False)
-        if pair.divisible and (not drawn or divisible(outputs, pair.size)):
-            doubled = _or_none(lambda: self._like_sums(pair, outputs, together, chunks))
-            sums |= {} if doubled is None else dict(zip(sums, doubled, strict=True))
-        if normalises := self._normalises():
-            return sums, normalises
-        if drawn:
-            return sums, "the forward pass draws random numbers"
-        if not all(chunk.divisible for chunk in chunks):
-            return sums, "not all of a batch belongs to single examples"
-        summed = torch.tensor(list(sums.values()), device=self.device)
-        if not _or_none(lambda: self._alike(pair, size, outputs, together, chunks, summed)):
-            return sums, "the loss of a batch is not the mean of the losses of its examples"
-        return sums, None
-
-    def _normalises(self) -> str | None:
-        for name, module in self.model.named_modules():
-            if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
-                return f"{name or 'model'} normalises over the batch"
-        return None
-
-    def _like_sums(
-        self, pair: Chunk, outputs: Any, together: Tensor, chunks: list[Chunk]
-    ) -> list[bool]:
-        """Whether twice the examples have twice the losses (and not the same, as means have)."""
-        n = pair.size
-        if not divisible(outputs, n):
-            both = part_of(pair.batch, n, _twice(n))
-            twice = self._observed_losses(Chunk(both, 2 * n, 2 * pair.count, 1.0, 0, pair.seed))
-            return self._doubled(together, twice).tolist()
-        sums = torch.zeros_like(together, dtype=torch.bool)
-        undecided = ~sums  # a loss of zero tells nothing, but others may be found
-        for given in (outputs, map_tensors(_shifted, outputs)):
-            for chunk in (pair, *chunks):
-                once, twice = (
-                    self.losses(self._others(given, n, times * chunk.size), targets)
-                    for times, targets in (
-                        (1, chunk.targets),
-                        (2, part_of(chunk.targets, chunk.size, _twice(chunk.size))),
-                    )
-                )
-                sums |= undecided & self._doubled(once, twice)
-                undecided &= once == 0
-                if not undecided.any():
-                    return sums.tolist()
-        return sums.tolist()
-
-    def _doubled(self, once: Tensor, twice: Tensor) -> Tensor:
-        return self._close(twice, 2 * once) & ~self._close(twice, once)
-
-    def _alike(
-        self,
-        pair: Chunk,
-        size: int,
-        outputs: Any,
-        together: Tensor,
-        chunks: list[Chunk],
-        summed: Tensor,
-    ) -> bool:
-        """Whether losses of pieces make those of the whole."""
-
-        def of_pieces(chunk: Chunk, losses_of: Callable[[Chunk], Tensor]) -> Tensor:
-            pieces = chunk.cut(size, self._count)
-            counts = torch.tensor([[piece.count] for piece in pieces], device=self.device)
-            parts = torch.stack([losses_of(piece) for piece in pieces])
-            return torch.where(summed, parts, parts * counts / chunk.count).sum(0)
-
-        if pair.size > size:
-            anew = of_pieces(pair, self._observed_losses)
-            if not self._close(anew, together).all():
-                return False
-        if not divisible(outputs, pair.size):
-            return True
-        # Targets, too, decide how much an example counts: a loss may weigh or ignore classes.
-        return all(self._additive(chunk, of_pieces, outputs, pair.size) for chunk in chunks)
-
-    def _additive(
-        self,
-        chunk: Chunk,
-        of_pieces: Callable[[Chunk, Callable[[Chunk], Tensor]], Tensor],
-        outputs: Any,
-        n: int,
-    ) -> bool:
-        given = self._others(outputs, n, chunk.size)
-
-        def losses_of(piece: Chunk) -> Tensor:
-            first = piece.start - chunk.start
-            own = part_of(given, chunk.size, slice(first, first + piece.size))
-            return self.losses(own, piece.targets)
-
-        whole = self.losses(given, chunk.targets)
-        return bool(self._close(of_pieces(chunk, losses_of), whole).all())
-
-    def _others(self, outputs: Any, n: int, length: int) -> Any:
-        """Outputs for as many examples, of others: losses of zero would not tell anything."""
-        return part_of(outputs, n, (1 + torch.arange(length, device=self.device)) % n)
-
-    def _close(self, found: Tensor, expected: Tensor) -> Tensor:
-        eps = torch.finfo(self.dtype).eps
-        return torch.isclose(found, expected, min(1e3 * eps, 0.05), 10 * eps, equal_nan=True)
-
-    def draws(self, chunk: Chunk) -> bool:
-        """Whether the forward pass of a chunk, or its loss, draws random numbers."""
-        with self._observed(chunk) as outputs:
-            self.losses(outputs, chunk.targets)
-            return self._drawn(chunk)
+        with _turn:
+            sums, reason = examine(self, chunks, size)
+        return dict(zip(self._losses, sums, strict=True)), reason
 
     @contextlib.contextmanager
-    def _observed(self, chunk: Chunk) -> Iterator[Any]:
+    def observed(self, chunk: Chunk) -> Iterator[Any]:
         """Outputs here, without a graph other than what the model itself differentiates."""
         here = {name: parameter.detach() for name, parameter in self.parameters.items()}
         with torch.enable_grad(), self.forward(chunk, here) as outputs:
             yield map_tensors(Tensor.detach, outputs)
 
-    def _observed_losses(self, chunk: Chunk) -> Tensor:
-        with self._observed(chunk) as outputs:
+    def observed_losses(self, chunk: Chunk) -> Tensor:
+        """Losses of a chunk here, without a graph, float64."""
+        with self.observed(chunk) as outputs:
             return self.losses(outputs, chunk.targets)
-
-    def _drawn(self, chunk: Chunk) -> bool:
-        """The same of what has happened so far, asked inside of `forward`."""
-        drawn = _generator_states(self.device)
-        with seeded(self.device, chunk.seed):
-            undrawn = _generator_states(self.device)
-        return not all(map(torch.equal, drawn, undrawn))
 
 
 @contextlib.contextmanager
@@ -546,15 +422,6 @@ _CHECKPOINTING: dict[str, Any] = {"CheckpointFunction": _PlainFunction} | {
 }
 
 
-def _twice(n: int) -> Tensor:
-    return torch.arange(2 * n) % n
-
-
-def _shifted(outputs: Tensor) -> Tensor:
-    """Other outputs than those that may fit perfectly."""
-    return outputs + 1 if outputs.is_floating_point() else outputs
-
-
 def _own_loss(outputs: Any, _: Any) -> Tensor:
     """The loss that a model itself computes."""
     if isinstance(outputs, Tensor) and not outputs.ndim:
@@ -565,18 +432,3 @@ def _own_loss(outputs: Any, _: Any) -> Tensor:
             "loss_fn: none given, and the outputs have no loss, expected one or the other"
         )
     return loss
-
-
-def _or_none(function: Callable[[], Result]) -> Result | None:
-    """What `function` returns; None where it fails, as losses of fixed batches do on parts."""
-    try:
-        return function()
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        return None
-
-
-def _generator_states(device: torch.device) -> list[Tensor]:
-    states = [torch.get_rng_state()]
-    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states

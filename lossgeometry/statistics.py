@@ -40,39 +40,5 @@ def across_images(values: np.ndarray) -> Estimate:
     return Estimate(float(np.mean(values, dtype=float)), float(half_width), len(values))
 
 
-@dataclass(frozen=True)
-class Interval:
-    """An estimate and its 95 % confidence interval, NaN where there is none."""
-
-    estimate: float
-    low: float
-    high: float
-
-
-def over_seeds(differences: Sequence[float] | np.ndarray) -> Interval:
-    """Student's interval of the mean of (n,) differences, one a seed that both sides share."""
-    mean = across_seeds(differences)
-    return Interval(mean.mean, mean.mean - mean.half_width, mean.mean + mean.half_width)
-
-
-def over_units(differences: np.ndarray, *, seed: int = 0, resamples: int = 2000) -> Interval:
-    """Percentile bootstrap of the mean of (n,) differences, one an image or a mini-batch.
-
-    Both sides were measured on the same units, which are resampled in pairs.
-    """
-    values = np.asarray(differences, dtype=float)
-    mean = float(values.mean())
-    if not np.isfinite(values).all() or len(values) < 2:
-        return Interval(mean, float("nan"), float("nan"))
-    rng, n = np.random.default_rng(seed), len(values)
-    rows = max(10**7 // n, 1)  # at once, for their memory
-    means = [
-        values[rng.integers(n, size=(min(rows, resamples - i), n))].mean(axis=1)
-        for i in range(0, resamples, rows)
-    ]
-    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
-    return Interval(mean, float(low), float(high))
-
-
 def _standard_error(sample: np.ndarray) -> float:
     return float(sample.std(ddof=1) / len(sample) ** 0.5)

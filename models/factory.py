@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
 import inspect
 import os
@@ -13,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from lossgeometry.errors import InputError, one_line, shown
+from models.specs import split_spec
 
 _FORMS = "expected torchvision:NAME, timm:NAME or MODULE:FACTORY, with options as NAME?key=1&key=2"
 
@@ -36,12 +36,11 @@ def build_model(spec: str, *, classes: int, channels: int) -> nn.Module:
     InputError
         If the spec is malformed or the model cannot be built.
     """
-    source, _, rest = spec.partition(":")
-    name, _, query = rest.partition("?")
+    place, given = split_spec(spec, "model", _FORMS)
+    source, _, name = place.partition(":")
     if not source or not name:
         raise InputError(f"model: {shown(spec)} found, {_FORMS}")
     options = {"num_classes": classes, "in_chans": channels}
-    given = _parse_options(spec, query)
     try:
         match source:
             case "torchvision":
@@ -76,17 +75,3 @@ def _import(module: str) -> Any:
     if here not in sys.path:  # it is with python -m, but not everywhere else
         sys.path.insert(0, here)
     return importlib.import_module(module)
-
-
-def _parse_options(spec: str, query: str) -> dict[str, Any]:
-    """``key=value&key=value`` as a dictionary."""
-    options: dict[str, Any] = {}
-    for pair in query.split("&") if query else ():
-        key, equals, text = pair.partition("=")
-        if not key.isidentifier() or not equals or key in options:
-            raise InputError(f"model: {shown(pair)} found in {shown(spec)}, {_FORMS}")
-        try:
-            options[key] = ast.literal_eval(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):  # not a literal: a text
-            options[key] = text
-    return options

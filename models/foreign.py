@@ -12,13 +12,17 @@ from torch import Tensor, nn
 
 from lossgeometry.errors import InputError, one_line
 from models.checkpoint import Checkpoint
+from models.data.preparation import parse
 from models.factory import build_model
 from models.reading.weights import read_pickle
 from models.recipes import Recipe
 
-_DEPTH = 8  # of dictionaries in one another
-# What PyTorch's wrappers put into the names of the parameters.
-_WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_DEPTH = 64  # of dictionaries in one another
+# What PyTorch's wrappers put into the names of the parameters, and where a module itself has them.
+_WRAPPERS = re.compile(
+    r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module"
+    r"|__dict__\._modules|__dict__\._parameters|__dict__\._buffers)\."
+)
 
 
 def load_foreign(
@@ -30,11 +34,13 @@ def load_foreign(
     ----------
     path : str or path
         A ``.safetensors`` file, or what ``torch.save`` wrote: a state dict, or whatever else of
-        dictionaries has one inside. Nothing in the file is executed.
+        dictionaries has one inside, beside objects of any kind; or a folder as Hugging Face's
+        libraries write it, with one of these. Nothing in the file is executed.
     model : str
         A spec of `models.factory.build_model`.
     dataset : str
-        A spec of `models.data.datasets.load_dataset`.
+        A spec of `models.data.datasets.load_dataset`; the one of the checkpoint also says what
+        timm's ``pretrained_cfg`` of the model says of how images are prepared, if this does not.
     classes, channels : int
         Of the dataset.
     recipe : Recipe
@@ -45,13 +51,15 @@ def load_foreign(
     InputError
         If the model cannot be built, or the weights cannot be read or do not fit it.
     """
-    path = Path(path)
+    path = _weights_file(Path(path))
     built = build_model(model, classes=classes, channels=channels)
     load_weights(built, path)
+    images, preparation = parse(dataset)
+    preparation = preparation.completed(getattr(built, "pretrained_cfg", None), channels)
     return Checkpoint(
         model=built.float().eval(),
         architecture={"model": model},
-        dataset=dataset,
+        dataset=preparation.spec(images),
         images=None,
         recipe=recipe,
         epoch=0,  # unknown, as the seed and the history are
@@ -76,6 +84,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """
     tensors = read_tensors(path)
     expected = model.state_dict()
+    derived = {name for name, _ in model.named_buffers()} - expected.keys()  # some save them, too
     prefix = _find_prefix(tensors, expected)
     if prefix is None:
         raise InputError(
@@ -85,7 +94,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     state = {
         name.removeprefix(prefix): tensor
         for name, tensor in tensors.items()
-        if name.startswith(prefix)
+        if name.startswith(prefix) and name.removeprefix(prefix) not in derived
     }
     complaints = [
         f"{name} is {_describe(state[name])}, expected {_describe(tensor)}"
@@ -112,7 +121,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise InputError(f"{path}: there is no such file, expected the weights of --model")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
+    safe = path.suffix == ".safetensors"
+    content = _read_safetensors(path) if safe else read_pickle(path, stubs=True)
     tensors: dict[str, Tensor] = {}
     seen: set[int] = set()  # a dictionary may hold itself
     waiting = [("", content, 0)]
@@ -125,6 +135,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise InputError(f"{path}: there are no tensors in it, expected the weights of --model")
     return tensors
+
+
+def _weights_file(path: Path) -> Path:
+    """The path itself, or the file in it if it is a folder."""
+    if not path.is_dir():
+        return path
+    names = ("model.safetensors", "pytorch_model.bin")
+    for name in names:
+        if (path / name).is_file():
+            return path / name
+    raise InputError(f"{path}: a folder, expected a file, or {' or '.join(names)} in it")
 
 
 def _read_safetensors(path: Path) -> object:

@@ -58,6 +58,14 @@ class Options:
             "preset named as the dataset, cifar100 for files and folders, or digits"
         ),
     ] = None
+    image_size: Annotated[
+        int | None,
+        arg(
+            metavar="N",
+            help="cut the centre of N x N pixels out of images of a folder, the shorter side "
+            "resized to N / 0.875",
+        ),
+    ] = None
     images: Annotated[
         int | None, arg(help="train on the first so many images; default: all of them")
     ] = None
@@ -190,9 +198,11 @@ def alone(out: Path) -> Iterator[None]:
 
 def choose_preset(options: Options) -> tuple[Preset, str]:
     """The preset and the dataset that `options` name, or that follow from one another."""
+    from models.data.preparation import parse, prepared
     from models.recipes import PRESETS
 
-    name = options.preset or options.dataset or "digits"
+    own = parse(options.dataset)[0] if options.dataset else None
+    name = options.preset or own or "digits"
     if options.preset is None and (name.endswith((".h5", ".hdf5")) or Path(name).is_dir()):
         name = "cifar100"
     if name not in PRESETS:
@@ -201,7 +211,7 @@ def choose_preset(options: Options) -> tuple[Preset, str]:
                 f"dataset: {name} is neither a file, a folder nor one of digits, cifar10, cifar100"
             )
         raise InputError(f"preset: {name!r} is unknown, expected one of {', '.join(PRESETS)}")
-    return PRESETS[name], options.dataset or PRESETS[name].dataset
+    return PRESETS[name], prepared(options.dataset or PRESETS[name].dataset, options.image_size)
 
 
 def square(dataset: ImageDataset) -> int:

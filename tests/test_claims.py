@@ -7,15 +7,17 @@ import sys
 import h5py
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from analysis import claims
 from analysis.drawing.claims import draw_claims
 from analysis.drawing.nll import draw_windows
+from analysis.intervals import Interval, of_shared_units, over_units, paired, unpaired
 from analysis.measurements import labels
 from analysis.measurements.comparisons import studies
 from analysis.measurements.files import collect
-from analysis.verdicts import CLAIMS, MARGIN, Answer, Finding, decide, judge
-from lossgeometry.statistics import Interval, over_seeds, over_units
+from analysis.verdicts import CLAIMS, MARGIN, Answer, Finding, decide, holm, judge, significance
 from models.cli import run
 from tests.measured import EPOCHS, write
 
@@ -75,39 +77,86 @@ def verdicts(folder):
 EXPECTED = dict(C1="holds", C2="holds", C3="does not hold", C4="holds", C5="holds")
 
 
-@pytest.mark.parametrize("seeds", [1, 2, 4])
-def test_planted_truth_is_found(tmp_path, seeds):
-    plant_all(tmp_path, seeds=seeds)
+def findings(folder):
+    (answers,) = judge([folder]).values()
+    return [finding for answer in answers for finding in answer.findings]
+
+
+def test_planted_truth_is_found(tmp_path):
+    plant_all(tmp_path, seeds=4)
     assert verdicts(tmp_path) == EXPECTED | {"C6": "does not hold"}
-    (answers,) = judge([tmp_path]).values()
-    over = {finding.over for answer in answers for finding in answer.findings}
-    units = {f"{N} train images", f"{N} test images", f"{BATCHES} mini-batches"}
-    assert (
-        over
-        == {
-            1: units,
-            2: {f"{unit}, 2 seeds" for unit in units},
-            4: {"4 seeds"},
-        }[seeds]
-    )
-    first = answers[0].findings[0].interval
-    assert first.estimate == pytest.approx(0.3, abs=0.03)
-    assert seeds == 2 or first.low < 0.3 < first.high  # two seeds differ by more than their images
+    found = findings(tmp_path)
+    assert {finding.over for finding in found} == {
+        "4 seeds",
+        f"4 seeds × {N} test images",
+        f"4 seeds × {BATCHES} mini-batches",
+    }
+    first = found[0].interval
+    assert first.low < 0.3 < first.high
     assert first.high - first.low < 0.1
 
 
+@pytest.mark.parametrize(("seeds", "networks"), [(1, "one network"), (2, "two networks")])
+def test_no_verdict_from_fewer_than_three_seeds(tmp_path, seeds, networks):
+    """However far apart the images of the two networks are."""
+    plant_all(tmp_path, seeds=seeds)
+    assert set(verdicts(tmp_path).values()) == {"no verdict"}
+    first = findings(tmp_path)[0]
+    assert first.over == f"{networks}, {N} train images"
+    assert first.interval.estimate == pytest.approx(0.3, abs=0.03)
+    assert first.interval.low > 0.2
+
+
+def interval(low, high):
+    """Of 95 %, with as good as infinitely many degrees of freedom."""
+    return Interval((low + high) / 2, ((((high - low) / 2 / 1.96) ** 2, 1e9),))
+
+
 def test_the_rule():
-    above, below, around = Interval(2, 1, 3), Interval(-2, -3, -1), Interval(0, -1, 1)
+    above, below, around = interval(1, 3), interval(-3, -1), interval(-1, 1)
     assert [decide(i, ">") for i in (above, below, around)] == [
         *("holds", "does not hold", "undecided")
     ]
     assert [decide(i, "<=") for i in (above, below, around)] == [
         *("does not hold", "holds", "undecided")
     ]
-    assert decide(Interval(0, -0.5, MARGIN / 2), "<=") == "holds"
-    assert decide(Interval(MARGIN / 2, MARGIN / 4, MARGIN * 0.75), "<=") == "does not hold"
-    unknown = Interval(1, np.nan, np.nan)
+    assert decide(interval(-0.5 - MARGIN, MARGIN / 2), "<=") == "holds"
+    assert decide(interval(MARGIN / 4, MARGIN * 0.75), "<=") == "does not hold"
+    unknown = Interval(1, ((np.nan, 1),))
     assert decide(unknown, ">") == decide(unknown, "<=") == "undecided"
+    assert np.isnan(significance(unknown, ">"))
+
+
+@given(
+    estimate=st.floats(-0.1, 0.1),
+    deviation=st.floats(0.001, 0.1),
+    freedom=st.integers(1, 50),
+    sign=st.sampled_from([">", "<="]),
+)
+def test_significance_is_the_level_at_which_the_verdict_changes(estimate, deviation, freedom, sign):
+    found = Interval(estimate, ((deviation**2, freedom),))
+    p = significance(found, sign)
+    if abs(p - 0.05) > 1e-6:
+        assert (p < 0.05) == (decide(found, sign) != "undecided")
+
+
+def test_holm():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == [1, 1]
+    assert holm([]) == []
+
+
+def test_many_differences_take_more_to_hold(tmp_path):
+    """A difference of p = 0.03 holds alone, not among three."""
+    for seed, difference in enumerate((0.7, 1.0, 1.3)):
+        for window, nll in ((3, 1.0 + seed % 2), (5, 1.0), (8, 1 + difference)):
+            history = {"train_nll": [nll], "test_error": [0.01 * (window + seed) % 0.03]}
+            plant(tmp_path / f"{seed}-{window}.h5", "history", history, (window, 1), seed)
+    first = findings(tmp_path)[0]
+    assert significance(first.interval, ">") == pytest.approx(0.0288, abs=1e-4)
+    assert (first.verdict, first.corrected) == ("holds", "undecided")
+    (answers,) = judge([tmp_path]).values()
+    assert answers[0].corrected == "undecided"
 
 
 def test_a_conjunction_is_as_strong_as_its_weakest_part():
@@ -125,13 +174,12 @@ def test_a_conjunction_is_as_strong_as_its_weakest_part():
 
 def test_networks_that_do_not_differ_are_undecided(tmp_path):
     rng = np.random.default_rng(1)
-    for window in (3, 5, 8):
-        history = {"train_nll": [1.0], "test_error": [0.2]}
-        file = tmp_path / f"csan{window}.h5"
-        plant(file, "history", history, (window, 1))
-        images = 1 + 0.1 * rng.permutation(np.repeat([-1, 1], N // 2))  # the same mean for all
-        outcomes = {"train/nll": images, "test/correct": rng.permutation(N) < 0.8 * N}
-        plant(file, "outcomes", outcomes, (window, 1))
+    for window, seed in itertools.product((3, 5, 8), range(3)):
+        history = {"train_nll": [rng.normal(1, 0.1)], "test_error": [0.2]}
+        file = tmp_path / f"csan{window}-{seed}.h5"
+        plant(file, "history", history, (window, 1), seed)
+        outcomes = {"train/nll": np.ones(N), "test/correct": rng.permutation(N) < 0.8 * N}
+        plant(file, "outcomes", outcomes, (window, 1), seed)
     found = verdicts(tmp_path)
     assert found["C1"] == found["C2"] == found["C3"] == "undecided"
 
@@ -148,11 +196,12 @@ def test_seeds_are_paired(tmp_path):
     plant(tmp_path / "9-5.h5", "history", {"train_nll": [99.0], "test_error": [0.0]}, (5, 1), 9)
     (answers,) = judge([tmp_path]).values()
     assert answers[0].verdict == "holds"
+    assert answers[0].findings[0].text == "holds (unpaired: undecided)"
     assert answers[0].findings[0].over == "4 seeds"
 
 
 def test_not_a_number_decides_nothing(tmp_path):
-    plant_all(tmp_path, variants=[(3, 1), (5, 1), (8, 1)])
+    plant_all(tmp_path, variants=[(3, 1), (5, 1), (8, 1)], seeds=3)
     for path in tmp_path.rglob("csan8-1/epoch002.h5"):
         with h5py.File(path, "a") as file:
             file["hessian/train/eigenvalues"][0, 0] = np.nan
@@ -212,7 +261,9 @@ def test_command_prints_and_draws(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["claims"])
     run(claims.main, claims.Options)
     out = capsys.readouterr().out
-    assert re.search(r"NLL_train\(8\) - NLL_train\(5\) > 0 +\+0\.\d{4} .* 3 seeds +holds", out)
+    assert re.search(
+        r"NLL_train\(8\) - NLL_train\(5\) > 0 +\+0\.\d{4} .* 3 seeds +holds +holds", out
+    )
     assert "wrote figures/claims_digits.png" in out
     histories = collect([tmp_path], "history")
     assert len(set(labels.colors(labels.by_architecture(histories)).values())) == len(TRUTH)
@@ -226,20 +277,30 @@ def test_command_prints_and_draws(tmp_path, monkeypatch, capsys):
     assert re.fullmatch("error: measurements: no trained network in figures, expected .*\n", error)
 
 
-def test_bootstrap_covers_at_its_nominal_rate():
+def test_intervals_cover_at_their_nominal_rate():
     rng = np.random.default_rng(0)
-    covered = []
-    for i in range(600):
-        sample = rng.exponential(1.0, 60) - rng.exponential(0.5, 60)
-        interval = over_units(sample, seed=i, resamples=400)
-        covered.append(interval.low <= 0.5 <= interval.high)
-    assert np.mean(covered) == pytest.approx(0.94, abs=0.03)
-    sample = rng.normal(0, 1, 50)
-    assert over_units(sample) == over_units(sample)
-    assert over_units(sample).estimate == pytest.approx(sample.mean())
+    skewed = [over_units(rng.exponential(1.0, 60) - rng.exponential(0.5, 60)) for _ in range(2000)]
+    assert np.mean([i.low <= 0.5 <= i.high for i in skewed]) == pytest.approx(0.945, abs=0.015)
+    pairs = [paired(rng.normal(1, 2, 3), rng.normal(0, 2, 3)) for _ in range(2000)]
+    assert np.mean([i.low <= 1 <= i.high for i in pairs]) == pytest.approx(0.95, abs=0.015)
+    apart = [unpaired(rng.normal(1, 2, 3), rng.normal(0, 1, 5)) for _ in range(2000)]
+    assert 0.94 < np.mean([i.low <= 1 <= i.high for i in apart]) < 0.99
 
 
-def test_student_covers_at_its_nominal_rate():
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize(
+    ("of_seed", "of_unit", "rest"), [(1, 0, 1), (1, 1, 1), (0.1, 3, 1), (0.3, 6, 3)]
+)
+def test_shared_units_are_covered(seeds, of_seed, of_unit, rest):
+    """With the interval over seeds alone, down to one truth in three is."""
     rng = np.random.default_rng(0)
-    intervals = [over_seeds(rng.normal(1, 2, 3)) for _ in range(3000)]
-    assert np.mean([i.low <= 1 <= i.high for i in intervals]) == pytest.approx(0.95, abs=0.013)
+    covered, alone = [], []
+    for _ in range(500):
+        parts = of_seed * rng.normal(size=(seeds, 1)), of_unit * rng.normal(size=(1, 40))
+        found = parts[0] + parts[1] + rest * rng.normal(size=(seeds, 40))
+        over_seeds = over_units(found.mean(axis=1))
+        both = Interval(over_seeds.estimate, (*over_seeds.parts, of_shared_units(found)))
+        covered.append(both.low <= 0 <= both.high)
+        alone.append(over_seeds.low <= 0 <= over_seeds.high)
+    assert 0.93 <= np.mean(covered) <= 0.99
+    assert of_unit < 3 or np.mean(alone) < 0.75

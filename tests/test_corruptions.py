@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from lossgeometry import InputError
 from models import load_dataset
@@ -43,7 +44,7 @@ def test_changes_the_image_and_keeps_its_form(name, shape):
         corrupted = corrupt(images, name, severity)
         assert corrupted.shape == images.shape
         assert corrupted.dtype == np.uint8
-        if (name, severity) != ("jpeg_compression", 1):
+        if (name, severity) not in (("jpeg_compression", 1), ("zoom_blur", 1)):  # on few pixels
             assert (corrupted != images).any()
         # What it shows is still there.
         assert np.corrcoef(corrupted.ravel(), images.ravel())[0, 1] > 0.3
@@ -91,6 +92,30 @@ def test_known_values():
     np.testing.assert_allclose(squeezed, expected, atol=0.51)
     colour = np.zeros((1, 4, 4, 3), dtype=np.uint8) + np.uint8([40, 80, 160])
     np.testing.assert_array_equal(corrupt(colour, "brightness", 5)[0, 0, 0], [59, 118, 236])
+
+
+@pytest.mark.parametrize(("severity", "largest"), [(1, 6), (2, 11), (3, 15), (5, 25)])
+def test_zooms_are_cropped_to_whole_pixels(severity, largest):
+    """As the official arrays are: whole rows about the centre, magnified with both ends kept."""
+    image = photographs(1)[0]
+    mean = image / 255
+    for percent in range(largest + 1):
+        zoom = 1 + percent / 100
+        kept = int(np.ceil(32 / zoom))
+        rows = slice((32 - kept) // 2, (32 - kept) // 2 + kept)
+        whole = ndimage.zoom(image[rows, rows] / 255, (zoom, zoom, 1), order=1)
+        first = (len(whole) - 32) // 2
+        mean = mean + whole[first : first + 32, first : first + 32]
+    expected = np.rint(255 * mean / (largest + 2))
+    np.testing.assert_array_equal(corrupt(image[None], "zoom_blur", severity)[0], expected)
+
+
+def test_glass_leaves_the_first_two_rows_and_columns():
+    images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    moved = (corrupt(images, "glass_blur", 1) != images).any(axis=(0, 3))
+    assert not moved[:2].any()
+    assert not moved[:, :2].any()
+    assert moved[2:, 2:].all()
 
 
 def test_fog_and_frost_are_not_one_flat_veil():

@@ -33,10 +33,10 @@ def test_surfaces_as_self_contained_pages(folder, tmp_path):
     buttons = layout["updatemenus"][0]["buttons"]
     assert [button["label"] for button in buttons] == [
         f"csan{window}: {label}, {loss}"
-        for loss in ("NLL + L2", "NLL")
+        for loss in ("NLL", "NLL + L2")
         for window, label in ((3, "3×3"), (8, "8×8 (global)"))
     ]
-    heights = traces[3]["z"]
+    heights = traces[1]["z"]
     grid = np.linspace(-1, 1, 5)
     if isinstance(heights, dict):  # how plotly writes numpy's arrays
         raw = np.frombuffer(base64.b64decode(heights["bdata"]), heights["dtype"])
@@ -84,10 +84,10 @@ def test_surfaces_in_a_browser(folder, tmp_path, browser):
     pointer.perform()
     text = wait.until(lambda _: browser.find_element("css selector", "#landscape .hovertext").text)
     text = text.replace("−", "-")
-    found = re.search(r" (-?\d\.\d+)\D.* (-?\d\.\d+)NLL \+ L2 (\S+)$", text)
+    found = re.search(r" (-?\d\.\d+)\D.* (-?\d\.\d+)NLL (\S+)$", text)
     assert found is not None, text
     x, y, height = map(float, found.groups())
-    assert height == pytest.approx(2 * (1 + x**2 + y**2), rel=1e-3)
+    assert height == pytest.approx(1 + x**2 + y**2, rel=1e-3)
     picture = plt.imread(io.BytesIO(scene.screenshot_as_png))
     assert len(np.unique(picture.reshape(-1, picture.shape[-1]), axis=0)) > 100
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
@@ -100,7 +100,8 @@ def test_surfaces_for_paraview(folder, tmp_path):
     bowl = 1 + grid**2 + grid[:, None] ** 2
     assert len(mesh.cells_dict["quad"]) == 15  # the one with the infinite corner is left out
     assert 0 not in mesh.cells_dict["quad"]
-    np.testing.assert_allclose(mesh.points[1:, 2], 2 * bowl.ravel()[1:])
+    np.testing.assert_allclose(mesh.points[1:, 2], bowl.ravel()[1:])
+    np.testing.assert_allclose(mesh.point_data["NLL + L2"][1:], 2 * bowl.ravel()[1:])
     np.testing.assert_allclose(mesh.points[:, 0], np.tile(grid, 5))
     np.testing.assert_allclose(mesh.points[:, 1], np.repeat(grid, 5))
     np.testing.assert_allclose(mesh.point_data["NLL"][1:], bowl.ravel()[1:])

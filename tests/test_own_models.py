@@ -8,9 +8,11 @@ from typing import get_args
 import h5py
 import numpy as np
 import pytest
+import timm
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from torch.nn import functional as F
 
 from analysis import claims, figures, hessian, landscape, nll, options, robustness
 from analysis.measurements.recording import store, stored
@@ -178,9 +180,73 @@ def test_presets_of_the_command_line_are_those_of_the_recipes():
     assert set(get_args(options.Preset)) == set(PRESETS)
 
 
+def nll_as_timm_prepares(model, size, **config):
+    """Of each test image, prepared by timm itself."""
+    transform = timm.data.create_transform((3, size, size), **config)
+    paths = sorted(Path("pets/test").glob("*/*.png"))
+    inputs = torch.stack([transform(Image.open(path)) for path in paths])
+    labels = torch.tensor([int(path.parent.name == "dog") for path in paths])
+    with torch.no_grad():
+        return F.cross_entropy(model.eval()(inputs), labels, reduction="none").tolist()
+
+
+def test_images_are_prepared_as_the_model_says_or_as_given(here, unrendered, call_module):
+    """By every command; what was measured with another preparation does not count as stored."""
+    torch.manual_seed(0)
+    for i, path in enumerate(sorted(Path("pets").rglob("*.png"))):
+        Image.open(path).resize((20 + 3 * i % 11, 20 + i % 7)).save(path)
+    model = build_model(CONV, classes=2, channels=3)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    torch.save(model.state_dict(), "conv.pt")
+    cases = {
+        "of 16 x 16; normalised by mean 0.485 0.456 0.406, std 0.229 0.224 0.225, as timm's": (
+            ["--image-size", "16"],
+            (16, dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))),
+        ),
+        "of 16 x 16; normalised by mean 0.3 0.3 0.3, std 0.5 0.5 0.5, as given": (
+            ["--image-size", "16", "--mean", "0.3", "--std", "0.5"],
+            (16, dict(mean=(0.3, 0.3, 0.3), std=(0.5, 0.5, 0.5))),
+        ),
+        "of 12 x 12; normalised by mean 0.485 0.456 0.406, std 0.229 0.224 0.225, as timm's": (
+            ["--image-size", "12"],
+            (12, dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))),
+        ),
+    }
+    for line, (arguments, (size, normalised)) in cases.items():
+        expected = nll_as_timm_prepares(
+            model, size, crop_pct=0.875, interpolation="bicubic", **normalised
+        )
+        for module, small in SMALL.items():
+            words = small.replace("4", "6").split()  # all six test images at once
+            code, out, err = call_module(module, *own("conv", *arguments), *words)
+            assert code == 0, err
+            assert line in out
+            assert "is there already" not in out
+        with h5py.File("conv.h5") as file:
+            nlls = file["outcomes/test/nll"][()]
+            mean = file["landscape/train/test_line/nll"][2]
+        np.testing.assert_allclose(sorted(nlls), sorted(expected), rtol=1e-4)
+        assert mean == pytest.approx(np.mean(expected), rel=1e-4)
+        words = SMALL[hessian].replace("4", "6").split()
+        out = call_module(hessian, *own("conv", *arguments), *words)[1]
+        assert "is there already" in out
+
+
+def test_without_a_model_that_says_so_images_have_the_statistics_of_their_own(here, call_module):
+    code, out, err = call_module(nll, *own("batchnorm"))
+    assert code == 0, err
+    assert "those of the training images; --mean and --std name the model's own" in out
+    found = load_dataset("pets")
+    for name, numbers in (("mean", found.mean), ("std", found.std)):
+        assert f"{name} " + " ".join(f"{n:.4g}" for n in numbers.tolist()) in out
+
+
 @pytest.mark.parametrize(
     "change",
     [
+        dict(mean=(0.1,), std=(1.0,)),
+        dict(image_size=16),
         dict(weight_decay=0.1),
         dict(preset="cifar10"),
         dict(dataset="other"),
@@ -248,6 +314,25 @@ BAD = {
     "no dataset": ("--model {vit} --ckpt vit.pt", "dataset: none given, expected what --model"),
     "no weights": ("--model {vit} --dataset pets", "ckpt: none given, expected the weights"),
     "no model": ("--ckpt vit.pt --dataset pets", "dataset: pets found, .* expected --model, too"),
+    "mean alone": ("--ckpt vit.pt --mean 0.5", "mean: .0.5,. found, .* expected --model, too"),
+    "size alone": ("--ckpt vit.pt --image-size 8", "image-size: 8 found, .* expected --model, too"),
+    "no std": ("--model {vit} --ckpt vit.pt --dataset pets --mean 0.5", "std: 0 numbers found"),
+    "two channels": (
+        "--model {vit} --ckpt vit.pt --dataset pets --mean 0.5 0.5 --std 1 1",
+        "mean: 2 numbers found, expected 1 or the 3 of the channels of pets",
+    ),
+    "pixels to 255": (
+        "--model {vit} --ckpt vit.pt --dataset pets --mean 124 --std 58",
+        "mean: 124.0 is not usable, expected a number from 0 to 1",
+    ),
+    "no folder": (
+        "--model {vit} --ckpt vit.pt --dataset large --image-size 16",
+        "image-size: large found, expected a folder of images",
+    ),
+    "no size": (
+        "--model {vit} --ckpt vit.pt --dataset pets --image-size 0",
+        "image-size: 0 is not usable, expected at least 1",
+    ),
     "preset alone": (
         "--ckpt vit.pt --preset digits",
         "preset: digits found, .* expected --model, too",

@@ -219,3 +219,20 @@ def test_saved_now_and_then(monkeypatch):
         network(), F.cross_entropy, batches(4), k=2, save=lambda a: counts.append(a["done"].sum())
     )
     assert counts == [1, 2, 3, 4]
+
+
+def test_batches_of_other_kinds():
+    model = network().double()
+    data = [{"x": x, "y": y.where(y > 0, -100)} for x, y in batches(3, dtype=torch.float64)]
+    S = max_eigenvalue_spectrum(
+        *(model, lambda z, batch: F.cross_entropy(z, batch["y"]), data),
+        k=2,
+        tol=1e-10,
+        together=2,
+        forward=lambda model, batch: model(batch["x"]),
+        count=lambda batch: (batch["y"] >= 0).sum(),
+    )
+    truth = [exact(model, (b["x"][b["y"] > 0], b["y"][b["y"] > 0]), 2, 0.0) for b in data]
+    torch.testing.assert_close(S.eigenvalues, torch.stack(truth), rtol=1e-9, atol=0)
+    with pytest.raises(InputError, match="solver: pyhessian found, expected lanczos"):
+        max_eigenvalue_spectrum(model, None, data, solver="pyhessian")

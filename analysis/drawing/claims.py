@@ -18,6 +18,7 @@ COLORS: dict[Verdict, str] = {
     "holds": "#009e73",
     "does not hold": "#d55e00",
     "undecided": "#7f7f7f",
+    "no verdict": "#c0c0c0",
 }
 
 
@@ -38,6 +39,8 @@ def draw_claims(
                 estimate, low, high = (quantity.scale * value for value in values)
                 text = f"{answer.claim.key}:  {finding.part.text}"
                 text += f"  [{finding.over}]" if len(over) > 1 else ""
+                if finding.corrected != finding.verdict:
+                    text += f"  (by Holm: {finding.corrected})"
                 row = (text, estimate, low, high, COLORS[finding.verdict])
                 panels.setdefault(quantity.axis, []).append(row)
         if not panels:
@@ -52,7 +55,7 @@ def draw_claims(
                 Line2D([], [], color=color, marker="o", label=verdict)
                 for verdict, color in COLORS.items()
             ]
-            figure.legend(handles=handles, loc="outside lower center", ncols=3)
+            figure.legend(handles=handles, loc="outside lower center", ncols=len(COLORS))
             common = f" over {next(iter(over))}" if len(over) == 1 else ""  # else each row says
             head(figure, f"Claims on {study}: differences with 95 % intervals{common}")
             written += save(figure, out, f"claims_{file_stem(study)}", formats)

@@ -70,7 +70,7 @@ def write_html(group: Sequence[Measurement], path: Path, *, log: bool = True) ->
     ]
     figure.update_layout(
         title=html.escape(
-            f"Loss landscape on {labels.comparable(group[0])}, {labels.objective(group[0])}"
+            f"Loss landscape on {labels.comparable(group[0])}, {labels.split(group[0])} images"
         ),
         scene=dict(
             xaxis=dict(title=dict(text=views[0][1]["scene.xaxis.title.text"])),
@@ -89,13 +89,13 @@ def write_html(group: Sequence[Measurement], path: Path, *, log: bool = True) ->
 
 
 def write_vtu(measurement: Measurement, path: Path) -> Path:
-    """A surface as an unstructured grid, its height the objective, all metrics as point data.
+    """A surface as an unstructured grid, its height the NLL, all losses as point data.
 
     Cells with a point that is not finite are left out. Needs meshio.
     """
     meshio = _require("meshio")
     values = losses(measurement, "surface")
-    height = next(iter(values.values()))
+    height = values["NLL"]
     ys, xs = np.meshgrid(
         measurement.arrays["surface/ys"], measurement.arrays["surface/xs"], indexing="ij"
     )

@@ -24,7 +24,7 @@ from lossgeometry import plots
 
 KINDS = ("", "_eigenvectors", "_gradient", "_towards", "_plane", "_bezier", "_pca")
 FLATNESS = {
-    "curvature": "curvature of the NLL",
+    "curvature": "curvature",
     "width": "width at +0.1",
     "asymmetry": "asymmetry",
     "sharpness": "sharpness (%)",
@@ -70,11 +70,11 @@ def draw_landscapes(
                 figure = draw(drawn, scale == "log") if still else None
                 if figure is not None:
                     narrow = figure.get_figwidth() < WIDE
-                    of_what = f"{data}, {labels.objective(group[0])}"
+                    of_what = f"{data}, {labels.split(group[0])} images"
                     if len(drawn) < len(group):
                         of_what += ", first seed of each"
                     lines = of_what.replace(", ", ",\n") if narrow else of_what
-                    head(figure, f"Loss landscape on {lines}")
+                    head(figure, f"{TITLES.get(name, 'Loss landscape')} on {lines}")
                     written += save(figure, out, f"{kind}_{stem}_{name}{end}", still)
         if "html" in formats:
             page = out / f"{short(f'{kind}_{stem}{end}')}.html"
@@ -285,4 +285,5 @@ FIGURES: dict[str, Callable[[Sequence[Measurement], bool], Figure | None]] = {
 }
 
 
+TITLES = {"flatness": "Flatness of the NLL"}  # of `FIGURES`, where it is another
 PANELS = ("train_and_test", "contours", "surfaces")  # of `FIGURES`, with a panel for each network

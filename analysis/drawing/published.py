@@ -73,7 +73,7 @@ def own_surfaces(folder: Path, left_out: list[InputError]) -> list[Surface]:
                 title,
                 m.arrays["surface/xs"],
                 m.arrays["surface/ys"],
-                next(iter(losses(m, "surface").values())),
+                list(losses(m, "surface").values())[-1],
             )
             for title, m in zip(labels.captions(found), found, strict=True)
         ]

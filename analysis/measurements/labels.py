@@ -202,7 +202,8 @@ def measured_alike(measurements: Sequence[Measurement]) -> list[Measurement]:
 def dataset(measurement: Measurement) -> str:
     """Name of the dataset, with the number of images if it was a part of it."""
     spec, images = measurement.checkpoint["dataset"], measurement.checkpoint["images"]
-    return Path(spec).stem if images is None else f"{Path(spec).stem}-{images}"
+    name = Path(spec.partition("?")[0]).stem  # without how its images are prepared
+    return name if images is None else f"{name}-{images}"
 
 
 def comparable(measurement: Measurement) -> str:

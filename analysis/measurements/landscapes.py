@@ -11,10 +11,10 @@ from analysis.measurements.schema import Measurement
 
 
 def losses(measurement: Measurement, part: str) -> dict[str, np.ndarray]:
-    """What is drawn of a "line" or "surface": NLL + L2, where there is a penalty, and NLL."""
+    """What is drawn of a "line" or "surface": NLL and, where there is a penalty, NLL + L2."""
     nll = measurement.arrays[f"{part}/nll"]
     penalty = np.asarray(measurement.arrays.get(f"{part}/l2", 0.0))
-    return ({"NLL + L2": nll + penalty} if (penalty > 0).any() else {}) | {"NLL": nll}
+    return {"NLL": nll} | ({"NLL + L2": nll + penalty} if (penalty > 0).any() else {})
 
 
 def common_losses(group: Sequence[Measurement], part: str) -> list[str]:

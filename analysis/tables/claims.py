@@ -15,9 +15,8 @@ def print_answers(study: str, answers: Sequence[Answer]) -> None:
     for answer in answers:
         claim = answer.claim
         if len(answer.findings) > 1:
-            rows.append(
-                [f"{claim.key}  {claim.statement}", "", "", "", answer.verdict, claim.paper]
-            )
+            verdicts = [answer.verdict, answer.corrected]
+            rows.append([f"{claim.key}  {claim.statement}", "", "", "", *verdicts, claim.paper])
         for finding in answer.findings:
             part, quantity = finding.part, QUANTITIES[finding.part.quantity]
             estimate = bounds = "–"
@@ -28,7 +27,7 @@ def print_answers(study: str, answers: Sequence[Answer]) -> None:
                 bounds = f"{low} to {high}"
             alone = len(answer.findings) == 1
             if alone:
-                rows.append([f"{claim.key}  {claim.statement}", *[""] * 4, claim.paper])
+                rows.append([f"{claim.key}  {claim.statement}", *[""] * 5, claim.paper])
             unit = "" if quantity.scale == 1 else " %"
             rows.append(
                 [
@@ -36,7 +35,8 @@ def print_answers(study: str, answers: Sequence[Answer]) -> None:
                     f"{estimate}{unit}" if finding.interval else "–",
                     bounds,
                     finding.over or "–",
-                    finding.verdict,
+                    finding.text,
+                    finding.corrected or "",
                     "",
                 ]
             )
@@ -44,7 +44,7 @@ def print_answers(study: str, answers: Sequence[Answer]) -> None:
                 missing[claim.key].append(line)
     print_table(
         f"Claims on {study}",
-        ["claim", "difference", "95 % interval", "over", "verdict", "the paper's reading"],
+        ["claim", "difference", "95 % interval", "over", "verdict", "by Holm", "in the paper"],
         rows,
     )
     for key, lines in missing.items():

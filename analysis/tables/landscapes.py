@@ -44,16 +44,16 @@ def along_line(measurements: Sequence[Measurement]) -> Table:
             [
                 own,
                 labels.label(m),
-                *(f"{values[here]:.4g}" for values in (loss, nll)),
+                *(f"{values[here]:.4g}" for values in (nll, loss)),
                 f"{m.arrays['test_line/nll'][here]:.4g}",
                 f"{xs[there]:.3g}",
-                *(f"{values[there]:.4g}" for values in (loss, nll)),
+                *(f"{values[there]:.4g}" for values in (nll, loss)),
                 f"{m.arrays['test_line/nll'][there]:.4g}",
             ]
         )
     name = str(measurements[0].options["directions"])
-    columns = ["checkpoint", labels.kind(measurements), "at 0: with L2", "NLL", "clean test NLL"]
-    columns += ["at x =", "with L2", "NLL", "clean test NLL"]
+    columns = ["checkpoint", labels.kind(measurements), "at 0: NLL", "with L2", "clean test NLL"]
+    columns += ["at x =", "NLL", "with L2", "clean test NLL"]
     return f"Along direction 1 ({name})", columns, rows
 
 
@@ -69,7 +69,10 @@ def flatness_of(measurement: Measurement) -> Flatness | None:
 
 
 def flatness_rows(measurements: Sequence[Measurement]) -> Table:
-    """How flat the minimum is along random directions, with 95 % intervals over them."""
+    """How flat the minimum is along random directions, with 95 % intervals over them alone.
+
+    The images, and what augmentation and mixup drew for them, are the same along all.
+    """
     rows = []
     for own, m in zip(labels.names(measurements), measurements, strict=True):
         found = flatness_of(m)

@@ -46,7 +46,7 @@ class HessianStack:
     def __init__(
         self,
         model: nn.Module,
-        loss_fn: LossFunction,
+        loss_fn: LossFunction | None,
         batches: Sequence[tuple[Tensor, Tensor]],
         *,
         weight_decay: float = 0.0,
@@ -120,7 +120,7 @@ def stackable(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> boo
 
 def vmappable(
     model: nn.Module,
-    loss_fn: LossFunction,
+    loss_fn: LossFunction | None,
     batch: tuple[Tensor, Tensor],
     *,
     params: str | None = None,
@@ -161,7 +161,7 @@ def _require_equal(stack: HessianStack, H: Hessian) -> None:
 
 def faster_together(
     model: nn.Module,
-    loss_fn: LossFunction,
+    loss_fn: LossFunction | None,
     batch: tuple[Tensor, Tensor],
     H: Hessian,
     n: int,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -21,7 +22,7 @@ from lossgeometry.algorithms.lockstep import (
     vmappable,
 )
 from lossgeometry.algorithms.power_iteration import power_iteration
-from lossgeometry.batches import Batch, Data, as_batches, is_pair
+from lossgeometry.batches import Batch, Count, Data, Forward, as_batches, is_pair
 from lossgeometry.errors import InputError
 from lossgeometry.objective import LossFunction
 from lossgeometry.operators.base import default_memory
@@ -59,12 +60,14 @@ class MaxEigenvalueSpectrum:
 
 def max_eigenvalue_spectrum(
     model: nn.Module,
-    loss_fn: LossFunction,
+    loss_fn: LossFunction | None,
     batches: Data,
     k: int = 5,
     *,
     weight_decay: float = 0.0,
     params: str | None = None,
+    forward: Forward | None = None,
+    count: Count | None = None,
     tol: float = 1e-3,
     seed: int = 0,
     solver: Solver = "lanczos",
@@ -83,7 +86,7 @@ def max_eigenvalue_spectrum(
 
     Parameters
     ----------
-    model, loss_fn, weight_decay, params
+    model, loss_fn, weight_decay, params, forward, count
         As of `Hessian`.
     batches
         One batch or an iterable of them, typically of 16 images, of any kind that `Hessian` takes.
@@ -95,7 +98,8 @@ def max_eigenvalue_spectrum(
         Of the start vectors and of what is random in the forward pass.
     solver
         "lanczos", or "pyhessian": power iteration with deflation by the PyHessian package, the
-        protocol of the paper, which works in evaluation mode whatever the mode of the model.
+        protocol of the paper, which works in evaluation mode whatever the mode of the model, and
+        on batches of a tensor of inputs and one of targets.
     compile
         As of `Hessian`, once for all mini-batches of the size of the first.
     memory
@@ -117,13 +121,22 @@ def max_eigenvalue_spectrum(
     Raises
     ------
     InputError
-        No batches, `k`, `solver` or `together` out of range.
+        No batches, or some that `solver` does not take; `k`, `solver` or `together` out of range.
     """
     if solver not in get_args(Solver):
         raise InputError(f"solver: {solver!r}, expected one of {', '.join(get_args(Solver))}")
-    drawn = as_batches(batches)
+    drawn = as_batches(batches, count=count)
+    plain = forward is None and _are_stacks(drawn)
     seeds = [derive_seed(seed, i) for i in range(len(drawn))]
     common: dict[str, Any] = {"weight_decay": weight_decay, "params": params}
+    how: dict[str, Any] = {"forward": forward, "count": count, **common}
+    if solver == "pyhessian":
+        if loss_fn is None or not plain:
+            raise InputError(
+                "solver: pyhessian found, expected lanczos: pyhessian takes batches of a tensor of "
+                "inputs and one of targets, and a loss of them"
+            )
+        iterate = partial(power_iteration, model, loss_fn, k=k, tol=tol, **common)
     if together is not None and together < 1:
         raise InputError(f"together: {together}, expected at least 1")
     if memory is None:
@@ -145,13 +158,10 @@ def max_eigenvalue_spectrum(
         if solver == "pyhessian":
 
             def solve(group: Sequence[int]) -> list[Eigenpairs]:
-                return [
-                    power_iteration(model, loss_fn, drawn[i], k, tol=tol, seed=seeds[i], **common)
-                    for i in group
-                ]
+                return [iterate(batch=drawn[i], seed=seeds[i]) for i in group]
         else:
             H = Hessian(
-                model, loss_fn, drawn[0], compile=compile, memory=memory, seed=seeds[0], **common
+                model, loss_fn, [drawn[0]], compile=compile, memory=memory, seed=seeds[0], **how
             )
             first = eigsh(H, k, tol=tol, seed=seeds[0])
             fill([0], _table([first]))
@@ -159,15 +169,12 @@ def max_eigenvalue_spectrum(
             recorder = make_recorder(H.device)
 
             def choose_group_size() -> int:
-                how: dict[str, Any] = {"params": params}
                 wanted = _occupying(H, len(drawn) - 1) if together is None else together
                 size = min(wanted, _fitting(H, k, memory))
-                if size == 1 or not (
-                    _are_stacks(drawn) and vmappable(model, loss_fn, drawn[0], **how)
-                ):
+                if size == 1 or not (plain and vmappable(model, loss_fn, drawn[0], params=params)):
                     return 1
                 if together is None and not faster_together(
-                    model, loss_fn, drawn[0], H, size, recorder=recorder, **how
+                    model, loss_fn, drawn[0], H, size, recorder=recorder, params=params
                 ):
                     return 1
                 return size
@@ -186,7 +193,7 @@ def max_eigenvalue_spectrum(
                     )
                     return eigsh_lockstep(stack, k, starts, own, tol=tol)
                 return [
-                    eigsh(H.on(batch, seed=seed), k, tol=tol, v0=v0, seed=seed)
+                    eigsh(H.on([batch], seed=seed), k, tol=tol, v0=v0, seed=seed)
                     for batch, v0, seed in zip(members, starts, own, strict=True)
                 ]
 

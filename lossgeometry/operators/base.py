@@ -21,6 +21,7 @@ from lossgeometry.operators.compiled import CompiledProduct
 from lossgeometry.operators.graphs import LinearMap
 from lossgeometry.operators.sharing import Plan, make_plan, runs_python
 from lossgeometry.parameters import flatten, unflatten_rows
+from lossgeometry.reduction import draws
 from lossgeometry.running.devices import full_precision
 from lossgeometry.running.distributed import ALONE, Team
 from lossgeometry.running.memory import is_out_of_memory, make_room
@@ -193,7 +194,7 @@ class CurvatureOperator(ABC):
 
     def draws(self) -> bool:
         """Whether the forward pass draws random numbers, which are frozen here."""
-        return any(map(self._objective.draws, self._objective.chunks[:1]))
+        return any(draws(self._objective, chunk) for chunk in self._objective.chunks[:1])
 
     def threadable(self) -> bool:
         """Whether products may be made by several threads of a CPU at once.
@@ -347,7 +348,7 @@ class CurvatureOperator(ABC):
         symmetry = asymmetry(u, Au, v, Av)
 
         objective = self._objective.in_float64()
-        precision = torch.finfo(objective.dtype).eps
+        precision = self._precision(objective)
         tolerance = max(torch.finfo(self.dtype).eps ** 0.5, precision ** (1 / 3))
         direction = (Av[0] / Av[0].norm() if Av[0].any() else v[0]).to(self.dtype)
         exact = (self @ direction).double()
@@ -368,6 +369,15 @@ class CurvatureOperator(ABC):
                 return Check(symmetry, error, tolerance)
         smooth = math.isnan(error) or any(_one_limit(difference, step, exact) for step in steps)
         return Check(symmetry, error, tolerance, smooth)
+
+    def _precision(self, objective: FrozenLoss) -> float:
+        """Unit roundoff of the loss, the same for all of a team."""
+        found = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for chunk in objective.chunks[:1]:
+            with objective.observed(chunk) as outputs:
+                found[0], found[1] = objective.precision(outputs, chunk.targets), 1
+        total, processes = self.team.sum_(found).tolist()
+        return total / processes
 
     def _moves_without_gradient(
         self, objective: FrozenLoss, direction: Tensor, scale: float

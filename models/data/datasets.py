@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from lossgeometry.errors import InputError
+from models.data.preparation import Preparation, parse
 from models.files import locked, replacing
 from models.reading.hdf5 import opened
 
@@ -90,7 +91,9 @@ def load_dataset(
         "digits" (scikit-learn's 1,797 handwritten digits, 8 x 8 x 1; a fixed stratified split into
         1,437 and 360), "cifar10" or "cifar100" (downloaded by torchvision on first use and kept as
         HDF5), or the path of an HDF5 file in the format described in `models.data.datasets`, or of
-        a folder with ``train/CLASS/IMAGE`` and ``test/CLASS/IMAGE`` or ``val/CLASS/IMAGE``.
+        a folder with ``train/CLASS/IMAGE`` and ``test/CLASS/IMAGE`` or ``val/CLASS/IMAGE``. Options
+        may follow, as in ``pets?image_size=224&mean=0.5&std=0.5``: see
+        `models.data.preparation.Preparation`.
     split : {"train", "test"}
     data_root : path, optional
         Folder of the downloaded datasets. Default: the environment variable ``LOCALITY_DATA``, then
@@ -103,19 +106,60 @@ def load_dataset(
     """
     if split not in get_args(Split):
         raise InputError(f"split: {split!r} is unknown, expected one of {get_args(Split)}")
-    if str(spec) == "digits":
+    name, preparation = parse(spec)
+    dataset = _load(name, split, preparation, data_root)
+    if preparation.mean is None or preparation.std is None:
+        return dataset
+    channels = len(dataset.mean)
+    if len(preparation.mean) not in (1, channels):
+        raise InputError(
+            f"mean: {len(preparation.mean)} numbers found, expected 1 or the {channels} of the "
+            f"channels of {dataset.name}"
+        )
+    mean, std = (
+        torch.tensor(numbers, dtype=torch.float32).expand(channels)
+        for numbers in (preparation.mean, preparation.std)
+    )
+    return replace(dataset, mean=mean, std=std)
+
+
+def _load(
+    name: str, split: Split, preparation: Preparation, data_root: str | Path | None
+) -> ImageDataset:
+    """One split of a dataset, with the statistics of its training split."""
+    path = None if name == "digits" else _location(name, data_root)
+    if preparation.image_size is not None and (path is None or not path.is_dir()):
+        raise InputError(f"image-size: {name} found, expected a folder of images to resize")
+    if path is None:
         return _digits(split)
-    path = _location(spec, data_root)
     if not path.exists():
-        if str(spec) not in DOWNLOADABLE:
+        if name not in DOWNLOADABLE:
             known = ", ".join(("digits", *DOWNLOADABLE))
-            raise InputError(f"dataset: {spec} is neither a file, a folder nor one of {known}")
-        _download(str(spec), path)
+            raise InputError(f"dataset: {name} is neither a file, a folder nor one of {known}")
+        _download(name, path)
     before = _version(path)
-    dataset = _read_images(path, split) if path.is_dir() else _read(path, split)
+    if path.is_dir():
+        dataset = _read_images(path, split, replace(preparation, mean=None, std=None), before)
+    else:
+        dataset = _read(path, split)
     if _version(path) != before:
         raise InputError(f"{path}: changed while it was read, expected it to stay as it is")
     return dataset
+
+
+def form(spec: str, *, data_root: str | Path | None = None) -> tuple[int, int]:
+    """How many classes and channels a dataset has; the images of a folder are not decoded.
+
+    Raises `InputError` as `load_dataset` does.
+    """
+    name, _ = parse(spec)
+    if Path(name).is_dir():
+        from models.data.folders import classes_and_channels  # with torchvision
+
+        classes, channels = classes_and_channels(Path(name))
+        return len(classes), channels
+    dataset = load_dataset(name, data_root=data_root)
+    return len(dataset.classes), dataset.images.shape[3]
 
 
 def fingerprints(
@@ -125,7 +169,8 @@ def fingerprints(
 
     Empty if the dataset is not there. Raises `InputError` if it is malformed.
     """
-    path = None if str(spec) == "digits" else _location(spec, data_root)
+    name, _ = parse(spec)
+    path = None if name == "digits" else _location(name, data_root)
     if path is not None and not path.exists():
         return {}
     version = None if path is None else _version(path)
@@ -143,10 +188,10 @@ def _fingerprint(
     return load_dataset(spec, split, data_root=data_root).first(images).fingerprint
 
 
-def _location(spec: str | Path, data_root: str | Path | None) -> Path:
-    if str(spec) in DOWNLOADABLE:
-        return Path(data_root or os.environ.get(DATA_ROOT, "data")) / f"{spec}.h5"
-    return Path(spec)
+def _location(name: str, data_root: str | Path | None) -> Path:
+    if name in DOWNLOADABLE:
+        return Path(data_root or os.environ.get(DATA_ROOT, "data")) / f"{name}.h5"
+    return Path(name)
 
 
 def _version(path: Path) -> tuple[int, int, int]:
@@ -176,18 +221,27 @@ def _digits(split: Split) -> ImageDataset:
     )
 
 
-def _read_images(path: Path, split: Split) -> ImageDataset:
-    from models.data.folders import read_folder  # with torchvision
-
-    images, labels, classes = train_images, *_ = read_folder(path, "train")
+def _read_images(
+    path: Path, split: Split, preparation: Preparation, version: tuple[int, int, int]
+) -> ImageDataset:
+    images, labels, classes = train_images, *_ = _decoded(path, "train", preparation, version)
     if split != "train":
-        images, labels, _ = read_folder(path, split)
+        images, labels, _ = _decoded(path, split, preparation, version)
     if images.shape[1:] != train_images.shape[1:]:
         raise InputError(
             f"{path}: images of shape {images.shape[1:]} in {split}, expected "
             f"{train_images.shape[1:]} as in train"
         )
     return _dataset(path.resolve().name, images, labels, classes, train_images)
+
+
+@lru_cache(maxsize=2)  # the splits of a folder, whose images take long to decode
+def _decoded(
+    path: Path, split: Split, preparation: Preparation, version: tuple[int, int, int]
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    from models.data.folders import read_folder  # with torchvision
+
+    return read_folder(path, split, preparation)
 
 
 def _read(path: Path, split: Split) -> ImageDataset:

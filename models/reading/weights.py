@@ -2,8 +2,10 @@
 
 ``torch.load(weights_only=True)`` runs no code, but it believes what a file says about itself: a
 few bytes can ask for any amount of memory, and a storage that claims to be longer than its bytes
-is read beyond their end. Therefore the archive is checked first, then the pickle in it is gone
-through with stand-ins in the place of tensors, and only what passes both is loaded.
+is read beyond their end. It also refuses what other frameworks write beside the weights, such as
+an ``argparse.Namespace``. Therefore the archive is checked first, and the pickle in it is read by
+an unpickler that imports nothing: it makes tensors, each held against the bytes it is a view of,
+and in the place of all other objects, where they are allowed, inert dictionaries.
 """
 
 from __future__ import annotations
@@ -13,12 +15,15 @@ import math
 import pickle
 import re
 import struct
+import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, NamedTuple
+from typing import Any, BinaryIO, ClassVar
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from lossgeometry.errors import InputError, shown
 
@@ -30,13 +35,15 @@ _MEMBERS = re.compile(
     r"data\.pkl|data/\d+|byteorder|version|\.format_version|\.storage_alignment"
     r"|\.data/serialization_id"
 )
-_ITEM_SIZES = {
-    **dict(DoubleStorage=8, FloatStorage=4, HalfStorage=2, BFloat16Storage=2),
-    **dict(LongStorage=8, IntStorage=4, ShortStorage=2, CharStorage=1, ByteStorage=1),
-    **dict(BoolStorage=1, ComplexFloatStorage=8, ComplexDoubleStorage=16),
+_DTYPES = {
+    **dict(DoubleStorage=torch.float64, FloatStorage=torch.float32, HalfStorage=torch.float16),
+    **dict(BFloat16Storage=torch.bfloat16, BoolStorage=torch.bool),
+    **dict(LongStorage=torch.int64, IntStorage=torch.int32, ShortStorage=torch.int16),
+    **dict(CharStorage=torch.int8, ByteStorage=torch.uint8),
+    **dict(ComplexFloatStorage=torch.complex64, ComplexDoubleStorage=torch.complex128),
 }
-_OPERATIONS = (  # what torch.save needs; those that make objects of any other class are not among
-    *(pickle.PROTO, pickle.STOP, pickle.GLOBAL, pickle.REDUCE, pickle.BUILD, pickle.BINPERSID),
+_OPERATIONS = (  # of protocol 2, which is torch.save's; none of them imports, see `_Unpickler`
+    *(pickle.PROTO, pickle.STOP, pickle.GLOBAL, pickle.BINPERSID),
     *(pickle.MARK, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.EMPTY_TUPLE),
     *(pickle.EMPTY_LIST, pickle.APPEND, pickle.APPENDS),
     *(pickle.EMPTY_DICT, pickle.SETITEM, pickle.SETITEMS),
@@ -50,24 +57,27 @@ class _Refused(Exception):
     """Why a file is not loaded."""
 
 
-def read_pickle(path: Path) -> object:
+def read_pickle(path: Path, *, stubs: bool = False) -> object:
     """Load what `torch.save` wrote: tensors, on the CPU, in dicts, lists and tuples.
+
+    With `stubs`, whatever object of another kind is in it is a `Stub`; its class is not looked for.
+    Nothing in the file is executed, and no more memory is used than some multiple of its size.
 
     Raises
     ------
     InputError
-        If the file is missing, is damaged, would run code, or is not what it says it is: entries
-        or tensors that claim to be larger than their bytes, compressed entries, other entries than
-        those of `torch.save`. Nothing in the file is executed, and no more memory is used than
-        some multiple of its size.
+        If the file is missing, is damaged, or is not what it says it is: entries or tensors that
+        claim to be larger than their bytes, compressed entries, other entries than those of
+        `torch.save`. Without `stubs` also if there are other objects in it, which a reader that
+        makes them would have to run code for.
     """
     if not path.is_file():
         raise InputError(f"{path}: there is no such file, expected a checkpoint")
     try:
         with path.open("rb") as file:
-            pickled, sizes = _inspect(file)
-        _DryRun(pickled, sizes).load()
-        return torch.load(path, map_location="cpu", weights_only=True)
+            _check_directory(file)
+            with zipfile.ZipFile(file) as archive:
+                return _Unpickler(archive, _entries(archive), stubs).load()
     except _Refused as error:
         raise InputError(f"{path}: not a checkpoint ({error}), {_EXPECTED}") from error
     except OSError:
@@ -76,30 +86,30 @@ def read_pickle(path: Path) -> object:
         raise InputError(f"{path}: not a checkpoint (it is damaged), {_EXPECTED}") from error
 
 
-def _inspect(file: BinaryIO) -> tuple[bytes, dict[str, int]]:
-    """The pickle of an archive, and the bytes of each storage, by its key."""
-    _check_directory(file)
-    with zipfile.ZipFile(file) as archive:
-        entries = archive.infolist()
-        folder = entries[0].filename.partition("/")[0] + "/" if entries else ""
-        sizes: dict[str, int] = {}
-        for entry in entries:
-            name = entry.filename.removeprefix(folder)
-            if entry.orig_filename != folder + name or not _MEMBERS.fullmatch(name):
-                raise _Refused(f"its entry {shown(entry.orig_filename)} is none of torch.save's")
-            if name in sizes:
-                raise _Refused(f"its entry {name} is there twice")
-            if entry.compress_type or entry.flag_bits & 1 or entry.compress_size != entry.file_size:
-                raise _Refused(f"its entry {name} is compressed or encrypted")
-            sizes[name] = entry.file_size
-        if sum(sizes.values()) > archive.start_dir:
-            raise _Refused("its entries claim to be larger than the file")
-        if not 0 < sizes.get("data.pkl", 0) <= MAX_PICKLE:
-            raise _Refused(f"data.pkl of {sizes.get('data.pkl', 0)} bytes")
-        if (broken := archive.testzip()) is not None:
-            raise _Refused(f"its entry {shown(broken)} is damaged")
-        pickled = archive.read(folder + "data.pkl")
-    return pickled, {k[5:]: size for k, size in sizes.items() if k.startswith("data/")}
+def _entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """The entries of an archive, all undamaged, by their names without that of the folder."""
+    found: dict[str, zipfile.ZipInfo] = {}
+    entries = archive.infolist()
+    folder = entries[0].filename.partition("/")[0] + "/" if entries else ""
+    for entry in entries:
+        name = entry.filename.removeprefix(folder)
+        if entry.orig_filename != folder + name or not _MEMBERS.fullmatch(name):
+            raise _Refused(f"its entry {shown(entry.orig_filename)} is none of torch.save's")
+        if name in found:
+            raise _Refused(f"its entry {name} is there twice")
+        if entry.compress_type or entry.flag_bits & 1 or entry.compress_size != entry.file_size:
+            raise _Refused(f"its entry {name} is compressed or encrypted")
+        found[name] = entry
+    if sum(entry.file_size for entry in entries) > archive.start_dir:
+        raise _Refused("its entries claim to be larger than the file")
+    size = found["data.pkl"].file_size if "data.pkl" in found else 0
+    if not 0 < size <= MAX_PICKLE:
+        raise _Refused(f"data.pkl of {size} bytes")
+    if (broken := archive.testzip()) is not None:
+        raise _Refused(f"its entry {shown(broken)} is damaged")
+    if "byteorder" in found and archive.read(found["byteorder"]) != sys.byteorder.encode():
+        raise _Refused("its bytes are in another order than those of this machine")
+    return found
 
 
 def _check_directory(file: BinaryIO) -> None:
@@ -120,21 +130,29 @@ def _check_directory(file: BinaryIO) -> None:
         raise _Refused("its list of entries is damaged, or too long")
 
 
-class _Storage(NamedTuple):
-    """Stands for the bytes of tensors."""
+class Stub(dict[object, object]):
+    """Stands for an object of any class, and is inert, whatever is done to it.
 
-    kind: str
-    elements: int
-
-
-class _Tensor:
-    """Stands for a tensor."""
+    Its items are those of the object, if it is a mapping; ``__dict__`` is the state of others.
+    """
 
     __slots__ = ()
 
+    def __init__(self, *_: object) -> None:
+        super().__init__()
+
+    def __call__(self, *_: object) -> Stub:
+        """What comes out of it, as of a method or of a nested class."""
+        return Stub()
+
+    def append(self, _: object) -> None:
+        """Of a kind of list: not kept."""
+
+    extend = append
+
 
 class _Dict(dict[object, object]):
-    """Stands for an OrderedDict, the one object that may have an attribute."""
+    """Stands for an OrderedDict, the one object that may have an attribute without being a stub."""
 
 
 def _rebuild_tensor(
@@ -144,71 +162,99 @@ def _rebuild_tensor(
     stride: Any,
     requires_grad: object,
     hooks: object,
-) -> _Tensor:
-    """Check a tensor against the storage that it is to be a view of."""
+) -> Tensor:
+    """A view of a storage, checked against it; it requires no gradient."""
     if not isinstance(storage, _Storage) or type(requires_grad) is not bool or hooks != {}:
         raise _Refused("a tensor without storage")
     if type(size) is not tuple or type(stride) is not tuple or len(size) != len(stride):
         raise _Refused("a tensor without a size")
     if any(type(n) is not int or not 0 <= n < 2**63 for n in (offset, *size, *stride)):
         raise _Refused("a tensor of negative or absurd size")
-    elements = math.prod(size)
+    elements, available = math.prod(size), len(storage.content)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    beyond = last >= storage.elements if elements else offset > storage.elements
-    if elements > storage.elements or beyond or len(size) > MAX_DIMENSIONS:
-        raise _Refused(f"a tensor of more elements than the {storage.elements} it has")
-    return _Tensor()
+    beyond = last >= available if elements else offset > available
+    if elements > available or beyond or len(size) > MAX_DIMENSIONS:
+        raise _Refused(f"a tensor of more elements than the {available} it has")
+    return storage.content.as_strided(size, stride, offset)
 
 
-def _rebuild_parameter(data: object, requires_grad: object, hooks: object) -> _Tensor:
-    if not isinstance(data, _Tensor) or type(requires_grad) is not bool or hooks != {}:
+def _rebuild_parameter(data: object, requires_grad: object, hooks: object, *_: object) -> Tensor:
+    if not isinstance(data, Tensor) or type(requires_grad) is not bool or hooks != {}:
         raise _Refused("a parameter without data")
     return data
 
 
-_GLOBALS: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): lambda: _Dict(),
+class _Storage:
+    """The numbers that tensors are views of. No tensor itself: nothing else may be done to it."""
+
+    def __init__(self, content: Tensor) -> None:
+        self.content = content  # (elements,)
+
+
+_TENSORS: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-    **{("torch", kind): kind for kind in _ITEM_SIZES},
+    ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
+    **{("torch", kind): kind for kind in _DTYPES},
 }
 
 
-class _DryRun(pickle._Unpickler):
-    """Goes through a pickle as `torch.load` will, and makes stand-ins of tensors."""
+class _Unpickler(pickle._Unpickler):
+    """Makes tensors, and calls nothing but the functions and `Stub` of this module."""
 
     read: Callable[[int], bytes]
     stack: list[Any]
     pop_mark: Callable[[], list[Any]]
 
-    def __init__(self, pickled: bytes, sizes: dict[str, int]) -> None:
-        super().__init__(io.BytesIO(pickled))
-        self._sizes = sizes
+    def __init__(
+        self, archive: zipfile.ZipFile, entries: Mapping[str, zipfile.ZipInfo], stubs: bool
+    ) -> None:
+        super().__init__(io.BytesIO(archive.read(entries["data.pkl"])))
+        self._archive = archive
+        self._entries = entries
+        self._stubs = stubs
         self._storages: dict[str, _Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _GLOBALS:
-            raise _Refused(f"it would run code: {shown(f'{module}.{name}')}")
-        return _GLOBALS[module, name]
+        if (module, name) in _TENSORS:
+            return _TENSORS[module, name]
+        if self._stubs and module.startswith("torch") and name.startswith("_rebuild"):
+            raise _Refused(f"a tensor of a kind that is not read: {shown(f'{module}.{name}')}")
+        if self._stubs:
+            return Stub
+        if (module, name) == ("collections", "OrderedDict"):
+            return _Dict
+        raise _Refused(f"it would run code: {shown(f'{module}.{name}')}")
 
     def persistent_load(self, pid: Any) -> _Storage:
         if type(pid) is not tuple or len(pid) != 5 or pid[0] != "storage":
             raise _Refused("a reference to something else than a storage")
         _, kind, key, device, elements = pid
-        if type(kind) is not str or kind not in _ITEM_SIZES or type(device) is not str:
+        if type(kind) is not str or kind not in _DTYPES or type(device) is not str:
             raise _Refused("a storage of unknown kind")
-        if type(key) is not str or key not in self._sizes or type(elements) is not int:
+        if type(key) is not str or f"data/{key}" not in self._entries or type(elements) is not int:
             raise _Refused("a storage that is not in it")
-        if elements * _ITEM_SIZES[kind] != self._sizes[key]:
-            raise _Refused(f"a storage of {shown(elements)} elements in {self._sizes[key]} bytes")
-        storage = self._storages.setdefault(key, _Storage(kind, elements))
-        if storage != (kind, elements):
+        entry, dtype = self._entries[f"data/{key}"], _DTYPES[kind]
+        if elements * dtype.itemsize != entry.file_size:
+            raise _Refused(f"a storage of {shown(elements)} elements in {entry.file_size} bytes")
+        if key not in self._storages:
+            content = torch.empty(elements, dtype=dtype)
+            raw = np.frombuffer(self._archive.read(entry), np.uint8)
+            content.view(torch.uint8).numpy()[:] = raw
+            self._storages[key] = _Storage(content)
+        if self._storages[key].content.dtype != dtype:
             raise _Refused("a storage of two kinds")
-        return storage
+        return self._storages[key]
 
     def _proto(self) -> None:
         if self.read(1) != b"\x02":
             raise _Refused("a pickle of another protocol than 2")
+
+    def _reduce(self) -> None:
+        args = self.stack.pop()
+        if type(args) is not tuple:  # of a tensor, one would be made of each element
+            raise _Refused("an object made of something else than arguments")
+        self.stack[-1] = self.stack[-1](*args)
 
     def _setitem(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
@@ -218,14 +264,20 @@ class _DryRun(pickle._Unpickler):
         self._set(self.pop_mark())
 
     def _set(self, items: list[Any]) -> None:
+        if not isinstance(self.stack[-1], dict):
+            raise _Refused("items of something else than a dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
             # Keys of other types can be made to have all the same hash.
-            if type(key) is not str and (type(key) is not int or not 0 <= key < 2**32):
+            if type(key) is str or (type(key) is int and 0 <= key < 2**32):
+                self.stack[-1][key] = value
+            elif not self._stubs:
                 raise _Refused("a dict whose keys are neither text nor small numbers")
-            self.stack[-1][key] = value
 
     def _build(self) -> None:
         state = self.stack.pop()
+        if type(self.stack[-1]) is Stub:
+            self.stack[-1]["__dict__"] = state  # not its items: many objects may share one state
+            return
         if type(self.stack[-1]) is not _Dict or type(state) is not dict or "_metadata" not in state:
             raise _Refused("an object with attributes")
         if len(state) > 1:
@@ -233,6 +285,7 @@ class _DryRun(pickle._Unpickler):
 
     dispatch: ClassVar[dict[int, Any]] = {
         **{code[0]: pickle._Unpickler.dispatch[code[0]] for code in _OPERATIONS},
+        **dict.fromkeys((pickle.REDUCE[0], pickle.NEWOBJ[0]), _reduce),
         pickle.PROTO[0]: _proto,
         pickle.SETITEM[0]: _setitem,
         pickle.SETITEMS[0]: _setitems,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import collections
 import dataclasses
+import datetime
+import functools
 import io
 import json
 from collections.abc import Iterable
@@ -90,6 +94,20 @@ def resume_content(start: Any) -> dict[str, Any]:
         "step": torch.ones(()),
         **{name: torch.rand(count) for name in ("weights", "exp_avg", "exp_avg_sq")},
     }
+
+
+def foreign_contents() -> list[object]:
+    """What other frameworks save: weights beside objects of many classes, or a whole module."""
+    torch.manual_seed(0)
+    layer = torch.nn.BatchNorm2d(2)
+    beside = {
+        "args": argparse.Namespace(out=Path("x"), date=datetime.date(2020, 1, 1), rate=0.1),
+        "counts": [collections.defaultdict(list, {"a": [1]}), collections.deque([1, 2]), {1}],
+        "numbers": [np.float64(1.5), np.arange(3), 2**80, 1j, b"bytes"],
+        "functions": [functools.partial(int, base=2), torch.nn.functional.relu, torch.float16],
+        "keys": {(1, 2): 3, None: 4, 1.5: 5},
+    }
+    return [{"state_dict": layer.state_dict(), **beside}, {"model": torch.nn.Sequential(layer)}]
 
 
 def saved(content: object) -> bytes:

@@ -72,7 +72,7 @@ def _checkpoints() -> Target:
             return mutate_archive(rng, entries, ops)
         return bases.saved(_absurd(rng, content))
 
-    return Target("checkpoint", 250, make, _file("in.pt", load_checkpoint))
+    return Target("checkpoint", 130, make, _file("in.pt", load_checkpoint))
 
 
 def _absurd(rng: random.Random, content: dict[str, Any]) -> dict[str, Any]:
@@ -95,6 +95,21 @@ def _absurd(rng: random.Random, content: dict[str, Any]) -> dict[str, Any]:
         else:
             changed[key] = anything(rng)
     return changed
+
+
+def _foreign() -> Target:
+    from models.foreign import read_tensors
+
+    bases_of = []
+    for content in bases.foreign_contents():
+        entries = entries_of(bases.saved(content))
+        pickled = next(c for n, c in entries if n.endswith("data.pkl"))
+        bases_of.append((entries, operations(pickled)))
+
+    def make(rng: random.Random) -> bytes:
+        return mutate_archive(rng, *rng.choice(bases_of))
+
+    return Target("foreign", 120, make, _file("in.pt", read_tensors))
 
 
 def _trainings() -> Target:
@@ -252,6 +267,7 @@ def all_targets() -> list[Target]:
     """Every kind of input."""
     return [
         _checkpoints(),
+        _foreign(),
         _trainings(),
         _measurements(),
         _datasets(),

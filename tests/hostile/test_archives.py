@@ -2,6 +2,9 @@
 
 import os
 import pickle
+import sys
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -97,6 +100,67 @@ ARCHIVES = {
 def test_archives_are_refused(refused, case):
     content, complaint = ARCHIVES[case]
     assert complaint in refused(read_pickle, "bad.pt", content)
+
+
+INERT = {  # what is read where objects beside the weights are: as something that does nothing
+    "code": {},
+    "a list": {},
+    "bytearray": {},
+    "tensor class": {},
+    "attributes": None,
+    "keys": {},
+}
+
+
+@pytest.mark.parametrize("case", ARCHIVES)
+def test_with_stubs_archives_are_refused_or_inert(refused, case):
+    content, complaint = ARCHIVES[case]
+    if case not in INERT:
+        assert complaint in refused(partial(read_pickle, stubs=True), "bad.pt", content)
+        return
+    Path("bad.pt").write_bytes(content)
+    assert read_pickle(Path("bad.pt"), stubs=True) == INERT[case]
+    assert os.listdir() == ["bad.pt"], "no code has run"
+
+
+ONE = tensor(4, 0, [4], [1])[:-1]  # a tensor on the stack
+OBJECT = b"cany\nthing\n"
+MISUSED = {
+    "arguments": (ONE + b"q\x00" + OBJECT + b"h\x00R.", "something else than arguments"),
+    "no arguments": (b"\x80\x02" + OBJECT + b"]R.", "something else than arguments"),
+    "called": (ONE + b")R.", "damaged"),
+    "items": (ONE + b"K\x00K\x01s.", "items of something else than a dict"),
+    "items of a class": (b"\x80\x02" + OBJECT + b"K\x00K\x01s.", "items of something else"),
+    "appended to": (ONE + b"K\x00a.", "damaged"),
+    "state": (ONE + b"}b.", "an object with attributes"),
+    "state of a class": (b"\x80\x02" + OBJECT + b"}b.", "an object with attributes"),
+    "storage": (b"\x80\x02" + STORAGE + b"K\x04tQ" + b"K\x00K\x01s.", "items of something else"),
+    "another kind": (
+        TENSOR.replace(b"_v2", b"_v3") + b"K\x04tQ)tR.",
+        "a tensor of a kind that is not read: 'torch._utils._rebuild_tensor_v3'",
+    ),
+    "order": (b"\x80\x02N.", "in another order"),
+}
+
+
+@pytest.mark.parametrize("case", MISUSED)
+def test_with_stubs_nothing_is_done_to_tensors_and_classes(refused, case):
+    content, complaint = MISUSED[case]
+    entries = [("x/data.pkl", content), ("x/data/0", bytes(16))]
+    if case == "order":
+        entries.append(("x/byteorder", b"big" if sys.byteorder == "little" else b"little"))
+    assert complaint in refused(partial(read_pickle, stubs=True), "bad.pt", archive(entries))
+
+
+def test_a_state_of_many_objects_is_there_once(tmp_path, little_memory):
+    state = (
+        b"}q\x00(" + b"".join(b"J" + i.to_bytes(4, "little") + b"N" for i in range(50_000)) + b"u"
+    )
+    content = b"\x80\x02" + OBJECT + b"q\x01" + state + b"](" + b"h\x01)\x81h\x00b" * 50_000 + b"e."
+    (tmp_path / "x.pt").write_bytes(pickled(content))
+    found = read_pickle(tmp_path / "x.pt", stubs=True)
+    assert len(found) == 50_000
+    assert found[0]["__dict__"] is found[-1]["__dict__"]
 
 
 @pytest.mark.parametrize("lie", range(60))
