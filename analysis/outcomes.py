@@ -95,7 +95,7 @@ def outcomes(
     correct = torch.zeros_like(nll)
 
     def evaluate(at_once: int) -> None:
-        for batch in shares(len(dataset), team, at_once):
+        for batch in shares(len(dataset), team, at_once, nll.device):
             labels = dataset.labels[batch].to(device)
             images = dataset.normalise(dataset.images[batch].permute(0, 3, 1, 2))
             scores = model(images.to(device))

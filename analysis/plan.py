@@ -33,20 +33,24 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+
+from analysis.measurements.files import fits, load, measurement_file, same_data
+from analysis.measurements.recording import describe
 from lossgeometry.errors import InputError, shown
+from models.checkpoint import Checkpoint, load_checkpoint
 from models.cli import parse
+from models.data.datasets import ImageDataset, fingerprints, load_dataset
+from models.resuming import epochs_done, same_training, state_files
+from models.stack import FREE
+from models.train import Options, choose_preset, square, untrained
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-if TYPE_CHECKING:
-    from models.checkpoint import Checkpoint
-    from models.data.datasets import ImageDataset
-    from models.train import Options as TrainOptions
 
 FOLDER = Path("studies")
 MOST = 1000  # trainings of one grid
@@ -99,8 +103,6 @@ class Measure:
         return [p for p in self.checkpoints(training) if not self._held(p, training)]
 
     def _held(self, path: Path, training: Training) -> bool:
-        from analysis.measurements.files import fits, load, measurement_file, same_data
-
         for group in self.groups():
             found = load(measurement_file(path), group)
             if found is None and group in NOT_WORTH_A_TRAINING and not path.exists():
@@ -119,8 +121,6 @@ class Measure:
         return True
 
     def _data(self, training: Training) -> dict[str, str]:
-        from models.data.datasets import fingerprints
-
         return fingerprints(
             training.start.dataset,
             {"train": training.options.images, "test": getattr(self.options, "images", None)},
@@ -133,24 +133,18 @@ class Training:
     """One training of a study."""
 
     arguments: tuple[str, ...]
-    options: TrainOptions
+    options: Options
     measures: tuple[Measure, ...]
     grid: int  # which of the study's it is of
 
     @cached_property
     def start(self) -> Checkpoint:
         """The untrained network, without memory; a dataset that is known is not needed."""
-        import torch
-
-        from models.train import untrained
-
         with torch.device("meta"):
             return untrained(self.options, blank_dataset(self.options))
 
     def made(self, description: Mapping[str, Any]) -> bool:
         """Whether this is the training that a measurement remembers (`measurements.describe`)."""
-        from analysis.measurements.recording import describe
-
         own = json.loads(json.dumps(describe(self.start)))
         same = ("architecture", "recipe", "dataset", "images", "seed")
         return all(own[key] == description.get(key) for key in same)
@@ -160,9 +154,6 @@ class Training:
 
         Raises `InputError` if its checkpoint is there, and is that of another training.
         """
-        from models.checkpoint import load_checkpoint
-        from models.resuming import same_training, state_files
-
         path = self.options.out
         if path.exists() and not same_training(load_checkpoint(path), self.start):
             raise InputError(
@@ -177,8 +168,6 @@ class Training:
 
     def epochs_done(self) -> int:
         """After how many epochs it would go on."""
-        from models.resuming import epochs_done
-
         return epochs_done(self.options.out, self.start)
 
 
@@ -196,8 +185,6 @@ class Plan:
 
 def stacks(trainings: Iterable[Training]) -> list[list[Training]]:
     """Trainings that can be made as one program: of one grid, and of one shape and recipe."""
-    from models.stack import FREE
-
     found: dict[str, list[Training]] = {}
     for training in trainings:
         own = {k: v for k, v in vars(training.options).items() if k not in (*FREE, "seed", "out")}
@@ -278,8 +265,6 @@ def _trainings(
     place: str,
     common: Mapping[str, Any],
 ) -> list[Training]:
-    from models.train import Options
-
     asked = settings.pop("measure", None)
     names = [m.command for m in measures]
     if asked is not None and not isinstance(asked, list):
@@ -343,20 +328,12 @@ def dataset_form(dataset: str) -> tuple[int, int, int, int]:
     """Training images, pixels along a side, channels and classes of a dataset."""
     if dataset in _KNOWN:
         return _KNOWN[dataset]
-    from models.data.datasets import load_dataset
-    from models.train import square
-
     found = load_dataset(dataset)
     return len(found), square(found), found.images.shape[3], len(found.classes)
 
 
-def blank_dataset(options: TrainOptions) -> ImageDataset:
+def blank_dataset(options: Options) -> ImageDataset:
     """No images, of the form of those that `options` name."""
-    import torch
-
-    from models.data.datasets import ImageDataset
-    from models.train import choose_preset
-
     _, name = choose_preset(options)
     _, size, channels, classes = dataset_form(name)
     return ImageDataset(

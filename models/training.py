@@ -29,6 +29,7 @@ from models.stack import Stack
 
 EVALUATION_BATCH = 256
 CACHED_BATCH = 32  # images whose activations stay in the cache of a CPU, a tenth faster than 96
+CACHED_EVALUATION = 64  # the same without a backward pass, 1.3 times as fast as 256
 AHEAD = 8  # mini-batches that are augmented at once on a GPU, in as many kernels as one
 SAVE_EVERY = 30.0  # seconds, of a training that is seldom evaluated
 evaluating = Halving(EVALUATION_BATCH, "evaluation")  # for all evaluations of this process
@@ -306,12 +307,14 @@ def evaluate(
 
 
 def _fill(outputs: Tensor, model: nn.Module, inputs: Tensor, team: Team, at_once: int) -> None:
-    for batch in shares(len(inputs), team, at_once):
+    for batch in shares(len(inputs), team, at_once, outputs.device):
         outputs[batch] = model(inputs[batch].to(outputs.device))
 
 
-def shares(n: int, team: Team, at_once: int) -> Iterator[slice]:
+def shares(n: int, team: Team, at_once: int, device: torch.device) -> Iterator[slice]:
     """Which of `n` images this process of a team evaluates, at most so many at once."""
+    if device.type == "cpu":
+        at_once = min(at_once, CACHED_EVALUATION)
     own = team.shard(-(-n // EVALUATION_BATCH))
     start, stop = own.start * EVALUATION_BATCH, min(own.stop * EVALUATION_BATCH, n)
     if start < stop:

@@ -16,7 +16,7 @@ from selenium.common.exceptions import NoSuchElementException, StaleElementRefer
 from selenium.webdriver import ActionChains
 from selenium.webdriver.support.ui import WebDriverWait
 
-from analysis.figures import draw_all
+from analysis.drawing.everything import draw_all
 from lossgeometry import InputError
 
 

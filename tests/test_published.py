@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from analysis.published import Options, draw, main, read_surface
+from analysis.drawing.published import draw, read_surface
+from analysis.published import Options, main
 from lossgeometry import InputError
 
 LINES = [f"{x},{y},9,{10 * x + y},{x + 10 * y},0.5\n" for y in (0.0, 0.1) for x in (-1, 0, 1)]

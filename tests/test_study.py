@@ -95,9 +95,11 @@ def test_killed_and_resumed_from_nothing_to_the_claims(here, call):
     assert state.exists()
     assert not Path("checkpoints/csan3.pt").exists()
 
-    code, out, err = call("tiny", "--processes", "2")
+    code, out, err = call("tiny", "--processes", "2", "--only", "train")
     assert code == 0, err
     assert "0 of 2 trainings are there already" in out
+    code, out, err = call("tiny")
+    assert code == 0, err
     assert all((here / "checkpoints" / name).exists() for name in ("csan3.pt", "more/csan8.pt"))
     assert not state.exists()
     for name in ("csan3", "csan3/epoch005"):
@@ -224,9 +226,9 @@ def test_a_failing_command_ends_the_study(here, call):
 def test_processes_of_a_killed_study_end(here):
     """Else they would be in the way of the study when it is started again."""
     program = (
-        "import subprocess, sys, time; from analysis.study import _end_with_parent\n"
+        "import subprocess, sys, time; from analysis.execution import end_with_parent\n"
         "command = [sys.executable, '-c', 'import time; time.sleep(600)']\n"
-        "child = subprocess.Popen(command, preexec_fn=_end_with_parent)\n"
+        "child = subprocess.Popen(command, preexec_fn=end_with_parent)\n"
         "print(child.pid, flush=True); time.sleep(600)\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)

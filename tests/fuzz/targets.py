@@ -250,7 +250,7 @@ def _studies() -> Target:
 
 
 def _tables() -> Target:
-    from analysis.published import read_surface
+    from analysis.drawing.published import read_surface
 
     def make(rng: random.Random) -> bytes:
         if rng.random() < 0.5:
@@ -306,9 +306,9 @@ def shorten() -> None:
     models.data.datasets._download = refuse
     models.training.train_together = refuse
     models.train.alone = contextlib.nullcontext
-    importlib.import_module("analysis.study").print_plan = refuse
-    importlib.import_module("analysis.study").run_all = refuse
-    importlib.import_module("analysis.study").report = refuse
+    importlib.import_module("analysis.cost").print_plan = refuse
+    importlib.import_module("analysis.execution").run_all = refuse
+    importlib.import_module("analysis.execution").report = refuse
 
 
 __all__ = ["Target", "all_targets", "archive", "shorten"]

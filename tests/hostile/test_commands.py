@@ -12,8 +12,8 @@ import analysis.landscape
 import analysis.published
 import analysis.study
 import models.train
+from analysis.drawing.published import read_surface
 from analysis.plan import load_plan
-from analysis.published import read_surface
 from tests.fuzz import bases
 from tests.hostile.test_hdf5 import FILES, edited
 
