@@ -1,4 +1,4 @@
-"""Largest eigenvalues of an operator that has changed a little since its eigenvectors were found."""
+"""Largest eigenvalues of an operator that has changed a little since they were last found."""
 
 from __future__ import annotations
 
