@@ -26,8 +26,8 @@ STEPS = 2500
 # The data are 500 digits, with the squared distance to one-hot labels for a loss.
 
 digits = load_digits()
-images = torch.tensor(digits.data[:500], dtype=torch.float32) / 16
-images -= images.mean(0)
+images = torch.tensor(digits.data[:500], dtype=torch.float32)
+images = (images - images.mean()) / images.std()
 labels = nn.functional.one_hot(torch.tensor(digits.target[:500])).float()
 
 

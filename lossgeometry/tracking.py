@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import random
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,6 +184,10 @@ class CurvatureTracker:
     error reaches to whatever larger one the vectors show; that there is none of which they show
     nothing is not made sure of again, as `eigsh` would, which takes three times the products.
 
+    An operator that is refused for its asymmetry is a warning and NaN: no training ends for it. In
+    float32 that befalls `precondition` where gradients are rounding and nothing else, as those of a
+    bias in front of a batch normalisation: the optimizer divides by them.
+
     Examples
     --------
     >>> import torch
@@ -295,17 +300,23 @@ class CurvatureTracker:
 
     def _eigenpairs(self, A: SymmetricOperator, seed: int) -> Eigenpairs:
         k, old = self._k, self._vectors
-        if old is None or not old.isfinite().all():
-            found = eigsh(A, k, which="LA", tol=TOLERANCE, seed=seed)
-        else:
-            if old.shape[1] == k < A.shape[0]:  # the guard begins as anybody
-                guard = torch.randn(len(old), 1, generator=torch.Generator().manual_seed(seed))
-                guard = guard.to(old)
-                old = torch.cat([old, guard / guard.norm()], dim=1)
-            budget = max(PRODUCTS * k, old.shape[1])
-            found = follow(A, old, tol=TOLERANCE, maxiter=budget, seed=seed)
+        try:
+            found = self._solved(A, k, old, seed)
+        except InputError as error:  # which is no reason to end a training
+            warnings.warn(f"step {self._step}: no eigenvalues: {error}", stacklevel=4)
+            nan, none = torch.full((k,), math.nan, dtype=torch.float64), torch.zeros(k).bool()
+            found = Eigenpairs(nan, torch.full((A.shape[0], k), math.nan), nan, nan, none, 0)
         self._vectors = found.eigenvectors
         return found
+
+    def _solved(self, A: SymmetricOperator, k: int, old: Tensor | None, seed: int) -> Eigenpairs:
+        if old is None or not old.isfinite().all():
+            return eigsh(A, k, which="LA", tol=TOLERANCE, seed=seed)
+        if old.shape[1] == k < A.shape[0]:  # the guard begins as anybody
+            guard = torch.randn(len(old), 1, generator=torch.Generator().manual_seed(seed))
+            guard = guard.to(old)
+            old = torch.cat([old, guard / guard.norm()], dim=1)
+        return follow(A, old, tol=TOLERANCE, maxiter=PRODUCTS * k, seed=seed)
 
     @contextlib.contextmanager
     def _nothing_else_changes(self) -> Iterator[None]:

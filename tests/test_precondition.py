@@ -47,7 +47,9 @@ def test_is_what_the_step_divides_by(name):
     optimizer = OPTIMIZERS[name](model.parameters())
     change = train(model, optimizer, batch)
     states = [optimizer.state[p] for p in model.parameters()]
-    driving = flat(s.get("exp_avg", p.grad) for s, p in zip(states, model.parameters(), strict=True))
+    driving = flat(
+        s.get("exp_avg", p.grad) for s, p in zip(states, model.parameters(), strict=True)
+    )
     P = -optimizer.defaults["lr"] * driving / change
     H = dense("hessian", model, F.cross_entropy, *batch)
     A = Preconditioned(Hessian(model, F.cross_entropy, batch), optimizer)

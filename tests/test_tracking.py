@@ -31,8 +31,8 @@ from tests.dense import dense, flat
 
 def digits(n=200):
     found = load_digits()
-    images = torch.tensor(found.data[:n], dtype=torch.float32) / 16
-    return images - images.mean(0), torch.tensor(found.target[:n])
+    images = torch.tensor(found.data[:n], dtype=torch.float32)
+    return (images - images.mean()) / images.std(), torch.tensor(found.target[:n])
 
 
 def squared_error(outputs, targets):
@@ -55,10 +55,12 @@ def train(model, optimizer, batch, steps, *trackers):
 @pytest.mark.parametrize("k", [1, 3])
 def test_stated_errors_cover_the_truth_at_few_products(k):
     """Over a training whose largest eigenvalues cross, against the dense matrix."""
-    batch, model = digits(), network(8)
+    images, labels = digits(100)
+    batch = F.avg_pool2d(images.view(-1, 8, 8), 2).flatten(1), labels
+    model = nn.Sequential(nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 10))
     optimizer = SGD(model.parameters(), lr=0.2)
     tracker, found = CurvatureTracker(model, squared_error, batch, every=25, k=k), []
-    for _ in range(30):
+    for _ in range(20):
         train(model, optimizer, batch, 25, tracker)
         H = dense("hessian", model, squared_error, *batch).double()
         found.append(torch.linalg.eigvalsh(H).flip(0)[:k].numpy())
@@ -93,17 +95,17 @@ def test_rows_are_what_their_names_say():
     assert history.eigenvalues.shape == history.errors.shape == (3, 2)
     g = H.gradient()
     weights = flat(p.detach() for p in model.parameters())
-    loss = squared_error(model(batch[0]), batch[1]) + 0.05 * weights.square().sum()
-    assert history.loss[-1] == pytest.approx(float(loss), rel=1e-5)
+    loss = squared_error(model(batch[0]), batch[1]).item() + 0.05 * float(weights @ weights)
+    assert history.loss[-1] == pytest.approx(loss, rel=1e-5)
     assert history.gradient_norm[-1] == pytest.approx(float(g.norm()), rel=1e-5)
-    assert history.gradient_curvature[-1] == pytest.approx(float(g @ (H @ g) / g @ g), rel=1e-4) or (
-        history.gradient_curvature[-1] == pytest.approx(float(g @ (H @ g) / (g @ g)), rel=1e-4)
-    )
+    assert history.gradient_curvature[-1] == pytest.approx(float(g @ (H @ g) / (g @ g)), rel=1e-4)
     dense_trace = float((H @ torch.eye(H.shape[0])).trace())
     assert abs(history.trace[-1] - dense_trace) < 6 * history.trace_error[-1] + 1e-3 * dense_trace
     assert np.isnan(history.threshold).all()
     xs = np.linspace(-1, 1, 21)
-    flat_now = flatness(xs, line(model, {"loss": squared_error}, batch, direction, xs)["loss"][None])
+    flat_now = flatness(
+        xs, line(model, {"loss": squared_error}, batch, direction, xs)["loss"][None]
+    )
     assert history.width[-1] == pytest.approx(flat_now.width[0])
     assert history.sharpness[-1] == pytest.approx(flat_now.sharpness[0])
     assert kept[-1]["step"] == 15
@@ -116,7 +118,7 @@ class Noisy(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.norm = nn.Linear(64, 16), nn.BatchNorm1d(16)
+        self.first, self.norm = nn.Linear(64, 16, bias=False), nn.BatchNorm1d(16)
         self.last = nn.Linear(16, 10)
 
     def forward(self, x):
@@ -151,9 +153,14 @@ def noisy_training(tracked, precondition, tmp_path):
             if tracked:
                 tracker.step()
     gradients = {f"grad {name}": p.grad for name, p in model.named_parameters()}
-    moments = {f"{i}{n}": t for i, s in optimizer.state_dict()["state"].items() for n, t in s.items()}
-    streams = {"torch": torch.rand(1), "numpy": torch.tensor(np.random.rand()),
-               "python": torch.tensor(random.random(), dtype=torch.float64)}
+    moments = {
+        f"{i}{n}": t for i, s in optimizer.state_dict()["state"].items() for n, t in s.items()
+    }
+    streams = {
+        "torch": torch.rand(1),
+        "numpy": torch.tensor(np.random.rand()),
+        "python": torch.tensor(random.random(), dtype=torch.float64),
+    }
     assert model.training
     return model.state_dict() | gradients | moments | streams
 
@@ -258,6 +265,21 @@ def test_the_picture_has_the_threshold():
     np.testing.assert_array_equal(threshold, [stability_threshold(optimizer)] * 3)
 
 
+def test_what_cannot_be_measured_does_not_end_the_training():
+    """In float32 the gradient of a bias in front of a batch normalisation is rounding alone."""
+    (x, y), model = digits(50), nn.Sequential(nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU())
+    model.append(nn.Linear(16, 10))
+    optimizer = Adam(model.parameters(), lr=1e-2)
+    tracker = CurvatureTracker(
+        model, squared_error, (x, y), every=1, precondition=optimizer, weight_decay=0.1
+    )
+    with pytest.warns(UserWarning, match="step 1: no eigenvalues: A: not symmetric"):
+        train(model, optimizer, (x, y), 1, tracker)
+    history = tracker.result()
+    assert np.isnan(history.eigenvalues).all()
+    assert np.isfinite(history.loss).all()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -268,7 +290,9 @@ def test_the_picture_has_the_threshold():
 )
 def test_says_what_it_cannot_use(options, message):
     with pytest.raises(InputError, match=message):
-        CurvatureTracker(**{"model": network(), "loss_fn": squared_error, "probe": digits()} | options)
+        CurvatureTracker(
+            **{"model": network(), "loss_fn": squared_error, "probe": digits()} | options
+        )
 
 
 def test_files_of_others_are_refused(tmp_path):
