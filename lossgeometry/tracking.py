@@ -184,9 +184,8 @@ class CurvatureTracker:
     error reaches to whatever larger one the vectors show; that there is none of which they show
     nothing is not made sure of again, as `eigsh` would, which takes three times the products.
 
-    An operator that is refused for its asymmetry is a warning and NaN: no training ends for it. In
-    float32 that befalls `precondition` where gradients are rounding and nothing else, as those of a
-    bias in front of a batch normalisation: the optimizer divides by them.
+    An operator that is refused because it is not symmetric is a warning and NaN: no training ends
+    for it.
 
     Examples
     --------
@@ -274,7 +273,13 @@ class CurvatureTracker:
         options: dict[str, Any] = {"seed": self._seed, **self._options}
         H = Hessian(self._model, self._loss_fn, self._probe, **options)
         A = H if self._optimizer is None else Preconditioned(H, self._optimizer)
-        found = self._eigenpairs(A, seed)
+        try:
+            found = self._solved(A, seed)
+            total = trace(A, matvecs=self._trace, seed=seed) if self._trace else None
+        except InputError as error:  # which is no reason to end a training
+            warnings.warn(f"step {self._step}: no eigenvalues: {error}", stacklevel=3)
+            found, total = _none(A, self._k), None
+        self._vectors = found.eigenvectors
         value, gradient = H.value_and_gradient()
         row: Row = {
             "steps": self._step,
@@ -287,9 +292,8 @@ class CurvatureTracker:
         }
         if self._optimizer is not None:
             row["threshold"] = stability_threshold(self._optimizer)
-        if self._trace:
-            estimate = trace(A, matvecs=self._trace, seed=seed)
-            row |= {"trace": estimate.estimate, "trace_error": estimate.standard_error}
+        if total is not None:
+            row |= {"trace": total.estimate, "trace_error": total.standard_error}
         if self._direction is not None:
             how = {key: options[key] for key in ("forward", "count") if key in options}
             losses = {"loss": self._loss_fn}
@@ -298,18 +302,8 @@ class CurvatureTracker:
             row |= {key: getattr(flat, key)[0] for key in ("width", "sharpness", "asymmetry")}
         return row
 
-    def _eigenpairs(self, A: SymmetricOperator, seed: int) -> Eigenpairs:
+    def _solved(self, A: SymmetricOperator, seed: int) -> Eigenpairs:
         k, old = self._k, self._vectors
-        try:
-            found = self._solved(A, k, old, seed)
-        except InputError as error:  # which is no reason to end a training
-            warnings.warn(f"step {self._step}: no eigenvalues: {error}", stacklevel=4)
-            nan, none = torch.full((k,), math.nan, dtype=torch.float64), torch.zeros(k).bool()
-            found = Eigenpairs(nan, torch.full((A.shape[0], k), math.nan), nan, nan, none, 0)
-        self._vectors = found.eigenvectors
-        return found
-
-    def _solved(self, A: SymmetricOperator, k: int, old: Tensor | None, seed: int) -> Eigenpairs:
         if old is None or not old.isfinite().all():
             return eigsh(A, k, which="LA", tol=TOLERANCE, seed=seed)
         if old.shape[1] == k < A.shape[0]:  # the guard begins as anybody
@@ -328,6 +322,12 @@ class CurvatureTracker:
             finally:
                 random.setstate(python)
                 np.random.set_state(numpy)  # noqa: NPY002
+
+
+def _none(A: SymmetricOperator, k: int) -> Eigenpairs:
+    nan = torch.full((k,), math.nan, dtype=torch.float64)
+    none = torch.zeros(k, dtype=torch.bool)
+    return Eigenpairs(nan, torch.full((A.shape[0], k), math.nan), nan, nan, none, 0)
 
 
 def _along(A: Hessian | Preconditioned, gradient: Tensor) -> float:

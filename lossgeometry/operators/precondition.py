@@ -26,6 +26,10 @@ class Preconditioned:
     - Adam, AdamW: ``(1 - β1^t) (sqrt(v / (1 - β2^t)) + ε)`` [1]_;
     - RMSprop: ``sqrt(v) + ε``, of the centred moments ``v - m²`` where it is ``centered``.
 
+    Its square root divides twice by what may be next to nothing: the second moments of a bias in
+    front of a batch normalisation, or of the keys of an attention, are rounding. The products with
+    `A` are therefore made in double precision where the model allows it.
+
     What the optimizer does not move has zeros for rows and columns: parameters that it does not
     have, and those without a second moment as yet because they never had a gradient.
 
@@ -68,14 +72,14 @@ class Preconditioned:
     """
 
     def __init__(self, A: CurvatureOperator, optimizer: Optimizer) -> None:
-        self._A = A
+        self._A = A.in_float64()
         self.shape, self.dtype, self.device, self.team = A.shape, A.dtype, A.device, A.team
         self.scale = _scale(A, _inner(optimizer))  # (P,), the diagonal of P^-1/2
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """Product with a vector (P,) or with the columns of a matrix (P, k)."""
-        scale = self.scale if vectors.ndim == 1 else self.scale[:, None]
-        return scale * (self._A @ (scale * vectors))
+        scale = (self.scale if vectors.ndim == 1 else self.scale[:, None]).to(self._A.dtype)
+        return (scale * (self._A @ (scale * vectors.to(scale)))).to(vectors)
 
 
 def stability_threshold(optimizer: Optimizer) -> float:
