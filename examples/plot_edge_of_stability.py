@@ -63,10 +63,8 @@ def train(make_optimizer):
 trainings = {
     "gradient descent, s = 0.1": lambda weights: SGD(weights, lr=0.1),
     "gradient descent, s = 0.2": lambda weights: SGD(weights, lr=0.2),
-    "heavy ball, s = 0.05, b = 0.9": lambda weights: SGD(weights, lr=0.05, momentum=0.9),
-    "Nesterov, s = 0.05, b = 0.9": lambda weights: SGD(
-        weights, lr=0.05, momentum=0.9, nesterov=True
-    ),
+    "heavy ball, s = 0.2, b = 0.9": lambda weights: SGD(weights, lr=0.2, momentum=0.9),
+    "Nesterov, s = 0.1, b = 0.9": lambda weights: SGD(weights, lr=0.1, momentum=0.9, nesterov=True),
     "Adam, s = 0.001": lambda weights: Adam(weights, lr=0.001),
 }
 histories = {name: train(make_optimizer) for name, make_optimizer in trainings.items()}

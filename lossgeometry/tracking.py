@@ -49,7 +49,7 @@ FIELDS = {
     "loss": "(n,) the objective on the probe",
     "gradient_norm": "(n,) Euclidean norm of its gradient",
     "gradient_curvature": "(n,) second derivative along the normalised gradient",
-    "threshold": "(n,) curvature at which the steps of the optimizer become unstable",
+    "threshold": "(n,) curvature at which the step that comes next is unstable",
     "trace": "(n,) sum of all eigenvalues",
     "trace_error": "(n,) standard error of the trace",
     "width": "(n,) of the loss along the direction, see lossgeometry.flatness",
@@ -69,7 +69,7 @@ class CurvatureHistory:
     loss: np.ndarray  # (n,), the objective on the probe
     gradient_norm: np.ndarray  # (n,)
     gradient_curvature: np.ndarray  # (n,), second derivative along the normalised gradient
-    threshold: np.ndarray  # (n,), at which the optimizer's steps become unstable
+    threshold: np.ndarray  # (n,), at which the step that comes next is unstable
     trace: np.ndarray  # (n,)
     trace_error: np.ndarray  # (n,), one standard error
     width: np.ndarray  # (n,), of the loss along the direction, as are the two below: `flatness`
