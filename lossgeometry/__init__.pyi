@@ -25,12 +25,16 @@ from .operators.base import Check, CurvatureOperator
 from .operators.ggn import GGN, Fisher
 from .operators.hessian import Hessian
 from .operators.layers import per_layer
+from .operators.precondition import Preconditioned, stability_threshold
+from .tracking import CurvatureHistory, CurvatureTracker
 
 __all__ = [
     "GGN",
     "Bezier",
     "Check",
+    "CurvatureHistory",
     "CurvatureOperator",
+    "CurvatureTracker",
     "Direction",
     "Eigenpairs",
     "Estimate",
@@ -43,6 +47,7 @@ __all__ = [
     "Path",
     "Plane",
     "PolarTrajectory",
+    "Preconditioned",
     "Slice",
     "SpectralDensity",
     "SymmetricOperator",
@@ -66,6 +71,7 @@ __all__ = [
     "project",
     "random_directions",
     "spectral_density",
+    "stability_threshold",
     "surface",
     "towards",
     "trace",

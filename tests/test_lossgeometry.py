@@ -7,7 +7,8 @@ import sys
 PROGRAM = """
 import sys
 
-STUDY = ("torchvision", "h5py", "tyro", "rich", "filelock", "sklearn", "safetensors", "pyhessian")
+STUDY = ("torchvision", "tyro", "rich", "filelock", "sklearn", "safetensors", "pyhessian")
+STUDY += ("lightning", "transformers")
 
 class WithoutTheStudy:
     def find_spec(self, name, path=None, target=None):

@@ -186,6 +186,17 @@ class CurvatureOperator(ABC):
         other._kept, other._made_plan = {}, None
         return other
 
+    def in_float64(self) -> Self:
+        """The same operator in double precision, or as it is where the model does not allow that.
+
+        It does not if it insists on a dtype, or draws other random numbers in another one.
+        """
+        other = copy.copy(self)
+        other._objective = self._objective.in_float64()
+        other._parameters, other.dtype = other._objective.parameters, other._objective.dtype
+        other._kept, other._made_plan, other._compiled = {}, None, None
+        return other
+
     def kept_bytes(self) -> int | None:
         """Size of what products have in common, None unless all of it is kept by now."""
         if len(self._kept) < len(self._objective.chunks):

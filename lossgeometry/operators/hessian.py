@@ -38,6 +38,14 @@ class Hessian(CurvatureOperator):
         """Gradient (P,) of the objective that this is the Hessian of, weight decay included."""
         return self._gradient(self._objective, self._parameters)
 
+    def value_and_gradient(self) -> tuple[float, Tensor]:
+        """The objective itself, weight decay included, and its gradient (P,)."""
+        value, gradient = self._objective.value_and_gradient()
+        value, gradient = self.team.sum_(value), self.team.sum_(gradient)
+        position = flatten(parameter.detach() for parameter in self._parameters.values())
+        penalty = self._weight_decay / 2 * position.double().square().sum()
+        return float(value + penalty), gradient.add_(position, alpha=self._weight_decay)
+
     def _linear_map(self, chunk: Chunk) -> LinearMap:
         parameters = list(self._parameters.values())
         gradients = self._chunk_gradient(chunk)

@@ -35,4 +35,9 @@ from lossgeometry.plots.style import (
     width,
     wrapped,
 )
-from lossgeometry.plots.training import plot_history, plot_optimisation_plane, plot_points
+from lossgeometry.plots.training import (
+    plot_curvature,
+    plot_history,
+    plot_optimisation_plane,
+    plot_points,
+)

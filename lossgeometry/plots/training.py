@@ -1,4 +1,4 @@
-"""Train NLL and test error, over a training and at its end."""
+"""Train NLL, test error and curvature, over a training and at its end."""
 
 from __future__ import annotations
 
@@ -135,4 +135,38 @@ def plot_points(
         slot = 1.3 * room(ax, len(names))  # ticks may be made smaller than this size
         ax.set_xticks(range(len(names)), [fitted(name, slot) for name in names])
     ax.set(xlabel=xlabel, ylabel=ylabel)
+    return ax
+
+
+def plot_curvature(
+    steps: np.ndarray,
+    eigenvalues: np.ndarray,
+    errors: np.ndarray,
+    *,
+    threshold: np.ndarray | None = None,
+    label: str = "eigenvalue",
+    color: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Largest eigenvalues over the steps of a training, and where its steps become unstable.
+
+    Parameters
+    ----------
+    steps : (n,) array
+    eigenvalues, errors : (n, k) array
+        The k largest, drawn with bands of their errors, the first on top.
+    threshold : (n,) array, optional
+        Largest curvature at which the optimizer's steps are stable, a dashed line.
+    """
+    ax = ax or plt.gca()
+    for i in reversed(range(eigenvalues.shape[1])):
+        values, error = eigenvalues[:, i], errors[:, i]
+        name = entry(label if i == 0 else None)
+        (curve,) = ax.plot(steps, values, color=color, alpha=1.0 if i == 0 else 0.4, label=name)
+        shade: dict[str, Any] = dict(color=curve.get_color(), alpha=0.2, linewidth=0)
+        ax.fill_between(steps, values - error, values + error, **shade)
+        color = curve.get_color()
+    if threshold is not None and np.isfinite(threshold).any():
+        ax.plot(steps, threshold, "--", color="gray", label="stability threshold")
+    ax.set(xlabel="step", ylabel="largest eigenvalues of the Hessian")
     return ax

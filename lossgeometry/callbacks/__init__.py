@@ -1,0 +1,1 @@
+"""Curvature in the training loops of others: `lightning` and `huggingface`, to be imported."""
