@@ -17,7 +17,7 @@ from analysis.objective import augmented, error_rate, require_outputs, require_s
 from lossgeometry.running.devices import full_precision
 from lossgeometry.running.distributed import ALONE, Team
 from lossgeometry.seeds import derive_seed, seed_everything, untouched_rng
-from models.csan import random_branches
+from models.isotropic import random_branches
 from models.training import evaluating, parts, shares
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from models.csan import WindowAttention, common_masks, random_branches
+from models.csan import WindowAttention, common_masks
+from models.isotropic import random_branches
 
 FREE = ("window", "head_window", "border")  # options in which the networks of a stack may differ
 

@@ -19,7 +19,7 @@ from lossgeometry.running import memory
 from lossgeometry.running.distributed import ALONE
 from models import CSAN, load_checkpoint, load_dataset
 from models.checkpoint import FORMAT
-from models.csan import StochasticDepth
+from models.isotropic import StochasticDepth
 from models.data.augment import Augmentation
 from models.recipes import PRESETS, Recipe
 from models.train import Options, untrained
