@@ -16,9 +16,9 @@ import torchvision
 from torch import Tensor, nn
 
 from lossgeometry.errors import InputError, shown
-from models.csan import CSAN
 from models.description import require_description, require_history, require_integer
 from models.files import replacing
+from models.networks import build_network
 from models.reading.weights import read_pickle
 from models.recipes import Recipe
 
@@ -51,7 +51,7 @@ class Checkpoint:
     """A model at some epoch of its training, with all that is needed to rebuild its objective."""
 
     model: nn.Module
-    architecture: dict[str, Any]  # options of CSAN
+    architecture: dict[str, Any]  # as `models.networks` reads it
     dataset: str  # a spec of `load_dataset`
     images: int | None  # the first so many training images were used; None: all
     recipe: Recipe
@@ -104,13 +104,13 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         most = max(len(content["state_dict"]), 1)
         require_integer("depth", content["architecture"].get("depth"), 1, most)
         with torch.device("meta"):
-            form = CSAN(**content["architecture"]).state_dict()
+            form = build_network(content["architecture"]).state_dict()
     except (TypeError, InputError) as error:
         reason = str(error)[:300]
         raise InputError(f"{path}: the checkpoint's options do not fit: {reason}") from error
     if misfit := _misfit(content["state_dict"], form, path.stat().st_size):
         raise InputError(f"{path}: the weights do not fit the architecture: {misfit}")
-    model = CSAN(**content["architecture"])
+    model = build_network(content["architecture"])
     model.load_state_dict(dict(content["state_dict"]))
     keys = ("architecture", "dataset", "images", "epoch", "seed", "history", "versions")
     return Checkpoint(
@@ -129,11 +129,12 @@ def _misfit(found: dict[Any, Any], expected: Mapping[str, Tensor], size: int) ->
     for name, tensor in found.items():
         if name not in expected:
             return f"{shown(name)} found, which it does not have"
-        if not isinstance(tensor, Tensor) or tensor.dtype != torch.float32:
-            return f"{name} is no float32 tensor"
+        kind = expected[name].dtype
+        if not isinstance(tensor, Tensor) or tensor.dtype != kind:
+            return f"{name} is no {str(kind).removeprefix('torch.')} tensor"
         if tensor.shape != expected[name].shape:
             return f"{name} is {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}"
-    if sum(4 * tensor.numel() for tensor in found.values()) > size:
+    if sum(tensor.element_size() * tensor.numel() for tensor in found.values()) > size:
         return "they share their bytes"
     return None
 

@@ -1,9 +1,10 @@
 """ConvNeXt: tokens are mixed by a depthwise convolution (Liu et al., *A ConvNet for the 2020s*).
 
-CVPR 2022, arXiv 2201.03545. Its isotropic variant, of Table 2, on the skeleton of `models.isotropic`.
+CVPR 2022, arXiv 2201.03545; its isotropic variant, of Table 2, on the skeleton of
+`models.isotropic`.
 
-As published: one residual branch of depthwise convolution, LayerNorm, 1 x 1, GELU, 1 x 1 and a layer
-scale of 1e-6, skipped by stochastic depth. Changed to fit the skeleton: there is a position
+As published: one residual branch of depthwise convolution, LayerNorm, 1 x 1, GELU, 1 x 1 and a
+layer scale of 1e-6, skipped by stochastic depth. Changed to fit the skeleton: there is a position
 embedding, the kernel is of any odd size (7 in the paper), the perceptron as wide as it is told (4
 times the tokens in the paper), and weights begin as the skeleton's do, not at a standard deviation
 of 0.02.

@@ -231,4 +231,4 @@ class CSAN(Isotropic):
             )
             return Block(attention, dim, hidden, drop)
 
-        super().__init__(block, 4 * dim**2, dim=dim, pooling=pooling, **skeleton)
+        super().__init__(block, 4 * dim**2, pooling, dim=dim, **skeleton)

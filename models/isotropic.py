@@ -99,6 +99,8 @@ class Isotropic(nn.Module):
         branches. It maps tokens (B, N, dim) to the same shape, and states its `range`.
     mixer_weights : int
         Of a block beside its perceptron, about.
+    pooling : {"gap", "cls"}
+        Average over the image tokens, or a class token before them, which all blocks then see.
     image_size, channels, classes : int
         Pixels along each side of the image, its channels, and the number of classes.
     patch_size : int
@@ -107,8 +109,6 @@ class Isotropic(nn.Module):
         Width of the tokens, and number of blocks.
     mlp_ratio : float
         Hidden width of the perceptrons as a multiple of `dim`.
-    pooling : {"gap", "cls"}
-        Average over the image tokens, or a class token.
     stochastic_depth : float
         Probability of skipping a residual branch in the last block; it rises linearly from 0.
     position_std : float
@@ -133,6 +133,8 @@ class Isotropic(nn.Module):
         self,
         block: Callable[[int, int, float], nn.Module],
         mixer_weights: int,
+        pooling: Pooling = "gap",
+        /,
         *,
         image_size: int,
         channels: int,
@@ -141,7 +143,6 @@ class Isotropic(nn.Module):
         dim: int,
         depth: int,
         mlp_ratio: float = 4.0,
-        pooling: Pooling = "gap",
         stochastic_depth: float = 0.0,
         position_std: float = 0.5,
     ) -> None:

@@ -22,6 +22,8 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "gated": GatedConvNet,
 }
 
+CSAN_OPTIONS = ("heads", "window", "head_window", "border", "pooling")  # beside the skeleton's
+
 
 def build_network(architecture: Mapping[str, Any]) -> nn.Module:
     """Build the network that an architecture describes, with weights yet to be loaded.
@@ -49,15 +51,20 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def mlp_ratio_for(architecture: Mapping[str, Any], parameters: int) -> float:
-    """The mlp_ratio with which an architecture comes closest to so many parameters.
-
-    What a large kernel takes is thus given up by the perceptrons, which keep one hidden unit.
-    """
-    dim = architecture["dim"]
+def parameters_of(architecture: Mapping[str, Any]) -> int:
+    """How many parameters the network has that an architecture describes."""
     with torch.device("meta"):
-        one, two = (
-            count_parameters(build_network({**architecture, "mlp_ratio": hidden / dim}))
-            for hidden in (1, 2)
-        )
-    return max(1 + round((parameters - one) / (two - one)), 1) / dim
+        return count_parameters(build_network(architecture))
+
+
+def with_parameters(architecture: Mapping[str, Any], parameters: int) -> dict[str, Any]:
+    """An architecture with the mlp_ratio that brings it closest to so many parameters.
+
+    What a large kernel takes is given up by the perceptrons, which keep one hidden unit.
+    """
+
+    def of_width(hidden: int) -> dict[str, Any]:
+        return {**architecture, "mlp_ratio": hidden / architecture["dim"]}
+
+    one, two = (parameters_of(of_width(hidden)) for hidden in (1, 2))
+    return of_width(max(1 + round((parameters - one) / (two - one)), 1))

@@ -1,13 +1,13 @@
-"""RepLKNet: a large depthwise kernel with a small one beside it (Ding et al., *Scaling Up Your
-Kernels to 31x31*).
+"""RepLKNet: a large depthwise kernel with a small one beside it.
 
-CVPR 2022, arXiv 2203.06717, on the skeleton of `models.isotropic`.
+Ding et al., *Scaling Up Your Kernels to 31x31*, CVPR 2022, arXiv 2203.06717, on the skeleton of
+`models.isotropic`.
 
 As published: a block of BatchNorm, 1 x 1, ReLU, two parallel depthwise convolutions, ReLU, 1 x 1;
 then a ConvFFN of BatchNorm, 1 x 1, GELU, 1 x 1; both residual, with a BatchNorm after every
-convolution, and no biases beside those. Changed to fit the skeleton: there is a position embedding,
-and a LayerNorm at the end; the kernels are of any odd size from 3 (31 in the paper, with 5 beside
-it), the ConvFFN as wide as it is told (4 times the tokens in the paper).
+convolution, and no biases beside those. Changed to fit the skeleton: there is a position
+embedding, and a LayerNorm at the end; the kernels are of any odd size from 3 (31 in the paper, with
+5 beside it), the ConvFFN as wide as it is told (4 times the tokens in the paper).
 
 BatchNorm normalises over the tokens of all images of a mini-batch.
 """
@@ -126,9 +126,10 @@ class RepLKNet(Isotropic):
 
 
 def fold(model: RepLKNet) -> RepLKNet:
-    """Fold the small kernels of a network into the large ones: the same function, with fewer weights.
+    """Fold the small kernels of a network into the large ones.
 
-    That is so in evaluation mode; to train, a network needs its branches.
+    That is the same function, of fewer weights, in evaluation mode; to be trained, a network needs
+    its branches.
 
     Returns
     -------

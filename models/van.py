@@ -6,8 +6,8 @@ As published: BatchNorm, 1 x 1, GELU, large kernel attention, 1 x 1, with a shor
 four, on a residual branch with a layer scale of 1e-2; then BatchNorm and a perceptron, likewise.
 Large kernel attention is a convolution, decomposed into a depthwise one, a dilated depthwise one
 and a 1 x 1, whose result is multiplied with its input, elementwise: what a token gets depends on
-the data. Changed to fit the skeleton: there is a position embedding, and a LayerNorm at the end; the
-kernel is of any size (21 with dilation 3 in the paper); the perceptron has no 3 x 3 depthwise
+the data. Changed to fit the skeleton: there is a position embedding, and a LayerNorm at the end;
+the kernel is of any size (21 with dilation 3 in the paper); the perceptron has no 3 x 3 depthwise
 convolution in its midst, as the range is to be the mixer's alone, and is as wide as it is told; and
 weights begin as the skeleton's do, not at a standard deviation of 0.02.
 
@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from models.depthwise import DepthwiseConvolution
-from models.description import require
-from models.isotropic import Isotropic, StochasticDepth, TokenBatchNorm
+from models.description import require, require_integer
+from models.isotropic import MAX_SIZE, Isotropic, StochasticDepth, TokenBatchNorm
 
 LAYER_SCALE = 1e-2
 
@@ -48,6 +48,7 @@ def large_kernel_attention(dim: int, grid: int, kernel_size: int, dilation: int)
     A depthwise convolution of 2 d - 1, one of ceil(K / d) with dilation d, and a 1 x 1. Together
     they see d ceil(K / d) + d - 1 tokens along each side: the 21 x 21 of the paper sees 23 x 23.
     """
+    require_integer("dilation", dilation, 1, MAX_SIZE)
     dilated = -(-kernel_size // dilation)
     require(
         dilated % 2 == 1 or dilation % 2 == 0,
