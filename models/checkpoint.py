@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from lossgeometry.errors import InputError, shown
-from models.csan import CSAN
 from models.description import require_description, require_history, require_integer
 from models.files import replacing
+from models.networks import build_network
 from models.reading.weights import read_pickle
 from models.recipes import Recipe
 
@@ -51,7 +51,7 @@ class Checkpoint:
     """A model at some epoch of its training, with all that is needed to rebuild its objective."""
 
     model: nn.Module
-    architecture: dict[str, Any]  # options of CSAN
+    architecture: dict[str, Any]  # as `models.networks` reads it
     dataset: str  # a spec of `load_dataset`
     images: int | None  # the first so many training images were used; None: all
     recipe: Recipe
@@ -103,7 +103,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         most = max(len(content["state_dict"]), 1)
         require_integer("depth", content["architecture"].get("depth"), 1, most)
         # No larger than the file: what the options ask for may be anything.
-        model = CSAN(**content["architecture"], most_weights=path.stat().st_size // 4)
+        at_most = {"most_weights": path.stat().st_size // 4}
+        model = build_network(content["architecture"] | at_most)
     except (TypeError, InputError) as error:
         reason = str(error)[:300]
         raise InputError(f"{path}: the checkpoint's options do not fit: {reason}") from error
@@ -127,8 +128,9 @@ def _misfit(found: dict[Any, Any], expected: Mapping[str, Tensor]) -> str | None
     for name, tensor in found.items():
         if name not in expected:
             return f"{shown(name)} found, which it does not have"
-        if not isinstance(tensor, Tensor) or tensor.dtype != torch.float32:
-            return f"{name} is no float32 tensor"
+        kind = expected[name].dtype
+        if not isinstance(tensor, Tensor) or tensor.dtype != kind:
+            return f"{name} is no {str(kind).removeprefix('torch.')} tensor"
         if tensor.shape != expected[name].shape:
             return f"{name} is {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}"
     return None

@@ -9,20 +9,16 @@ Work?*, ICLR 2022, Figure 7) use ``head_window=1`` on the 8 x 8 tokens of a CIFA
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.description import require, require_integer, require_number
+from models.description import require, require_integer
+from models.isotropic import MAX_SIZE, Isotropic, Pooling, StochasticDepth
 
 Border = Literal["clamp", "mask", "zero"]
-Pooling = Literal["gap", "cls"]
-MAX_SIZE = 2**20  # of the other options
-MAX_DEPTH = 256
-MAX_DROP = 0.999
-MAX_WEIGHTS = 2**28  # a gigabyte, as much as a ViT-L
 MAX_SCORES = 2**27  # of all blocks for one image: half a gigabyte of masks
 
 
@@ -68,6 +64,11 @@ class WindowAttention(nn.Module):
         exist, or they are zero keys and values that take part in the softmax.
     class_token : bool
         Whether a class token, which sees and is seen by every token, precedes the image tokens.
+
+    Attributes
+    ----------
+    range : int
+        `window`, or 2 `grid` - 1 where that is all of the image.
     """
 
     bias: Tensor | None  # ([heads,] N, head_window * N), 0 where a query sees a key, or -inf
@@ -86,6 +87,7 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.heads, self.head_window, self.tokens = heads, head_window, grid**2 + class_token
         self.scale = (dim // heads) ** -0.5
+        self.range = window if window < grid else 2 * grid - 1
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.proj = nn.Linear(dim, dim)
 
@@ -147,50 +149,12 @@ def common_masks(attentions: Sequence[WindowAttention]) -> list[dict[str, Tensor
     return masks
 
 
-class StochasticDepth(nn.Module):
-    """Leave out a residual branch with probability `p`, drawn for each image (Huang et al., 2016).
-
-    The branches that stay are scaled by 1 / (1 - p). In evaluation mode nothing is left out. The
-    random numbers are those of torchvision's module of this name.
-    """
-
-    kept: Tensor | None  # (B,), 1 where the branch stays and 0 elsewhere; None: drawn at every call
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
-        self.register_buffer("kept", None, persistent=False)
-
-    def draw(self, images: int, device: torch.device) -> Tensor:
-        """Choose for so many images: (images,), 1 where the branch stays and 0 elsewhere."""
-        # In one dtype, or a GPU would draw others in float64, and not in place, for torch.vmap.
-        return torch.bernoulli(torch.ones(images, dtype=torch.float32, device=device), 1 - self.p)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Mask: (B, ...) -> (B, ...)."""
-        if not self.training or self.p == 0:
-            return x
-        kept = self.draw(len(x), x.device) if self.kept is None else self.kept
-        return x * (kept.to(x.dtype) / (1 - self.p)).view(-1, *[1] * (x.ndim - 1))
-
-
-def random_branches(model: nn.Module) -> dict[str, StochasticDepth]:
-    """What a forward pass in training mode draws, in this order, by the name of its buffer.
-
-    With the drawn numbers as those buffers (`torch.func.functional_call`), nothing is random.
-    """
-    return {
-        f"{name}.kept": module
-        for name, module in model.named_modules()
-        if isinstance(module, StochasticDepth) and module.p > 0
-    }
-
-
 class Block(nn.Module):
     """Pre-norm transformer block: window attention, then a two-layer perceptron."""
 
     def __init__(self, attention: WindowAttention, dim: int, hidden: int, drop: float) -> None:
         super().__init__()
+        self.range = attention.range
         self.norm1 = nn.LayerNorm(dim)
         self.attention = attention
         self.norm2 = nn.LayerNorm(dim)
@@ -204,37 +168,13 @@ class Block(nn.Module):
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 
-class PatchEmbedding(nn.Conv2d):
-    """A convolution of patches that do not overlap, as a product of matrices.
-
-    That is faster on a CPU, and under `torch.vmap` over the weights on a GPU, too, where it would
-    be a convolution in groups.
-    """
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Embed: (B, channels, height, width) -> (B, N, dim), tokens in row-major order."""
-        height, width = self.kernel_size
-        patches = images.unflatten(3, (-1, width)).unflatten(2, (-1, height))
-        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-        return F.linear(patches, self.weight.flatten(1), self.bias)
-
-
-class CSAN(nn.Module):
-    """Convolutional self-attention network for image classification.
-
-    Patch embedding by a strided convolution, learned absolute position embedding, `depth` pre-norm
-    blocks, pooling, LayerNorm, Linear.
+class CSAN(Isotropic):
+    """Convolutional self-attention network: its blocks are those of a vision transformer.
 
     Parameters
     ----------
-    image_size, channels, classes : int
-        Pixels along each side of the image, its channels, and the number of classes.
-    patch_size : int
-        Pixels along each side of a token; divides `image_size`.
-    dim, depth, heads : int
-        Width of the tokens, number of blocks, number of attention heads; `heads` divides `dim`.
-    mlp_ratio : float
-        Hidden width of the perceptrons as a multiple of `dim`.
+    dim, heads : int
+        Width of the tokens, and number of attention heads, which divides it.
     window : int
         Tokens along each side of the window a token attends to; the token grid or more is global.
     head_window : int
@@ -243,12 +183,8 @@ class CSAN(nn.Module):
         Treatment of windows that reach beyond the image, see `WindowAttention`.
     pooling : {"gap", "cls"}
         Average over the image tokens, or a class token.
-    stochastic_depth : float
-        Probability of skipping a residual branch in the last block; it rises linearly from 0.
-    position_std : float
-        Standard deviation of the position embedding before training. By default it is as large as
-        the patch embedding's output: a global window has no other sense of place, and with the
-        usual 0.02, which Park and Kim have, it spends its first epochs looking for it.
+    **skeleton
+        Further options of `Isotropic`.
 
     Raises
     ------
@@ -256,40 +192,22 @@ class CSAN(nn.Module):
         If an option is out of range.
     """
 
+    data_dependent = True
+
     def __init__(
         self,
         *,
-        image_size: int,
-        channels: int,
-        classes: int,
-        patch_size: int,
         dim: int,
-        depth: int,
         heads: int,
-        mlp_ratio: float = 4.0,
         window: int,
         head_window: int = 1,
         border: Border = "clamp",
         pooling: Pooling = "gap",
-        stochastic_depth: float = 0.0,
-        position_std: float = 0.5,
-        most_weights: int = MAX_WEIGHTS,
+        **skeleton: Any,
     ) -> None:
-        super().__init__()
-        for name, value in {
-            "image_size": image_size,
-            "channels": channels,
-            "classes": classes,
-            "patch_size": patch_size,
-            "dim": dim,
-            "depth": depth,
-            "heads": heads,
-            "window": window,
-        }.items():
-            require_integer(name, value, 1, MAX_DEPTH if name == "depth" else MAX_SIZE)
-        require(
-            image_size % patch_size == 0, "patch_size", patch_size, f"a divisor of {image_size}"
-        )
+        require_integer("dim", dim, 1, MAX_SIZE)
+        require_integer("heads", heads, 1, MAX_SIZE)
+        require_integer("window", window, 1, MAX_SIZE)
         require(dim % heads == 0, "heads", heads, f"a divisor of dim = {dim}")
         require(
             type(head_window) is int and 1 <= head_window <= heads,
@@ -298,56 +216,19 @@ class CSAN(nn.Module):
             f"from 1 to heads = {heads}",
         )
         require(border in get_args(Border), "border", border, f"one of {get_args(Border)}")
-        require(pooling in get_args(Pooling), "pooling", pooling, f"one of {get_args(Pooling)}")
-        require_number("mlp_ratio", mlp_ratio, 1 / dim, MAX_SIZE / dim)
-        require_number("stochastic_depth", stochastic_depth, 0, MAX_DROP)
-        require_number("position_std", position_std, 0, MAX_SIZE)
-        tokens = (image_size // patch_size) ** 2 + (pooling == "cls")
-        hidden = int(dim * mlp_ratio)
-        weights = depth * dim * (4 * dim + 2 * hidden) + dim * (channels * patch_size**2 + classes)
-        most = min(most_weights, MAX_WEIGHTS)
-        require(weights <= most, "dim", dim, f"at most {most} weights, not {weights}")
-        require(
-            depth * head_window * tokens**2 <= MAX_SCORES,
-            "image_size",
-            image_size,
-            f"at most {MAX_SCORES} attention scores, found {depth} x {head_window} x {tokens}^2",
-        )
 
-        grid = image_size // patch_size
-        self.patch_embedding = PatchEmbedding(channels, dim, patch_size, stride=patch_size)
-        self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if pooling == "cls" else None
-        self.position_embedding = nn.Parameter(torch.randn(1, tokens, dim) * position_std)
-        self.blocks = nn.Sequential(
-            *(
-                Block(
-                    WindowAttention(
-                        dim, heads, grid, window, head_window, border, pooling == "cls"
-                    ),
-                    dim,
-                    hidden,
-                    stochastic_depth * i / max(depth - 1, 1),
-                )
-                for i in range(depth)
+        def block(grid: int, hidden: int, drop: float) -> Block:
+            depth, tokens = skeleton["depth"], grid**2 + (pooling == "cls")
+            require(
+                depth * head_window * tokens**2 <= MAX_SCORES,
+                "image_size",
+                skeleton["image_size"],
+                f"at most {MAX_SCORES} attention scores, found "
+                f"{depth} x {head_window} x {tokens}^2",
             )
-        )
-        self.norm = nn.LayerNorm(dim)
-        self.head = nn.Linear(dim, classes)
-        self.apply(_initialise)
+            attention = WindowAttention(
+                dim, heads, grid, window, head_window, border, pooling == "cls"
+            )
+            return Block(attention, dim, hidden, drop)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Class logits: (B, channels, image_size, image_size) -> (B, classes)."""
-        x = self.patch_embedding(images)
-        if self.class_token is not None:
-            x = torch.cat([self.class_token.expand(len(x), -1, -1), x], dim=1)
-        x = self.blocks(x + self.position_embedding)
-        x = x.mean(1) if self.class_token is None else x[:, 0]
-        return self.head(self.norm(x))
-
-
-def _initialise(module: nn.Module) -> None:
-    """Glorot's uniform weights and zero biases, as in the original vision transformer."""
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+        super().__init__(block, 4 * dim**2, pooling, dim=dim, **skeleton)

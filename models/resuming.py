@@ -15,6 +15,7 @@ from lossgeometry.errors import InputError
 from models.checkpoint import Checkpoint, save
 from models.description import require, require_history, require_integer
 from models.reading.weights import read_pickle
+from models.stack import persistent_buffers
 
 State = dict[str, Any]
 _ROWS = ("weights", "exp_avg", "exp_avg_sq")  # of every weight: itself, and AdamW's moments
@@ -65,6 +66,10 @@ def save_states(
             "history": network.history,
             "step": moments["step"].cpu(),
             **{name: rows[name][k].to("cpu", copy=True) for name in _ROWS},
+            "buffers": {
+                name: buffer.to("cpu", copy=True)
+                for name, buffer in persistent_buffers(network.model).items()
+            },
         }
         save(state, state_files(out)[len(outs) > 1])
     if len(outs) > 1:
@@ -110,10 +115,13 @@ def restore(
     weights: Tensor,
     optimizer: torch.optim.Optimizer,
 ) -> list[Checkpoint]:
-    """Put the weights (n, P) of a stack and its optimizer back to where trainings were."""
+    """Put a stack, its weights (n, P) and its optimizer back to where trainings were."""
     rows = {name: torch.stack([state[name] for state in states]) for name in _ROWS}
     with torch.no_grad():
         weights.copy_(rows.pop("weights"))
+        for start, state in zip(starts, states, strict=True):
+            for name, buffer in persistent_buffers(start.model).items():
+                buffer.copy_(state["buffers"][name])
     # Settings are those of the recipe, whatever the file says; the rate is set at every step.
     moments = {0: {"step": states[0]["step"], **rows}}
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
@@ -160,6 +168,10 @@ def read_state(path: Path, start: Checkpoint, data: list[str] | None) -> State:
             fits = state[name].shape == (count,) and state[name].dtype == torch.float32
             require(fits, name, state[name].shape, "a number for every weight")
         require(state["step"].numel() == 1, "step", state["step"].shape, "one number")
+        for name, buffer in persistent_buffers(start.model).items():
+            found = state["buffers"][name]
+            fits = found.shape == buffer.shape and found.dtype == buffer.dtype
+            require(fits, name, found.shape, f"a {buffer.dtype} of {tuple(buffer.shape)}")
     except Exception as error:  # a damaged file fails in any way it likes
         raise _damaged(path) from error
     return state

@@ -8,22 +8,23 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from models.csan import WindowAttention, common_masks, random_branches
+from models.csan import WindowAttention, common_masks
+from models.isotropic import random_branches
 
 FREE = ("window", "head_window", "border")  # options in which the networks of a stack may differ
 
 
 class Stack:
-    """Networks that differ only in their weights and in what their attention sees.
+    """Networks that differ only in their weights, and in what the attention of CSANs sees.
 
     What n of them do is one program, whose operations are n times as large as those of one network:
     these are so small that they leave most of a GPU idle.
 
     Parameters
     ----------
-    models : sequence of CSAN
-        Equal but for the options `FREE`. They move to `device`, and their parameters become views
-        of `weights`.
+    models : sequence of nn.Module
+        Equal but for the options `FREE`. They move to `device`; their parameters become views of
+        `weights`, and their statistics of `buffers`.
     device : torch.device or str
 
     Attributes
@@ -31,6 +32,8 @@ class Stack:
     weights : Tensor
         (n, P), all parameters of a network in a row. One leaf: its gradient, its norm and a step of
         an optimizer take a handful of kernels, whatever the number of layers.
+    buffers : dict of str to Tensor
+        (n, ...), the running statistics of every BatchNorm, to which each mini-batch adds.
     """
 
     def __init__(self, models: Sequence[nn.Module], device: torch.device | str) -> None:
@@ -45,17 +48,27 @@ class Stack:
             for parameter, piece in zip(model.parameters(), self._pieces(row), strict=True):
                 parameter.data = piece
         self.weights.requires_grad_()
-        self._branches = random_branches(models[0])
-        attentions = [_attentions(model) for model in models]  # alike in all blocks of a network
-        first = [next(iter(modules.values())) for modules in attentions]
-        # The others are masks of the one with the largest head window.
-        self._program = models[max(range(len(models)), key=lambda k: first[k].head_window)]
-        masks = common_masks(first)
-        self._masks = {
-            f"{name}.{key}": torch.stack([mask[key] for mask in masks])
-            for name in attentions[0]
-            for key in masks[0]
+        everything = [persistent_buffers(model) for model in models]
+        self.buffers = {
+            name: torch.stack([own[name] for own in everything]) for name in everything[0]
         }
+        for name, stacked in self.buffers.items():
+            place, _, key = name.rpartition(".")
+            for model, row in zip(models, stacked, strict=True):
+                setattr(model.get_submodule(place), key, row)
+        self._branches = random_branches(models[0])
+        self._program, self._masks = models[0], dict[str, Tensor]()
+        attentions = [_attentions(model) for model in models]  # alike in all blocks of a network
+        if attentions[0]:
+            first = [next(iter(modules.values())) for modules in attentions]
+            # The others are masks of the one with the largest head window.
+            self._program = models[max(range(len(models)), key=lambda k: first[k].head_window)]
+            masks = common_masks(first)
+            self._masks = {
+                f"{name}.{key}": torch.stack([mask[key] for mask in masks])
+                for name in attentions[0]
+                for key in masks[0]
+            }
 
     def draw(self, images: int) -> Tensor:
         """Choose the residual branches that one network keeps: (images, branches), 1 or 0.
@@ -75,6 +88,8 @@ class Stack:
     ) -> Tensor:
         """Losses (n,) of the networks in training mode, each on images of its own.
 
+        BatchNorm normalises over these images, and its running statistics take them in.
+
         Parameters
         ----------
         loss_fn : callable
@@ -86,15 +101,15 @@ class Stack:
         """
 
         def loss(
-            weights: Tensor, masks: dict[str, Tensor], x: Tensor, y: Tensor, kept: Tensor
+            weights: Tensor, buffers: dict[str, Tensor], x: Tensor, y: Tensor, kept: Tensor
         ) -> Tensor:
             named = dict(zip(self._shapes, self._pieces(weights), strict=True))
             branches = dict(zip(self._branches, kept.unbind(1), strict=True))
-            return loss_fn(functional_call(self._program, {**named, **masks, **branches}, x), y)
+            return loss_fn(functional_call(self._program, {**named, **buffers, **branches}, x), y)
 
         if len(self.models) == 1:
             return loss(self.weights[0], {}, inputs[0], targets[0], kept[0])[None]
-        return vmap(loss)(self.weights, self._masks, inputs, targets, kept)
+        return vmap(loss)(self.weights, {**self._masks, **self.buffers}, inputs, targets, kept)
 
     def _pieces(self, row: Tensor) -> list[Tensor]:
         """The parameters of a network, of all of them in a row."""
@@ -103,6 +118,12 @@ class Stack:
             piece.view(shape)
             for piece, shape in zip(row.split(sizes), self._shapes.values(), strict=True)
         ]
+
+
+def persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint of `model` holds besides its parameters: statistics of BatchNorm."""
+    trained = dict(model.named_parameters())
+    return {name: t for name, t in model.state_dict().items() if name not in trained}
 
 
 def _attentions(model: nn.Module) -> dict[str, WindowAttention]:

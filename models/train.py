@@ -1,4 +1,4 @@
-"""``python -m models.train``: train a CSAN and save it as a checkpoint."""
+"""``python -m models.train``: train a network and save it as a checkpoint."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """Train a convolutional self-attention network and save it as a checkpoint.
+    """Train a convolutional self-attention network, or another, and save it as a checkpoint.
 
     An interrupted training goes on where it stopped when the same command is given again, and ends
     with the same weights. Examples:
@@ -31,11 +31,27 @@ class Options:
       python -m models.train --window 5 --out checkpoints/csan5.pt
 
       python -m models.train --window 3 --dataset cifar100 --bf16 --out runs/csan3.pt
+
+      python -m models.train --network convnext --kernel-size 5 --out runs/convnext5.pt
     """
 
     out: Annotated[Path, arg(metavar="FILE", help="the checkpoint to write")]
-    window: Annotated[int, arg(help="tokens along each side of the attention window")] = 8
-    head_window: Annotated[int, arg(help="heads that a query sees; 1 is 1D-CSAN")] = 1
+    network: Annotated[
+        str,
+        arg(help="csan (window attention), convnext, replknet, van, or gated (its plain kernel)"),
+    ] = "csan"
+    window: Annotated[
+        int | None, arg(help="of csan: tokens along each side of the attention window; default: 8")
+    ] = None
+    kernel_size: Annotated[
+        int | None,
+        arg(help="of the others: tokens along each side of the depthwise kernel; default: 7"),
+    ] = None
+    dilation: Annotated[
+        int | None,
+        arg(help="of van's decomposed kernel; default: 3 as published, 1 for kernels of up to 5"),
+    ] = None
+    head_window: Annotated[int, arg(help="of csan: heads that a query sees; 1 is 1D-CSAN")] = 1
     border: Annotated[
         str | None,
         arg(
@@ -72,7 +88,16 @@ class Options:
     epochs: Annotated[int | None, arg(help="default: as the preset says")] = None
     dim: Annotated[int | None, arg(help="width of the tokens; default: as the preset says")] = None
     depth: Annotated[int | None, arg(help="number of blocks; default: as the preset says")] = None
-    heads: Annotated[int | None, arg(help="attention heads; default: as the preset says")] = None
+    heads: Annotated[
+        int | None, arg(help="of csan: attention heads; default: as the preset says")
+    ] = None
+    mlp_ratio: Annotated[
+        float | None,
+        arg(
+            help="hidden width of csan's perceptrons by that of the tokens; those of the others "
+            "are so wide that there are as many parameters; default: as the preset says"
+        ),
+    ] = None
     snapshots: Annotated[
         tuple[int, ...],
         arg(metavar="EPOCH", help="epochs to keep besides the start, the end of warm-up, the end"),
@@ -228,8 +253,8 @@ def untrained(options: Options, train_set: ImageDataset) -> Checkpoint:
 
     from lossgeometry.seeds import derive_seed, seeded
     from models.checkpoint import Checkpoint
-    from models.csan import CSAN
     from models.description import require_integer
+    from models.networks import build_network
 
     preset, dataset = choose_preset(options)
     recipe = preset.recipe
@@ -240,23 +265,12 @@ def untrained(options: Options, train_set: ImageDataset) -> Checkpoint:
                 f"{recipe.warmup_epochs} epochs of warm-up"
             )
         recipe = replace(recipe, epochs=options.epochs)
-    sizes = {key: getattr(options, key) for key in ("dim", "depth", "heads")}
-    architecture: dict[str, Any] = {
-        **preset.architecture,
-        **{key: size for key, size in sizes.items() if size is not None},
-        "image_size": square(train_set),
-        "channels": train_set.images.shape[3],
-        "classes": len(train_set.classes),
-        "window": options.window,
-        "head_window": options.head_window,
-        "border": options.border or preset.architecture.get("border", "clamp"),
-        "pooling": options.pooling,
-    }
+    architecture = describe_network(options, preset, train_set)
     derive_seed(options.seed)  # is it usable?
     if options.images is not None:
         require_integer("images", options.images, 1, 2**40)
     with seeded(torch.device("cpu"), options.seed):
-        model = CSAN(**architecture)
+        model = build_network(architecture)
     return Checkpoint(
         model=model,
         architecture=architecture,
@@ -267,6 +281,46 @@ def untrained(options: Options, train_set: ImageDataset) -> Checkpoint:
         seed=options.seed,
         history={},
     )
+
+
+def describe_network(options: Options, preset: Preset, train_set: ImageDataset) -> dict[str, Any]:
+    """The architecture that `options` ask for, as `models.networks.build_network` reads it.
+
+    Raises `InputError` if an option is given that the network does not have.
+    """
+    from models.networks import CSAN_OPTIONS, parameters_of, with_parameters
+
+    chosen = {key: getattr(options, key) for key in ("dim", "depth", "heads", "mlp_ratio")}
+    csan: dict[str, Any] = {
+        **preset.architecture,
+        **{key: value for key, value in chosen.items() if value is not None},
+        "image_size": square(train_set),
+        "channels": train_set.images.shape[3],
+        "classes": len(train_set.classes),
+        "window": 8 if options.window is None else options.window,
+        "head_window": options.head_window,
+        "border": options.border or preset.architecture.get("border", "clamp"),
+        "pooling": options.pooling,
+    }
+    kernel = {"kernel_size": options.kernel_size, "dilation": options.dilation}
+    unused: dict[str, Any] = {} if options.network == "van" else {"dilation": options.dilation}
+    if options.network == "csan":
+        unused = kernel
+    else:
+        unused |= {"window": options.window, "border": options.border, "heads": options.heads}
+        unused |= {} if options.head_window == 1 else {"head_window": options.head_window}
+        unused |= {} if options.pooling == "gap" else {"pooling": options.pooling}
+    for name, value in unused.items():
+        if value is not None:
+            raise InputError(f"{name}: {value} found, which {options.network} does not have")
+    if options.network == "csan":
+        return csan
+    size = 7 if options.kernel_size is None else options.kernel_size
+    own: dict[str, Any] = {"network": options.network, "kernel_size": size}
+    if options.network == "van":
+        own["dilation"] = options.dilation or (3 if size > 5 else 1)
+    shared = {key: value for key, value in csan.items() if key not in CSAN_OPTIONS}
+    return with_parameters({**shared, **own}, parameters_of(csan))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from lossgeometry.errors import InputError
+from lossgeometry.landscape.evaluation import batch_norms
 from lossgeometry.running.devices import full_precision
 from lossgeometry.running.distributed import ALONE, Team
 from lossgeometry.running.memory import Halving
@@ -59,7 +60,9 @@ def train_together(
     """Train models of one shape by their recipe, as one program, and save each in a file.
 
     Every network sees the mini-batches that its own seed draws, and ends with the weights that it
-    would have alone, to rounding. The seconds in its history are those of all of them.
+    would have alone, to rounding. The seconds in its history are those of all of them. A network
+    with BatchNorm normalises over its whole mini-batch; of others, parts of a mini-batch pass
+    through the model one after another where that is faster, or memory does not suffice for all.
 
     Beside each file, in a folder of the same name, snapshots are kept of the initialisation, of the
     end of warm-up, and of the epochs in `snapshots`; until the training ends, that folder also
@@ -99,12 +102,19 @@ def train_together(
     Raises
     ------
     InputError
-        If a folder holds the state of a different training, or of one on other images, or if after
-        an epoch a loss or weights are not finite. Nothing of that epoch is saved.
+        If a folder holds the state of a different training, or of one on other images, if a team
+        is to share the mini-batches of a BatchNorm, or if after an epoch a loss or weights are not
+        finite. Nothing of that epoch is saved.
     """
     recipe, device = starts[0].recipe, torch.device(device)
     snapshots = {0, recipe.warmup_epochs, *snapshots}
     evaluated = {*range(0, recipe.epochs, evaluate_every), *snapshots, recipe.epochs}
+    whole = bool(batch_norms(starts[0].model))
+    if whole and team.size > 1:
+        raise InputError(
+            f"torchrun: {team.size} processes found for a network with BatchNorm, which normalises "
+            "over whole mini-batches, expected one"
+        )
     data = [train_set.fingerprint, test_set.fingerprint]
     states = team.first(lambda: saved_states(outs, starts, data))
     stack = Stack([start.model for start in starts], device)
@@ -142,7 +152,11 @@ def train_together(
     size = min(recipe.batch_size, len(train_set))  # of all batches
     share = team.shard(size)
     fast = CACHED_BATCH if device.type == "cpu" else size
-    at_once = Halving(min(share.stop - share.start, fast), "training")
+    at_once: Callable[[Callable[[int], Tensor]], Tensor] = (
+        (lambda work: work(size))
+        if whole
+        else Halving(min(share.stop - share.start, fast), "training")
+    )
     weights = stack.weights
     gradient = weights.grad = torch.zeros_like(weights)
 
@@ -174,7 +188,10 @@ def train_together(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             if cold:  # the first call also tries variants of its kernels: it is not to train
+                before = [buffer.clone() for buffer in stack.buffers.values()]
                 at_once(partial(losses_and_gradient, [t.clone() for t in batch]))
+                for buffer, own in zip(stack.buffers.values(), before, strict=True):
+                    buffer.copy_(own)
                 cold = False
             # Everyone draws the whole batch, so that what is random is the same in any team.
             losses.append(_summed(at_once(partial(losses_and_gradient, batch)), gradient, team))
