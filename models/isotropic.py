@@ -164,14 +164,14 @@ class Isotropic(nn.Module):
         require_number("mlp_ratio", mlp_ratio, 1 / dim, MAX_SIZE / dim)
         require_number("stochastic_depth", stochastic_depth, 0, MAX_DROP)
         require_number("position_std", position_std, 0, MAX_SIZE)
+        self.grid = image_size // patch_size
+        tokens = self.grid**2 + (pooling == "cls")
         hidden = round(dim * mlp_ratio)
         weights = depth * (mixer_weights + 2 * dim * hidden)
-        weights += dim * (channels * patch_size**2 + classes)
+        weights += dim * (channels * patch_size**2 + tokens + classes)
         most = min(most_weights, MAX_WEIGHTS)
         require(weights <= most, "dim", dim, f"at most {most} weights, not {weights}")
 
-        self.grid = image_size // patch_size
-        tokens = self.grid**2 + (pooling == "cls")
         self.patch_embedding = PatchEmbedding(channels, dim, patch_size, stride=patch_size)
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if pooling == "cls" else None
         self.position_embedding = nn.Parameter(torch.randn(1, tokens, dim) * position_std)
