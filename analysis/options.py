@@ -223,15 +223,12 @@ class MeasurementOptions(CheckpointOptions):
     def require(self, **least: int) -> None:
         """Raise `InputError` if one of the named options is out of range.
 
-        What is given for a name is its least value; the largest is `MOST`.
+        What is given for a name is its least value; the largest is `MOST`, of the seed 2^63 - 1.
         """
-        from lossgeometry.seeds import derive_seed
-
-        derive_seed(self.seed)  # is it usable?
-        for name, bound in {"batch_size": 1, **least}.items():
-            value = getattr(self, name)
-            if not bound <= value <= MOST:
-                which = f"least {bound}" if value < bound else f"most {MOST}"
+        for name, bound in {"seed": 0, "batch_size": 1, **least}.items():
+            value, most = getattr(self, name), 2**63 - 1 if name == "seed" else MOST
+            if not bound <= value <= most:
+                which = f"least {bound}" if value < bound else f"most {most}"
                 raise InputError(f"{name.replace('_', '-')}: {value} found, expected at {which}")
 
     def fingerprints(self, checkpoint: Checkpoint) -> dict[str, str]:

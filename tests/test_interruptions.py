@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from analysis import corrupted
 from lossgeometry.algorithms import spectrum
 from lossgeometry.landscape.evaluation import Evaluator
 from lossgeometry.objective import FrozenLoss
@@ -17,116 +18,73 @@ from lossgeometry.running import saving
 from models import load_checkpoint
 from tests.commands import SMALL
 
-
-def test_landscape_goes_on_where_it_was_interrupted(here, call, monkeypatch):
-    """Ctrl-C in the middle of a surface, then the same command: as if nothing had happened."""
-    arguments = ["--ckpt", "checkpoints/csan3.pt", *SMALL["analysis.landscape"]]
-    call("analysis.landscape", *arguments)
-    with h5py.File("checkpoints/csan3.h5") as file:
-        whole = file["landscape/train/surface/nll"][()]
-    Path("checkpoints/csan3.h5").unlink()
-
-    evaluate, calls = Evaluator.__call__, []
-
-    def interrupted(self, weights):
-        calls.append(time.monotonic())
-        if len(calls) == 7:
-            raise KeyboardInterrupt
-        return evaluate(self, weights)
-
-    monkeypatch.setattr(Evaluator, "__call__", interrupted)
-    code, _, err = call("analysis.landscape", *arguments)
-    assert code == 130
-    assert "what has been saved is kept" in err
-    code, out, _ = call("analysis.landscape", *arguments)
-    assert code == 0
-    assert "was interrupted; going on from there" in out
-    # The lines of training, test and two more directions, the surface, the interruption again.
-    assert len(calls) == 4 * 5 + 9 + 1
-    with h5py.File("checkpoints/csan3.h5") as file:
-        np.testing.assert_array_equal(file["landscape/train/surface/nll"], whole)
+LANDSCAPE = ("analysis.landscape", *SMALL["analysis.landscape"], "--ckpt", "checkpoints/csan3.pt")
+HESSIAN = ("analysis.hessian", *SMALL["analysis.hessian"], "--ckpt", "checkpoints/csan3.pt")
+ROBUSTNESS = ("analysis.robustness", "--images", "8")
+EIGENVECTORS = ("--directions", "eigenvectors")
+TOWARDS = ("--towards", "checkpoints/other.pt", "--directions")
+# A command, what is called again and again, at which calls it is interrupted, and how many calls
+# are made again after each: the one that was interrupted, and what others need.
+CASES = {
+    "surface": (LANDSCAPE, Evaluator, "__call__", (7, 19), 1),
+    # The self-check of the products, too.
+    "eigenvectors": ((*LANDSCAPE, *EIGENVECTORS), CurvatureOperator, "__matmul__", (12, 24), 1 + 7),
+    "bezier": ((*LANDSCAPE, *TOWARDS, "bezier"), FrozenLoss, "value_and_gradient", (8, 16), 1),
+    "path": ((*LANDSCAPE, *TOWARDS, "towards"), Evaluator, "__call__", (8, 16), 1),
+    # The second spectrum starts from the first, which is made again.
+    "spectrum": ((*HESSIAN, "--batches", "4"), spectrum, "eigsh", (3,), 1 + 1),
+    # Three corruptions are done, and two severities of the fourth.
+    "corruptions": (ROBUSTNESS, corrupted, "corrupted_dataset", (18,), 1 + 2),
+}
 
 
-@pytest.mark.parametrize(
-    ("directions", "kind", "name", "repeated"),
-    [
-        ("eigenvectors", CurvatureOperator, "__matmul__", 1 + 7),  # and the self-check
-        ("bezier --towards checkpoints/other.pt", FrozenLoss, "value_and_gradient", 1),
-        ("towards --towards checkpoints/other.pt", Evaluator, "__call__", 1),
-    ],
-)
-def test_landscape_goes_on_while_directions_are_found(
-    here, call, monkeypatch, directions, kind, name, repeated
-):
+@pytest.mark.parametrize("case", CASES)
+def test_goes_on_where_it_was_interrupted(here, call, monkeypatch, case):
+    """Ctrl-C in the middle, then the same command: as if nothing had happened."""
     other = load_checkpoint(Path("checkpoints/csan3.pt"))
     with torch.no_grad():
         for parameter in other.model.parameters():
             parameter.mul_(1.1)
     other.save(Path("checkpoints/other.pt"))
-    arguments = ["--ckpt", "checkpoints/csan3.pt", *SMALL["analysis.landscape"]]
-    arguments += f"--directions {directions}".split()
-    original, calls = getattr(kind, name), []
+    command, kind, name, interruptions, repeated = CASES[case]
+    original, calls, at = getattr(kind, name), [], ()
 
-    def counted(*arguments):
+    def counted(*arguments, **options):
         calls.append(1)
-        if len(calls) in interruptions:
+        if len(calls) in at:
             raise KeyboardInterrupt
-        return original(*arguments)
+        return original(*arguments, **options)
 
     monkeypatch.setattr(kind, name, counted)
-    interruptions = ()
-    assert call("analysis.landscape", *arguments)[0] == 0
-    needed = len(calls)
-    whole = contents("checkpoints/csan3.h5")
-    Path("checkpoints/csan3.h5").unlink()
+    assert call(*command)[0] == 0
+    needed, whole = len(calls), contents()
+    for path in Path("checkpoints").glob("*.h5"):
+        path.unlink()
     calls.clear()
-    interruptions = (8, 16)
+    at = interruptions
     with monkeypatch.context() as patch:
         patch.setattr(saving, "SAVE_EVERY", 0.0)
-        for _ in interruptions:
-            assert call("analysis.landscape", *arguments)[0] == 130
-    assert call("analysis.landscape", *arguments)[0] == 0
-    assert len(calls) == needed + len(interruptions) * repeated
-    assert contents("checkpoints/csan3.h5") == whole
-
-
-def contents(path):
-    """The bytes of all arrays."""
-    found = {}
-    with h5py.File(path) as file:
-        file.visititems(lambda key, item: found.update({key: item}))
-        return {k: v[()].tobytes() for k, v in found.items() if isinstance(v, h5py.Dataset)}
-
-
-def test_hessian_goes_on_where_it_was_interrupted(here, call, monkeypatch):
-    arguments = ["--ckpt", "checkpoints/csan3.pt", *SMALL["analysis.hessian"], "--batches", "4"]
-    call("analysis.hessian", *arguments)
-    measured = Path("checkpoints/csan3.h5")
-    with h5py.File(measured) as file:
-        whole = {key: file["hessian/train"][key][()] for key in ("eigenvalues", "matvecs", "trace")}
-    measured.unlink()
-    solve, calls = spectrum.eigsh, []
-
-    def interrupted(*arguments, **options):
-        calls.append(1)
-        if len(calls) == 3:  # the first, and one that starts from it
-            raise KeyboardInterrupt
-        return solve(*arguments, **options)
-
-    monkeypatch.setattr(spectrum, "eigsh", interrupted)
-    code, _, err = call("analysis.hessian", *arguments)
-    assert code == 130
-    assert "what has been saved is kept" in err
-    with h5py.File(measured) as file:
-        assert file["unfinished/hessian/train/done"][()].tolist() == [True, True, False, False]
-    code, out, _ = call("analysis.hessian", *arguments)
+        for _ in at:
+            code, _, err = call(*command)
+            assert code == 130
+            assert "what has been saved is kept" in err
+    code, out, _ = call(*command)
     assert code == 0
     assert "was interrupted; going on from there" in out
-    assert len(calls) == 6  # two and the one interrupted; the first again, and the two missing
-    with h5py.File(measured) as file:
-        assert "unfinished/hessian/train" not in file
-        for key, array in whole.items():
-            np.testing.assert_array_equal(file["hessian/train"][key], array)
+    assert len(calls) == needed + len(at) * repeated
+    assert contents() == whole
+
+
+def contents():
+    """The bytes of all arrays, by file and name."""
+    found = {}
+    for path in Path().rglob("*.h5"):
+        with h5py.File(path) as file:
+            names = []
+            file.visit(names.append)
+            arrays = {name: file[name] for name in names if isinstance(file[name], h5py.Dataset)}
+            found |= {(path, name): array[()].tobytes() for name, array in arrays.items()}
+    return found
 
 
 def test_landscape_killed_ten_times_gives_the_same_bytes(here, call, monkeypatch):
@@ -134,12 +92,7 @@ def test_landscape_killed_ten_times_gives_the_same_bytes(here, call, monkeypatch
     arguments = ["--ckpt", "checkpoints/csan3.pt", "--points", "7", "--line-points", "7"]
     arguments += ["--lines", "1", "--batches", "2"]
     call("analysis.landscape", *arguments)
-    measured = Path("checkpoints/csan3.h5")
-    with h5py.File(measured) as file:
-        whole = {}
-        group = file["landscape/train"]
-        group.visit(lambda key: whole.__setitem__(key, group[key]))
-        whole = {k: v[()].tobytes() for k, v in whole.items() if isinstance(v, h5py.Dataset)}
+    whole, measured = contents(), Path("checkpoints/csan3.h5")
     measured.unlink()
     rng = np.random.default_rng(0)
     monkeypatch.setattr(saving, "SAVE_EVERY", 0.0)
@@ -157,10 +110,7 @@ def test_landscape_killed_ten_times_gives_the_same_bytes(here, call, monkeypatch
         process.join()
         assert progress_of(measured) >= wanted, "what was saved is lost"
     assert call("analysis.landscape", *arguments)[0] == 0
-    with h5py.File(measured) as file:
-        assert "unfinished/landscape/train" not in file
-        group = file["landscape/train"]
-        assert {key: group[key][()].tobytes() for key in whole} == whole
+    assert contents() == whole
 
 
 def progress_of(path):

@@ -69,38 +69,6 @@ def test_numbers_are_those_of_the_corrupted_images(here, call):
     assert Path("checkpoints/csan3.h5").read_bytes() == before
 
 
-def test_goes_on_where_it_was_interrupted(here, call, monkeypatch):
-    call()
-    whole = {}
-    for window in (3, 8):
-        path = Path(f"checkpoints/csan{window}.h5")
-        with h5py.File(path) as file:
-            whole[window] = {key: array[()] for key, array in file["robustness"].items()}
-        path.unlink()
-    make, made = corrupted.corrupted_dataset, []
-
-    def interrupted(dataset, name, severity, **options):
-        made.append((name, severity))
-        if len(made) == 18:
-            raise KeyboardInterrupt
-        return make(dataset, name, severity, **options)
-
-    monkeypatch.setattr(corrupted, "corrupted_dataset", interrupted)
-    code, _, err = call()
-    assert code == 130
-    assert "what has been saved is kept" in err
-    assert not collect([Path("checkpoints")], "robustness")
-    code, out, _ = call()
-    assert code == 0
-    assert out.count("was interrupted; going on from there") == 2
-    assert made[18:] == [(name, s) for name in CORRUPTIONS[3:] for s in range(1, 6)]
-    for window, arrays in whole.items():
-        with h5py.File(f"checkpoints/csan{window}.h5") as file:
-            assert set(file["robustness"]) == set(arrays)
-            for key, array in arrays.items():
-                np.testing.assert_array_equal(file["robustness"][key][()], array)
-
-
 def test_interval_is_over_seeds_where_there_are_several(here, call, tmp_path):
     call()
     one, other = collect([Path("checkpoints")], "robustness")

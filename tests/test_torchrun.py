@@ -10,7 +10,6 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import h5py
 import pytest
 import torch
 
@@ -20,7 +19,7 @@ from models import train as training
 from models.cli import run
 from models.description import SCORES
 from models.train import Options, untrained
-from tests.test_interruptions import progress_of
+from tests.test_interruptions import contents, progress_of
 
 EAGER = """
 import runpy
@@ -81,20 +80,6 @@ def kill_one(process, not_this=None):
     return victim
 
 
-def values(path):
-    found = {}
-    with h5py.File(path) as file:
-        assert list(file) == ["landscape"] or not file["unfinished/landscape"].keys()
-        file["landscape"].visititems(
-            lambda key, item: (
-                found.__setitem__(key, item[()].tobytes())
-                if isinstance(item, h5py.Dataset)
-                else None
-            )
-        )
-    return found
-
-
 def test_killed_twice_restarted_by_torchrun_and_finished_alone(here, call_module):
     """The result is that of one process to the last bit."""
     Path("eager.py").write_text(EAGER)
@@ -115,10 +100,10 @@ def test_killed_twice_restarted_by_torchrun_and_finished_alone(here, call_module
     code, out, _ = call_module(landscape, *SURFACE)
     assert code == 0
     assert "was interrupted; going on from there" in out
-    killed = values("csan3.h5")
+    killed = contents()
     Path("csan3.h5").unlink()
     call_module(landscape, *SURFACE)
-    assert values("csan3.h5") == killed
+    assert contents() == killed
 
 
 def test_a_training_of_two_processes_is_that_of_one(here, call_module):

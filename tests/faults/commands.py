@@ -45,7 +45,7 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 WARM = (  # imported before the processes are forked, for it takes longer than what they do
     *(name for name, _ in COMMANDS.values()),
-    *("analysis.claims", "analysis.figures", "analysis.outcomes", "analysis.plan"),
+    *("analysis.claims", "analysis.figures", "analysis.corrupted", "analysis.execution"),
     *("analysis.spectra", "analysis.sections", "analysis.tables.hessians"),
     *("analysis.tables.landscapes", "analysis.tables.claims", "lossgeometry.algorithms.spectrum"),
     *(f"analysis.drawing.{name}" for name in ("claims", "hessians", "landscapes", "nll")),
