@@ -20,6 +20,7 @@ Pooling = Literal["gap", "cls"]
 MAX_SIZE = 2**20  # of the other options
 MAX_DEPTH = 256
 MAX_DROP = 0.999
+MAX_TOKENS = 2**16
 MAX_WEIGHTS = 2**28  # a gigabyte, as much as a ViT-L
 
 
@@ -166,6 +167,7 @@ class Isotropic(nn.Module):
         require_number("position_std", position_std, 0, MAX_SIZE)
         self.grid = image_size // patch_size
         tokens = self.grid**2 + (pooling == "cls")
+        require(tokens <= MAX_TOKENS, "image_size", image_size, f"at most {MAX_TOKENS} tokens")
         hidden = round(dim * mlp_ratio)
         weights = depth * (mixer_weights + 2 * dim * hidden)
         weights += dim * (channels * patch_size**2 + tokens + classes)

@@ -40,7 +40,7 @@ def test_sizes_that_fit_each_other_but_not_the_weights_are_refused(refused):
     content = bases.checkpoint_content()
     content["architecture"] = content["architecture"] | {"dim": 4096, "image_size": 64}
     complaint = refused(load_checkpoint, "bad.pt", bases.saved(content))
-    assert "weights, not 100675584" in complaint
+    assert "weights, not 117452800" in complaint
 
 
 def test_weights_that_share_their_bytes_are_refused(refused):
@@ -55,8 +55,10 @@ def test_weights_that_share_their_bytes_are_refused(refused):
 
 
 def test_attention_of_absurd_size_is_refused(little_memory):
-    with pytest.raises(InputError, match=r"image_size: 4096 .* attention scores"):
+    with pytest.raises(InputError, match=r"image_size: 4096 .* tokens"):
         CSAN(**bases.ARCHITECTURE | {"image_size": 4096})
+    with pytest.raises(InputError, match=r"image_size: 256 .* attention scores"):
+        CSAN(**bases.ARCHITECTURE | {"image_size": 256, "patch_size": 1})
     with pytest.raises(InputError, match=r"dim: 100000 .* weights"):
         CSAN(**bases.ARCHITECTURE | {"dim": 100_000})
 
