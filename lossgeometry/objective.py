@@ -301,7 +301,9 @@ class FrozenLoss:
 
     def _chunks(self, data: Data, seed: int) -> list[Chunk]:
         """Those of this process."""
-        chunks = self._all_chunks(as_batches(data, count=self.count), seed)
+        batches = as_batches(data, count=self.count)
+        self.examples = sum(map(examples_in, batches))  # of all processes
+        chunks = self._all_chunks(batches, seed)
         return chunks[self.team.shard(len(chunks))]
 
     def _all_chunks(self, batches: list[Batch], seed: int) -> list[Chunk]:

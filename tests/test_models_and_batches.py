@@ -142,6 +142,27 @@ def test_batches_that_are_dictionaries_and_a_mean_over_tokens(own_loss):
         Hessian(model, loss, whole, micro_batch=2)
 
 
+def test_fisher_of_sentences_is_a_sum_over_them_however_they_are_batched():
+    model, whole = Language().double(), sentences()
+
+    def loss(outputs, batch):
+        return F.cross_entropy(outputs["logits"].mT, batch["labels"])
+
+    def tokens(batch):
+        return (batch["labels"] >= 0).sum()
+
+    logits, labels = model(whole["input_ids"])["logits"], whole["labels"]
+    losses = F.cross_entropy(logits.mT, labels, reduction="none").sum(1) / tokens(whole)
+    J = rows(9 * losses, list(model.parameters()))
+    for cuts in ([9], [2, 7], [1, 3, 5]):
+        batches = [
+            dict(zip(whole, parts, strict=True))
+            for parts in zip(*(tensor.split(cuts) for tensor in whole.values()), strict=True)
+        ]
+        A = Fisher(model, loss, batches, count=tokens)
+        assert_same(A @ identity(A), J.T @ J / 9)
+
+
 def test_batches_of_other_kinds():
     torch.manual_seed(0)
     model = nn.Linear(3, 2).double()
