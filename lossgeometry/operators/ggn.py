@@ -35,8 +35,8 @@ class Outputs:
         ]
         if not self._places:
             raise InputError(
-                f"model: outputs of type {type(returned).__name__}, expected tensors, or dicts or "
-                "tuples of them"
+                f"model: outputs of type {type(returned).__name__}, expected tensors of real "
+                "numbers, or dicts or tuples of them"
             )
 
     @property
