@@ -12,12 +12,10 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, TypeAlias
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils import checkpoint
 
 from lossgeometry.batches import (
     Batch,
@@ -34,6 +32,7 @@ from lossgeometry.batches import (
 from lossgeometry.errors import InputError
 from lossgeometry.functional import functional_call
 from lossgeometry.parameters import flatten, select_parameters, unflatten, unwrapped
+from lossgeometry.plainly import computing_plainly, require_derivatives
 from lossgeometry.reduction import examine, normalises
 from lossgeometry.running.distributed import ALONE, Team
 from lossgeometry.seeds import derive_seed, seeded
@@ -196,13 +195,20 @@ class FrozenLoss:
         return max(torch.finfo(d).eps for d in (self.dtype, *dtypes) if d.is_floating_point)
 
     def _scalar(self, name: str, outputs: Any, targets: Any) -> Tensor:
-        loss = torch.as_tensor(self._losses[name](outputs, targets))
-        if loss.ndim:
-            raise InputError(f"loss_fn: a result of shape {tuple(loss.shape)}, expected a scalar")
+        result = self._losses[name](outputs, targets)
+        if result is None:
+            raise InputError("loss_fn: it returns None, expected a scalar")
+        loss = torch.as_tensor(result)
+        if loss.ndim or loss.is_complex():
+            found = f"shape {tuple(loss.shape)}" if loss.ndim else str(loss.dtype)
+            raise InputError(f"loss_fn: a result of {found}, expected a real scalar")
         return loss
 
     def _ready(self, tree: Any) -> Any:
-        return map_tensors(lambda t: self._cast(t.to(self.device, non_blocking=True)), tree)
+        """Copies on the device: a model or a loss may write to what it is given."""
+        return map_tensors(
+            lambda t: self._cast(t.to(self.device, non_blocking=True, copy=True)), tree
+        )
 
     def value(self, parameters: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         """First loss of a batch ``(x, y)``; randomness is the caller's to freeze."""
@@ -214,6 +220,7 @@ class FrozenLoss:
         self, parameters: Mapping[str, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """The first loss of all chunks of this process, () float64, and its gradient (P,)."""
+        require_derivatives()
         leaves = {
             name: parameter.detach().requires_grad_()
             for name, parameter in (parameters or self.parameters).items()
@@ -313,11 +320,14 @@ class FrozenLoss:
         if self._regroup and not any(m.training for m in self.model.modules()):
             size = REGROUPED.get(self.device.type, 256)
             regrouped = self._weighted(joined(batches, size), seed)
-            if len(regrouped) > 1 or len(whole) > 1:
+            if len(whole) > 1:
                 half = max(max(chunk.size for chunk in regrouped) // 2, 1)
-                self.sums, reason = self._examine(regrouped, half)
-                return self._weighted(batches if reason else joined(batches, size), seed)
-            return whole
+                self.sums, reason = self._examine(regrouped, half, whole)
+            elif len(regrouped) > 1:
+                self.sums, reason = self._examine(whole, size)
+            else:
+                return whole
+            return self._weighted(batches if reason else joined(batches, size), seed)
         if self._regroup:
             size = longest  # batches of training mode are what is measured
         elif size is None:
@@ -365,63 +375,35 @@ class FrozenLoss:
 
     # -- what can be found out ---------------------------------------------------------------------
 
-    def _examine(self, chunks: list[Chunk], size: int) -> tuple[dict[str, bool], str | None]:
-        """Which losses are sums, and why `chunks` cannot be cut into pieces of `size` (or None)."""
+    def _examine(
+        self, chunks: list[Chunk], size: int, delivered: list[Chunk] | None = None
+    ) -> tuple[dict[str, bool], str | None]:
+        """As `examine` does."""
         with _turn:
-            sums, reason = examine(self, chunks, size)
+            sums, reason = examine(self, chunks, size, delivered)
         return dict(zip(self._losses, sums, strict=True)), reason
 
     @contextlib.contextmanager
     def observed(self, chunk: Chunk) -> Iterator[Any]:
-        """Outputs here, without a graph other than what the model itself differentiates."""
-        here = {name: parameter.detach() for name, parameter in self.parameters.items()}
-        with torch.enable_grad(), self.forward(chunk, here) as outputs:
+        """Outputs nearby, without a graph other than what the model itself differentiates.
+
+        Parameters of zeros, as layers often start with, would hide what follows them: then all
+        examples have one loss, however much they count. Here, others stand for them.
+        """
+        generator = torch.Generator().manual_seed(0)
+        nearby = {
+            name: p.detach()
+            if p.detach().any()
+            else (0.1 * torch.randn(p.shape, generator=generator)).to(p)
+            for name, p in self.parameters.items()
+        }
+        with torch.enable_grad(), self.forward(chunk, nearby) as outputs:
             yield map_tensors(Tensor.detach, outputs)
 
     def observed_losses(self, chunk: Chunk) -> Tensor:
-        """Losses of a chunk here, without a graph, float64."""
+        """Losses of these outputs, float64."""
         with self.observed(chunk) as outputs:
             return self.losses(outputs, chunk.targets)
-
-
-@contextlib.contextmanager
-def computing_plainly(compiled: bool = False) -> Iterator[None]:
-    """Inside, models are computed as they are written.
-
-    What `torch.utils.checkpoint` would compute anew in the backward pass, where other parameters
-    are in place, is kept. TransformerEncoder has no way of its own to evaluate, which is another
-    function where there is padding. And what `torch.compile` has made, which cannot be
-    differentiated twice, is run without, if there is any.
-    """
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with contextlib.ExitStack() as stack:
-            for name in _CHECKPOINTING:
-                stack.enter_context(mock.patch.object(checkpoint, name, _CHECKPOINTING[name]))
-            if compiled:
-                stack.enter_context(torch.compiler.set_stance("force_eager"))
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-
-
-class _PlainFunction:
-    @staticmethod
-    def apply(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
-        return function(*args)
-
-
-def _plain_generator(*_: Any, **__: Any) -> Iterator[None]:
-    yield
-
-
-# The two variants, by the names that versions of PyTorch have for them.
-_CHECKPOINTING: dict[str, Any] = {"CheckpointFunction": _PlainFunction} | {
-    name: _plain_generator
-    for name in vars(checkpoint)
-    if name.startswith("_checkpoint_without_reentrant_generator")
-}
 
 
 def _own_loss(outputs: Any, _: Any) -> Tensor:

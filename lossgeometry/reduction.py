@@ -7,9 +7,11 @@ over the batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, TypeVar
+from dataclasses import replace
+from itertools import accumulate, pairwise
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +19,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lossgeometry.batches import Chunk, Count, divisible, map_tensors, part_of
 from lossgeometry.running.memory import is_out_of_memory
-from lossgeometry.seeds import seeded
+from lossgeometry.seeds import drawn_since_seeded, seeded
 
 Result = TypeVar("Result")
+Numbered: TypeAlias = list[tuple[int, Chunk]]  # each with the number of its first example
 
 
 class Losses(Protocol):
@@ -42,16 +45,22 @@ class Losses(Protocol):
         """Unit roundoff of the losses."""
 
 
-def examine(losses: Losses, chunks: list[Chunk], size: int) -> tuple[list[bool], str | None]:
-    """Which losses are sums, and why `chunks` cannot be cut into pieces of `size` (or None)."""
+def examine(
+    losses: Losses, chunks: list[Chunk], size: int, delivered: list[Chunk] | None = None
+) -> tuple[list[bool], str | None]:
+    """Which losses are sums, and why data cannot be divided as is asked (or None).
+
+    Asked is whether `chunks` can be cut into pieces of `size`, or be taken instead of what is
+    `delivered`.
+    """
     longest = max(chunks, key=lambda chunk: chunk.size)
     try:
         with seeded(losses.device, longest.seed):  # for losses that draw
-            return _tried(losses, longest, size, chunks)
+            return _tried(losses, longest, size, chunks, delivered)
     except (RuntimeError, MemoryError) as error:
         if size == 1 or not is_out_of_memory(error):
             raise
-    return examine(losses, chunks, size // 2)
+    return examine(losses, chunks, size // 2, delivered)
 
 
 def normalises(model: nn.Module) -> str | None:
@@ -66,20 +75,21 @@ def draws(losses: Losses, chunk: Chunk) -> bool:
     """Whether the forward pass of a chunk, or its loss, draws random numbers."""
     with losses.observed(chunk) as outputs:
         losses.losses(outputs, chunk.targets)
-        return _drawn(losses.device, chunk.seed)
+        return drawn_since_seeded(losses.device, chunk.seed)
 
 
 def _tried(
-    losses: Losses, longest: Chunk, size: int, chunks: list[Chunk]
+    losses: Losses, longest: Chunk, size: int, chunks: list[Chunk], delivered: list[Chunk] | None
 ) -> tuple[list[bool], str | None]:
     """The same, found out with the outputs of a pair of `size` examples and all targets."""
     pair = longest.first(2 * size, losses.count) if longest.divisible else longest
     with losses.observed(pair) as outputs:
         together = losses.losses(outputs, pair.targets)
-        drawn = _drawn(losses.device, pair.seed)
+        drawn = drawn_since_seeded(losses.device, pair.seed)
+        eps = losses.precision(outputs, pair.targets)
     sums = [False] * len(together)
     if pair.divisible and (not drawn or divisible(outputs, pair.size)):
-        sums = _or_none(lambda: _like_sums(losses, pair, outputs, together, chunks)) or sums
+        sums = _or_none(lambda: _like_sums(losses, pair, outputs, together, chunks, eps)) or sums
     if normalising := normalises(losses.model):
         return sums, normalising
     if drawn:
@@ -87,19 +97,34 @@ def _tried(
     if not all(chunk.divisible for chunk in chunks):
         return sums, "not all of a batch belongs to single examples"
     summed = torch.tensor(sums, device=losses.device)
-    if not _or_none(lambda: _alike(losses, pair, size, outputs, together, chunks, summed)):
+
+    def additive() -> bool:
+        divisions = (
+            _cuts(chunks, size, losses.count)
+            if delivered is None
+            else [(_numbered(delivered), _numbered(chunks))]
+        )
+        if not divisible(outputs, pair.size):
+            return _alike(losses, divisions, summed, eps)
+        # Outputs of all would take long where those of some will do for others. Targets, too,
+        # decide how much an example counts: a loss may weigh or ignore classes.
+        return _alike(losses, _cuts([pair], size, losses.count), summed, eps) and _alike(
+            losses, divisions, summed, eps, instead=(outputs, pair.size)
+        )
+
+    if not _or_none(additive):
         return sums, "the loss of a batch is not the mean of the losses of its examples"
     return sums, None
 
 
 def _like_sums(
-    losses: Losses, pair: Chunk, outputs: Any, together: Tensor, chunks: list[Chunk]
+    losses: Losses, pair: Chunk, outputs: Any, together: Tensor, chunks: list[Chunk], eps: float
 ) -> list[bool]:
     """Whether twice the examples have twice the losses (and not the same, as means have)."""
-    n, eps = pair.size, losses.precision(outputs, pair.targets)
+    n = pair.size
 
-    def doubled(once: Tensor, twice: Tensor) -> Tensor:
-        return _close(twice, 2 * once, eps) & ~_close(twice, once, eps)
+    def doubled(once: Tensor, twice: Tensor) -> Tensor:  # however small they are
+        return _close(twice, 2 * once, eps, 0.0) & ~_close(twice, once, eps, 0.0)
 
     if not divisible(outputs, n):
         both = part_of(pair.batch, n, _twice(n))
@@ -123,65 +148,59 @@ def _like_sums(
     return sums.tolist()
 
 
+def _numbered(chunks: list[Chunk]) -> Numbered:
+    """Chunks with the number of the first example of each."""
+    return list(zip(accumulate((c.size for c in chunks), initial=0), chunks, strict=False))
+
+
+def _cuts(
+    chunks: list[Chunk], size: int, count: Count | None
+) -> Iterator[tuple[Numbered, Numbered]]:
+    """Any two neighbouring pieces of a chunk, as one and as two.
+
+    If both weigh alike in the loss of the two, wherever they are, then all pieces weigh alike.
+    """
+    for chunk in chunks:
+        for one, other in pairwise(chunk.cut(size, count)):
+            start, stop = one.start - chunk.start, other.start - chunk.start + other.size
+            batch = part_of(chunk.batch, chunk.size, slice(start, stop))
+            both = replace(one, batch=batch, size=stop - start, count=one.count + other.count)
+            yield [(start, both)], [(start, one), (other.start - chunk.start, other)]
+
+
 def _alike(
     losses: Losses,
-    pair: Chunk,
-    size: int,
-    outputs: Any,
-    together: Tensor,
-    chunks: list[Chunk],
+    divisions: Iterable[tuple[Numbered, Numbered]],
     summed: Tensor,
+    eps: float,
+    instead: tuple[Any, int] | None = None,
 ) -> bool:
-    """Whether losses of pieces make those of the whole."""
-    eps = losses.precision(outputs, pair.targets)
+    """Whether losses are the same however examples are divided; `instead` has so many outputs."""
 
-    def of_pieces(chunk: Chunk, losses_of: Callable[[Chunk], Tensor]) -> Tensor:
-        pieces = chunk.cut(size, losses.count)
-        counts = torch.tensor([[piece.count] for piece in pieces], device=losses.device)
-        parts = torch.stack([losses_of(piece) for piece in pieces])
-        return torch.where(summed, parts, parts * counts / chunk.count).sum(0)
+    def total(numbered: Numbered) -> Tensor:
+        counts = torch.tensor([[chunk.count] for _, chunk in numbered], device=losses.device)
+        found = torch.stack(
+            [
+                losses.observed_losses(chunk)
+                if instead is None
+                else losses.losses(_others(losses, *instead, chunk.size, first), chunk.targets)
+                for first, chunk in numbered
+            ]
+        )
+        return torch.where(summed, found, found * counts / counts.sum()).sum(0)
 
-    def additive(chunk: Chunk) -> bool:
-        given = _others(losses, outputs, pair.size, chunk.size)
-
-        def losses_of(piece: Chunk) -> Tensor:
-            first = piece.start - chunk.start
-            own = part_of(given, chunk.size, slice(first, first + piece.size))
-            return losses.losses(own, piece.targets)
-
-        whole = losses.losses(given, chunk.targets)
-        return bool(_close(of_pieces(chunk, losses_of), whole, eps).all())
-
-    if pair.size > size:
-        anew = of_pieces(pair, losses.observed_losses)
-        if not _close(anew, together, eps).all():
-            return False
-    if not divisible(outputs, pair.size):
-        return True
-    # Targets, too, decide how much an example counts: a loss may weigh or ignore classes.
-    return all(map(additive, chunks))
+    return all(bool(_close(total(a), total(b), eps).all()) for a, b in divisions)
 
 
-def _others(losses: Losses, outputs: Any, n: int, length: int) -> Any:
+def _others(losses: Losses, outputs: Any, n: int, length: int, first: int = 0) -> Any:
     """Outputs for as many examples, of others: losses of zero would not tell anything."""
-    return part_of(outputs, n, (1 + torch.arange(length, device=losses.device)) % n)
+    numbers = torch.arange(first, first + length, device=losses.device)
+    return part_of(outputs, n, (1 + numbers) % n)
 
 
-def _close(found: Tensor, expected: Tensor, eps: float) -> Tensor:
-    return torch.isclose(found, expected, min(1e3 * eps, 0.05), 10 * eps, equal_nan=True)
-
-
-def _drawn(device: torch.device, seed: int) -> bool:
-    """Whether random numbers have been drawn since the generators were seeded."""
-    drawn = _generator_states(device)
-    with seeded(device, seed):
-        undrawn = _generator_states(device)
-    return not all(map(torch.equal, drawn, undrawn))
-
-
-def _generator_states(device: torch.device) -> list[Tensor]:
-    states = [torch.get_rng_state()]
-    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+def _close(found: Tensor, expected: Tensor, eps: float, atol: float | None = None) -> Tensor:
+    atol = 10 * eps if atol is None else atol
+    return torch.isclose(found, expected, min(1e3 * eps, 0.05), atol, equal_nan=True)
 
 
 def _twice(n: int) -> Tensor:

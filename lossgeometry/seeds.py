@@ -1,6 +1,9 @@
-"""Independent random streams from one stored seed, and PyTorch's global generators."""
+"""Independent random streams from one stored seed, and the global generators."""
+
+# ruff: noqa: NPY002 - what models draw from are NumPy's legacy numbers.
 
 import contextlib
+import random
 from collections.abc import Iterator
 
 import numpy as np
@@ -23,17 +26,40 @@ def derive_seed(seed: int, *path: int) -> int:
 
 @contextlib.contextmanager
 def untouched_rng(device: torch.device) -> Iterator[None]:
-    """Put the global random states of the CPU and of `device` back afterwards."""
+    """Put the global random states back afterwards: PyTorch's, NumPy's and Python's."""
+    python, arrays = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(arrays)
 
 
 def seed_everything(device: torch.device, seed: int) -> None:
     """Seed the global generators of the CPU and of `device`, and of no other device."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.manual_seed(seed)
+
+
+def drawn_since_seeded(device: torch.device, seed: int) -> bool:
+    """Whether random numbers have been drawn since ``seed_everything(device, seed)``."""
+    drawn = _states(device)
+    with seeded(device, seed):
+        return drawn != _states(device)
+
+
+def _states(device: torch.device) -> list[object]:
+    _, keys, *position = np.random.get_state()
+    tensors = [torch.get_rng_state()]
+    if device.type == "cuda":
+        tensors.append(torch.cuda.get_rng_state(device))
+    arrays = [np.asarray(keys), *(tensor.numpy() for tensor in tensors)]
+    return [random.getstate(), position, *(array.tobytes() for array in arrays)]
 
 
 @contextlib.contextmanager

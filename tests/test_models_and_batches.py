@@ -1,6 +1,7 @@
 """Batches, losses and models of every kind: operators and surfaces are of the same, right, loss."""
 
 import copy
+import random
 from collections import namedtuple
 
 import numpy as np
@@ -386,21 +387,161 @@ def test_what_cannot_be_is_refused_in_one_line():
     ):
         with pytest.raises(InputError, match="model: parameter weight is complex"):
             use()
-    hardswish = nn.Hardswish()
-    for layer, same in (
-        (hardswish, lambda x: x * F.relu6(x + 3) / 6),
-        (nn.Hardsigmoid(), lambda x: F.relu6(x + 3) / 6),
+    with torch.inference_mode():
+        untrainable = nn.Linear(3, 3)
+    linear = nn.Linear(3, 3)
+    for model, loss, given, complaint in (
+        (nn.LazyLinear(3), F.cross_entropy, data, "model: parameter weight has no values yet"),
+        (nn.Linear(3, 3, device="meta"), F.cross_entropy, data, "model: .* no values yet"),
+        (untrainable, F.cross_entropy, data, "model: parameter weight was made in torch.inference"),
+        (torch.jit.trace(linear, data[0]), F.cross_entropy, data, "model: made by TorchScript"),
+        (linear, lambda *_: None, data, "loss_fn: it returns None"),
+        (linear, lambda z, _: z.sum() * 1j, data, "loss_fn: a result of torch.complex64"),
+        (linear, lambda z, _: z.sum(1), data, r"loss_fn: a result of shape \(4,\)"),
+        (linear, F.cross_entropy, None, "data: a NoneType, expected"),
     ):
-        inner = nn.Linear(3, 3)
-        exact = Hessian(
-            *(inner, lambda z, y, same=same: F.cross_entropy(same(z), y), data)
-        ) @ torch.eye(12)
-        found = Hessian(nn.Sequential(inner, layer), F.cross_entropy, data)
-        if layer is hardswish:  # PyTorch has learnt that one
-            torch.testing.assert_close(found @ torch.eye(12), exact)
-            continue
-        with pytest.raises(InputError, match=r"no second derivative of hardsigmoid, .* relu6\("):
-            found @ torch.eye(12)
+        for use in (
+            lambda: Hessian(model, loss, given).gradient(),  # noqa: B023
+            lambda: line(model, {"loss": loss}, given, {}, [0.0]),  # noqa: B023
+        ):
+            with pytest.raises(InputError, match=complaint):
+                use()
+    H = Hessian(linear, F.cross_entropy, data)
+    with torch.inference_mode():
+        for use in (lambda: H @ torch.ones(12), H.gradient):
+            with pytest.raises(InputError, match=r"torch.inference_mode: nothing has a derivative"):
+                use()
+    bag, renormed = nn.EmbeddingBag(3, 3), nn.Embedding(3, 3, max_norm=0.1)
+    before = renormed.weight.detach().clone()
+    words = torch.randint(3, (4, 2)), data[1]
+    for model, complaint in (
+        (bag, "PyTorch has no second derivative of embedding_bag, expected layers"),
+        (Called(OnceDifferentiable.apply), "an autograd function that is once_differentiable"),
+        (nn.Sequential(renormed, nn.Flatten()), r"max_norm=0.1 changes its weights as it is used"),
+    ):
+        with pytest.raises(InputError, match=f"model: .*{complaint}"):
+            H = Hessian(model, F.cross_entropy, data if isinstance(model, Called) else words)
+            H @ torch.ones(H.shape[0])
+    torch.testing.assert_close(renormed.weight.detach(), before, rtol=0, atol=0)
+
+
+class OnceDifferentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return grad * ctx.saved_tensors[0].cos()
+
+
+class Called(nn.Linear):
+    """A linear layer, and a function of its outputs."""
+
+    def __init__(self, function):
+        super().__init__(3, CLASSES)
+        self.function = function
+
+    def forward(self, x):
+        return self.function(super().forward(x))
+
+
+@pytest.mark.parametrize(
+    ("given", "same"),
+    [
+        (nn.Hardsigmoid(), lambda z: (z / 6 + 0.5).clamp(0, 1)),
+        (nn.Hardswish(), lambda z: z * (z / 6 + 0.5).clamp(0, 1)),
+        (nn.Hardsigmoid(inplace=True), lambda z: (z / 6 + 0.5).clamp(0, 1)),
+        (nn.Hardswish(inplace=True), lambda z: z * (z / 6 + 0.5).clamp(0, 1)),
+    ],
+)
+def test_activations_without_a_second_derivative_are_written_out(given, same):
+    torch.manual_seed(0)
+    model, other = Called(given).double(), Called(same).double()
+    other.load_state_dict(model.state_dict())
+    x, y = 3 * torch.randn(9, 3).double(), torch.arange(9) % CLASSES
+    found, exact = (Hessian(m, F.cross_entropy, (x, y)) for m in (model, other))
+    assert_same(found @ identity(found), exact @ identity(found))
+    values = line(model, {"nll": F.cross_entropy}, (x, y), {}, [0.0])["nll"]
+    assert values[0] == pytest.approx(F.cross_entropy(other(x), y).item(), rel=1e-12)
+    assert F.hardsigmoid(torch.zeros(())).item() == 0.5  # PyTorch's own is back
+
+
+def parametrised(linear):
+    return nn.utils.parametrizations.weight_norm(linear)
+
+
+@pytest.mark.parametrize("normalise", [parametrised, nn.utils.weight_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_weight_norm_whose_second_derivative_pytorch_has_wrong(normalise):
+    torch.manual_seed(0)
+    model = nn.Sequential(normalise(nn.Linear(4, 5)), nn.Tanh(), nn.Linear(5, 3)).double()
+    x, y = torch.randn(9, 4).double(), torch.arange(9) % 3
+    H = Hessian(model, F.cross_entropy, (x, y))
+    matrix = H @ identity(H)
+    torch.testing.assert_close(matrix, matrix.T)
+    assert H.check().ok
+
+
+@pytest.mark.parametrize("how", [dict(sparse=True), dict(scale_grad_by_freq=True)])
+def test_embeddings_have_the_derivative_of_the_loss(how):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(4, 3, **how), nn.Flatten(), nn.Linear(6, 3)).double()
+    plain = nn.Sequential(nn.Embedding(4, 3), nn.Flatten(), nn.Linear(6, 3)).double()
+    plain.load_state_dict(model.state_dict())
+    data = torch.randint(4, (9, 2)), torch.arange(9) % 3
+    A, B = (Hessian(m, F.cross_entropy, data) for m in (model, plain))
+    assert_same(A @ identity(A), B @ identity(B), 1e-12)
+    assert_same(A.gradient(), B.gradient(), 1e-12)
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.random])
+def test_numbers_that_python_and_numpy_draw_are_frozen(draw):
+    class Dropping(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) if draw() < 0.5 else x + super().forward(x)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(*(Dropping(3, 3) for _ in range(5))).double()
+    x, y = torch.randn(40, 3).double(), torch.arange(40) % 3
+    states = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    H = Hessian(model, F.cross_entropy, (x, y))
+    v = torch.randn(60).double()
+    torch.testing.assert_close(H @ v, Hessian(model, F.cross_entropy, (x, y)) @ v)
+    assert H.draws()
+    assert H.check().ok
+    direction = gradient_direction(model, F.cross_entropy, (x, y))
+    slope = sum((piece * piece).sum() for piece in direction.values()).item()
+    h = 1e-5
+    values = line(model, {"nll": F.cross_entropy}, (x, y), direction, [-h, h])["nll"]
+    assert (values[1] - values[0]) / (2 * h) == pytest.approx(slope, rel=1e-6)
+    assert states == (random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002
+
+
+def test_a_loss_that_draws_draws_once():
+    """The GGN of outputs of which the loss takes some."""
+    torch.manual_seed(0)
+    model = Several().double()
+    x, y = torch.randn(9, 3).double(), torch.arange(9) % 3
+
+    def loss(outputs, y):
+        scores = outputs["scores"] if isinstance(outputs, dict) else outputs
+        return F.cross_entropy(scores + torch.randn(scores.shape).double(), y)
+
+    found = GGN(model, loss, (x, y))
+    exact = GGN(model.scores, loss, (x, y))
+    assert_same(found @ identity(found), exact @ identity(exact), 1e-12)
+
+
+class Several(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scores = nn.Linear(3, CLASSES)
+
+    def forward(self, x):
+        return {"scores": self.scores(x), "inputs": x}
 
 
 @pytest.mark.parametrize("operator", OPERATORS.values())
@@ -513,3 +654,63 @@ def test_a_sum_is_known_where_its_first_losses_are_zero(case):
     v = torch.randn(16).double()
     whole = Hessian(model, loss, (x, y)) @ v
     torch.testing.assert_close(Hessian(model, loss, pieces) @ v, whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_sum_is_known_where_its_losses_are_small(dtype):
+    model, x = nn.Linear(3, 4, dtype=dtype), torch.randn(4, 3).to(dtype)
+    y = (model(x) + torch.finfo(dtype).eps ** 0.5 / 10).detach()
+    pieces = [(x[i : i + 1], y[i : i + 1]) for i in range(4)]
+    metrics = {"sum": nn.MSELoss(reduction="sum")}
+    found = line(model, metrics, pieces, {}, [0.0])
+    assert found.attributes["sums"] == "sum"
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("zeros", [False, True])
+def test_weights_that_some_of_the_data_do_not_show(own, zeros):
+    """Halves of what is delivered weigh alike, the parts that are delivered do not."""
+    torch.manual_seed(0)
+    model = Judging() if own else nn.Linear(3, CLASSES)
+    model = model.double().eval()
+    if zeros:
+        for parameter in model.parameters():
+            nn.init.zeros_(parameter)
+    y = torch.tensor([1, 0, 1, 0, 0, 0, 0, 0] * 10)
+    loss = nn.CrossEntropyLoss(ignore_index=1)
+    x = torch.randn(80, 3).double()
+    batches = [(x[:3], y[:3]), (x[3:], y[3:])]
+    named = [{"x": x, "labels": y} for x, y in batches]
+
+    def value():
+        return sum(len(b) / 80 * loss(F.linear(a, model.weight, model.bias), b) for a, b in batches)
+
+    assert_right(model, None if own else loss, named if own else batches, value)
+
+
+class Judging(nn.Linear):
+    def __init__(self):
+        super().__init__(3, CLASSES)
+
+    def forward(self, x, labels):
+        scores = super().forward(x)
+        return {"scores": scores, "loss": F.cross_entropy(scores, labels, ignore_index=1)}
+
+
+def test_models_and_losses_may_write_to_what_they_are_given():
+    class Scaling(nn.Linear):
+        def forward(self, x):
+            return super().forward(x.mul_(2))
+
+    def loss(outputs, y):
+        return F.cross_entropy(outputs, y.add_(1).remainder_(CLASSES))
+
+    torch.manual_seed(0)
+    model, x, y = Scaling(3, CLASSES).double(), torch.randn(40, 3).double(), torch.arange(40) % 3
+    before = x.clone(), y.clone()
+
+    def value():
+        return loss(F.linear(2 * x, model.weight, model.bias), y.clone())
+
+    assert_right(model, loss, (x, y), value)
+    torch.testing.assert_close((x, y), before, rtol=0, atol=0)

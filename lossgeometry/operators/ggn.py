@@ -25,6 +25,7 @@ from lossgeometry.operators.graphs import (
     storage_bytes,
 )
 from lossgeometry.parameters import flatten
+from lossgeometry.seeds import untouched_rng
 
 # A symmetric linear map of tensors shaped like the outputs; True: blocks of such tensors.
 OutputMap = Callable[[Sequence[Tensor], bool], Sequence[Tensor]]
@@ -42,8 +43,8 @@ class Outputs:
         ]
         if not self._places:
             raise InputError(
-                f"model: outputs of type {type(returned).__name__}, expected tensors, or dicts or "
-                "tuples of them"
+                f"model: outputs of type {type(returned).__name__}, expected tensors of real "
+                "numbers, or dicts or tuples of them"
             )
 
     @property
@@ -56,7 +57,8 @@ class Outputs:
         if len(self._places) == 1:
             return
         leaves = self.leaves()
-        value = loss(self.with_(leaves))
+        with untouched_rng(leaves[0].device):  # the loss that counts draws what this one does
+            value = loss(self.with_(leaves))
         if value.requires_grad:
             used = leaves_of(value)
             pairs = zip(self._places, leaves, strict=True)

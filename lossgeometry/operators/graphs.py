@@ -68,10 +68,11 @@ def _nodes(roots: Iterable[Tensor]) -> Iterator[Any]:
         yield node
 
 
-_INSTEAD = {  # of layers whose second derivative PyTorch lacks
-    "hardswish": "x * relu6(x + 3) / 6 in its place, which is the same function",
-    "hardsigmoid": "relu6(x + 3) / 6 in its place, which is the same function",
-}
+# How PyTorch and torchvision say that a function cannot be differentiated twice.
+_LACKING = re.compile(
+    r"derivative for '?(?:aten::)?_?(\w+?)(?:_backward)?'? is not implemented"
+    r"|double backwards? on (\w+) not supported"
+)
 
 
 def gradient(
@@ -109,12 +110,10 @@ def gradient(
             materialize_grads=True,
         )
     except RuntimeError as error:
-        lacking = re.match(
-            r"derivative for aten::(\w+?)(_backward)? is not implemented", str(error)
-        )
+        lacking = _LACKING.search(str(error))
         if not lacking:
             raise
         raise InputError(
-            f"model: PyTorch has no second derivative of {lacking[1]}, expected "
-            + _INSTEAD.get(lacking[1], "layers that have")
+            f"model: PyTorch has no second derivative of {lacking[1] or lacking[2]}, expected "
+            "layers or a loss that have one"
         ) from error
