@@ -128,6 +128,10 @@ def as_batches(data: Data, *, count: Count | None = None) -> list[Batch]:
         and any(part is None or isinstance(part, (Tensor, np.ndarray)) for part in data)
     ):
         data = [data]
+    if not isinstance(data, Iterable):
+        raise InputError(
+            f"data: a {type(data).__name__}, expected (inputs, targets) or an iterable of them"
+        )
     batches = [_with_tensors(batch) for batch in data]
     if not batches:
         raise InputError("data: no batches, expected (inputs, targets) or an iterable of them")

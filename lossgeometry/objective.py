@@ -32,7 +32,7 @@ from lossgeometry.batches import (
 from lossgeometry.errors import InputError
 from lossgeometry.functional import functional_call
 from lossgeometry.parameters import flatten, select_parameters, unflatten, unwrapped
-from lossgeometry.plainly import computing_plainly
+from lossgeometry.plainly import computing_plainly, require_derivatives
 from lossgeometry.reduction import examine, normalises
 from lossgeometry.running.distributed import ALONE, Team
 from lossgeometry.seeds import derive_seed, seeded
@@ -195,13 +195,20 @@ class FrozenLoss:
         return max(torch.finfo(d).eps for d in (self.dtype, *dtypes) if d.is_floating_point)
 
     def _scalar(self, name: str, outputs: Any, targets: Any) -> Tensor:
-        loss = torch.as_tensor(self._losses[name](outputs, targets))
-        if loss.ndim:
-            raise InputError(f"loss_fn: a result of shape {tuple(loss.shape)}, expected a scalar")
+        result = self._losses[name](outputs, targets)
+        if result is None:
+            raise InputError("loss_fn: it returns None, expected a scalar")
+        loss = torch.as_tensor(result)
+        if loss.ndim or loss.is_complex():
+            found = f"shape {tuple(loss.shape)}" if loss.ndim else str(loss.dtype)
+            raise InputError(f"loss_fn: a result of {found}, expected a real scalar")
         return loss
 
     def _ready(self, tree: Any) -> Any:
-        return map_tensors(lambda t: self._cast(t.to(self.device, non_blocking=True)), tree)
+        """Copies on the device: a model or a loss may write to what it is given."""
+        return map_tensors(
+            lambda t: self._cast(t.to(self.device, non_blocking=True, copy=True)), tree
+        )
 
     def value(self, parameters: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         """First loss of a batch ``(x, y)``; randomness is the caller's to freeze."""
@@ -213,6 +220,7 @@ class FrozenLoss:
         self, parameters: Mapping[str, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """The first loss of all chunks of this process, () float64, and its gradient (P,)."""
+        require_derivatives()
         leaves = {
             name: parameter.detach().requires_grad_()
             for name, parameter in (parameters or self.parameters).items()
@@ -300,7 +308,9 @@ class FrozenLoss:
 
     def _chunks(self, data: Data, seed: int) -> list[Chunk]:
         """Those of this process."""
-        chunks = self._all_chunks(as_batches(data, count=self.count), seed)
+        batches = as_batches(data, count=self.count)
+        self.examples = sum(map(examples_in, batches))  # of all processes
+        chunks = self._all_chunks(batches, seed)
         return chunks[self.team.shard(len(chunks))]
 
     def _all_chunks(self, batches: list[Batch], seed: int) -> list[Chunk]:

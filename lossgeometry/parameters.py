@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lossgeometry.errors import InputError
 
@@ -26,14 +27,22 @@ def select_parameters(model: nn.Module, pattern: str | None = None) -> dict[str,
 
     Those that do not are constants, of which ``requires_grad_()`` makes variables. Shared
     parameters appear once, under their first name. Raises `InputError` if there is none, or one of
-    them is complex.
+    them has no values or no derivatives.
     """
     if not isinstance(model, nn.Module):
         raise InputError(
             f"model: a {type(model).__name__}, expected a torch.nn.Module; FunctionModule makes "
             "one of a function of parameters"
         )
+    if isinstance(unwrapped(model), torch.jit.ScriptModule):
+        raise InputError("model: made by TorchScript, expected the module that it was made of")
     parameters = dict(unwrapped(model).named_parameters())
+    for name, parameter in parameters.items():
+        if is_lazy(parameter) or parameter.is_meta:
+            raise InputError(
+                f"model: parameter {name} has no values yet, expected some: lazy layers have them "
+                "once the model was called"
+            )
     selected = {
         name: parameter
         for name, parameter in parameters.items()
@@ -54,6 +63,11 @@ def select_parameters(model: nn.Module, pattern: str | None = None) -> dict[str,
         if parameter.is_complex():
             raise InputError(
                 f"model: parameter {name} is complex, expected real ones (torch.view_as_real)"
+            )
+        if parameter.is_inference():
+            raise InputError(
+                f"model: parameter {name} was made in torch.inference_mode, expected a model made "
+                "outside"
             )
     return selected
 

@@ -38,6 +38,12 @@ def computing_plainly(compiled: bool = False) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
+def require_derivatives() -> None:
+    """Raise `InputError` inside of `torch.inference_mode`, where all derivatives are zeros."""
+    if torch.is_inference_mode_enabled():
+        raise InputError("torch.inference_mode: nothing has a derivative in it, expected no_grad")
+
+
 class _Replaced:
     """Inside, in whatever thread, other functions have the places of PyTorch's."""
 

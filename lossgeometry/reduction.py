@@ -87,6 +87,7 @@ def _tried(
         together = losses.losses(outputs, pair.targets)
         eps = losses.precision(outputs, pair.targets)
         drawn = drawn_since_seeded(losses.device, pair.seed)
+        eps = losses.precision(outputs, pair.targets)
     sums = [False] * len(together)
     if pair.divisible and (not drawn or divisible(outputs, pair.size)):
         sums = _or_none(lambda: _like_sums(losses, pair, outputs, together, chunks, eps)) or sums

@@ -143,6 +143,27 @@ def test_batches_that_are_dictionaries_and_a_mean_over_tokens(own_loss):
         Hessian(model, loss, whole, micro_batch=2)
 
 
+def test_fisher_of_sentences_is_a_sum_over_them_however_they_are_batched():
+    model, whole = Language().double(), sentences()
+
+    def loss(outputs, batch):
+        return F.cross_entropy(outputs["logits"].mT, batch["labels"])
+
+    def tokens(batch):
+        return (batch["labels"] >= 0).sum()
+
+    logits, labels = model(whole["input_ids"])["logits"], whole["labels"]
+    losses = F.cross_entropy(logits.mT, labels, reduction="none").sum(1) / tokens(whole)
+    J = rows(9 * losses, list(model.parameters()))
+    for cuts in ([9], [2, 7], [1, 3, 5]):
+        batches = [
+            dict(zip(whole, parts, strict=True))
+            for parts in zip(*(tensor.split(cuts) for tensor in whole.values()), strict=True)
+        ]
+        A = Fisher(model, loss, batches, count=tokens)
+        assert_same(A @ identity(A), J.T @ J / 9)
+
+
 def test_batches_of_other_kinds():
     torch.manual_seed(0)
     model = nn.Linear(3, 2).double()
@@ -366,6 +387,30 @@ def test_what_cannot_be_is_refused_in_one_line():
     ):
         with pytest.raises(InputError, match="model: parameter weight is complex"):
             use()
+    with torch.inference_mode():
+        untrainable = nn.Linear(3, 3)
+    linear = nn.Linear(3, 3)
+    for model, loss, given, complaint in (
+        (nn.LazyLinear(3), F.cross_entropy, data, "model: parameter weight has no values yet"),
+        (nn.Linear(3, 3, device="meta"), F.cross_entropy, data, "model: .* no values yet"),
+        (untrainable, F.cross_entropy, data, "model: parameter weight was made in torch.inference"),
+        (torch.jit.trace(linear, data[0]), F.cross_entropy, data, "model: made by TorchScript"),
+        (linear, lambda *_: None, data, "loss_fn: it returns None"),
+        (linear, lambda z, _: z.sum() * 1j, data, "loss_fn: a result of torch.complex64"),
+        (linear, lambda z, _: z.sum(1), data, r"loss_fn: a result of shape \(4,\)"),
+        (linear, F.cross_entropy, None, "data: a NoneType, expected"),
+    ):
+        for use in (
+            lambda: Hessian(model, loss, given).gradient(),  # noqa: B023
+            lambda: line(model, {"loss": loss}, given, {}, [0.0]),  # noqa: B023
+        ):
+            with pytest.raises(InputError, match=complaint):
+                use()
+    H = Hessian(linear, F.cross_entropy, data)
+    with torch.inference_mode():
+        for use in (lambda: H @ torch.ones(12), H.gradient):
+            with pytest.raises(InputError, match=r"torch.inference_mode: nothing has a derivative"):
+                use()
     bag, renormed = nn.EmbeddingBag(3, 3), nn.Embedding(3, 3, max_norm=0.1)
     before = renormed.weight.detach().clone()
     words = torch.randint(3, (4, 2)), data[1]
@@ -650,3 +695,22 @@ class Judging(nn.Linear):
     def forward(self, x, labels):
         scores = super().forward(x)
         return {"scores": scores, "loss": F.cross_entropy(scores, labels, ignore_index=1)}
+
+
+def test_models_and_losses_may_write_to_what_they_are_given():
+    class Scaling(nn.Linear):
+        def forward(self, x):
+            return super().forward(x.mul_(2))
+
+    def loss(outputs, y):
+        return F.cross_entropy(outputs, y.add_(1).remainder_(CLASSES))
+
+    torch.manual_seed(0)
+    model, x, y = Scaling(3, CLASSES).double(), torch.randn(40, 3).double(), torch.arange(40) % 3
+    before = x.clone(), y.clone()
+
+    def value():
+        return loss(F.linear(2 * x, model.weight, model.bias), y.clone())
+
+    assert_right(model, loss, (x, y), value)
+    torch.testing.assert_close((x, y), before, rtol=0, atol=0)

@@ -7,10 +7,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import _weight_norm, nn
 from torch.nn import functional as F
-from torch.nn.utils.parametrizations import weight_norm
-from torch.nn.utils.parametrize import remove_parametrizations
 
 from lossgeometry import GGN, Hessian, InputError
 from lossgeometry.algorithms.estimate import Estimate
@@ -186,10 +184,20 @@ def test_the_scale_of_the_matrix_is_of_no_importance(scale):
     assert diagonal((A * scale).float(), matvecs=30, method="xdiag").standard_error.isfinite().all()
 
 
+class Normalised(nn.Linear):
+    """A layer whose second derivative, by double backward, is wrong in PyTorch.
+
+    `torch.nn.utils.parametrizations.weight_norm` is computed in another way where curvature is.
+    """
+
+    def forward(self, x):
+        lengths = torch.ones_like(self.weight[:, :1])
+        return F.linear(x, _weight_norm(self.weight, lengths, 0), self.bias)
+
+
 def weight_normalised():
-    """A network whose Hessian, by double backward, is wrong in PyTorch."""
     torch.manual_seed(0)
-    model = nn.Sequential(weight_norm(nn.Linear(10, 8)), nn.Tanh(), nn.Linear(8, 3))
+    model = nn.Sequential(Normalised(10, 8), nn.Tanh(), nn.Linear(8, 3))
     return model, (torch.randn(12, 10), torch.arange(12) % 3)
 
 
@@ -204,8 +212,6 @@ def test_a_matrix_that_is_not_symmetric_is_refused(of):
         with pytest.raises(InputError, match=r"not symmetric.*remove_parametrizations.*GGN"):
             of(H)
     of(GGN(model, F.cross_entropy, data))
-    remove_parametrizations(model[0], "weight")
-    of(Hessian(model, F.cross_entropy, data))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

@@ -146,7 +146,8 @@ class Evaluator:
     ) -> Tensor:
         loss = self._losses[which]
         work = partial(self._values_of, which, weights, buffers)
-        found = dict(parallel(work, loss.chunks, self._workers(work, loss.chunks)))
+        workers = self._workers(which, buffers, loss.chunks)
+        found = dict(parallel(work, loss.chunks, workers))
         # In one order, which the last bits depend on.
         values = torch.stack([found[i] for i in range(len(loss.chunks))])
         is_sum = torch.tensor(list(loss.sums.values()), device=self.device)
@@ -165,42 +166,53 @@ class Evaluator:
         """Metrics of a chunk."""
         own = self._idle.get()
         try:
-            with (
-                self._mode(),
-                torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16),
-            ):
-                seed_everything(self.device, chunk.seed)
-                outputs = own[which].outputs(chunk, weights, buffers)
-                return own[which].losses(outputs, chunk.targets).detach()
+            return self._values_by(own[which], weights, buffers, chunk)
         finally:
             self._idle.put(own)
 
-    def _workers(self, work: Any, chunks: Sequence[Chunk]) -> int:
+    def _values_by(
+        self,
+        loss: FrozenLoss,
+        weights: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        chunk: Chunk,
+    ) -> Tensor:
+        with self._mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
+            seed_everything(self.device, chunk.seed)
+            return loss.losses(loss.outputs(chunk, weights, buffers), chunk.targets).detach()
+
+    def _workers(self, which: int, buffers: Mapping[str, Tensor], chunks: Sequence[Chunk]) -> int:
         """Threads among which so many chunks are divided; one where memory was short."""
         trains = any(m.training for m in self.model.modules())
         at_most = min(free_threads(), len(chunks), MOST_THREADS)
         if self.device.type != "cpu" or trains or self._memory_was_short or at_most == 1:
             return 1
         if self._threads is None:
-            self._threads = self._make_ready(work, chunks[0])
+            self._threads = self._make_ready(which, buffers, chunks[0])
         return min(at_most, self._threads)
 
-    def _make_ready(self, work: Any, chunk: Chunk) -> int:
+    def _make_ready(self, which: int, buffers: Mapping[str, Tensor], chunk: Chunk) -> int:
         """A copy of model and metrics for each thread, which share the weights; how many there are.
 
         There is but one where threads would meet: random numbers come from one generator, and a
-        hook may keep what it sees.
+        hook may keep what it sees. Nor does a copy serve that has other values elsewhere than here,
+        as where a function in it still calls the model that it is a copy of.
         """
-        work(chunk)
+        elsewhere = {name: weight + 0.01 for name, weight in self.weights.items()}
+        value = partial(self._values_by, weights=elsewhere, buffers=buffers, chunk=chunk)
+        expected = value(self._losses[which])
         hooks = any(m._forward_hooks or m._forward_pre_hooks for m in self.model.modules())
         if hooks or drawn_since_seeded(self.device, chunk.seed):
             return 1
         threads = min(free_threads(), MOST_THREADS)
         try:
-            for _ in range(threads - 1):
-                self._idle.put([loss.twin() for loss in self._losses])
+            twins = [[loss.twin() for loss in self._losses] for _ in range(threads - 1)]
         except (TypeError, RuntimeError):
             return 1  # it cannot be copied
+        if not all(torch.allclose(value(t[which]), expected, equal_nan=True) for t in twins):
+            return 1
+        for twin in twins:
+            self._idle.put(twin)
         return threads
 
 

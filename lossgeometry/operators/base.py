@@ -21,6 +21,7 @@ from lossgeometry.operators.compiled import CompiledProduct
 from lossgeometry.operators.graphs import LinearMap
 from lossgeometry.operators.sharing import Plan, make_plan, runs_python
 from lossgeometry.parameters import flatten, unflatten_rows
+from lossgeometry.plainly import require_derivatives
 from lossgeometry.reduction import draws
 from lossgeometry.running.devices import full_precision
 from lossgeometry.running.distributed import ALONE, Team
@@ -247,6 +248,7 @@ class CurvatureOperator(ABC):
 
     @full_precision()
     def _product(self, rows: Tensor) -> Tensor:
+        require_derivatives()
         while True:
             try:
                 product = self._product_of_own_data(rows)

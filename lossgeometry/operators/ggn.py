@@ -43,8 +43,8 @@ class Outputs:
         ]
         if not self._places:
             raise InputError(
-                f"model: outputs of type {type(returned).__name__}, expected tensors, or dicts or "
-                "tuples of them"
+                f"model: outputs of type {type(returned).__name__}, expected tensors of real "
+                "numbers, or dicts or tuples of them"
             )
 
     @property
@@ -196,7 +196,9 @@ class Fisher(_OuterProduct):
     is an example, except where outputs of more than two dimensions have a class index as target at
     every position, (n, classes, ...) as `torch.nn.functional.cross_entropy` has them or
     (n, ..., classes): there each position with a target that is not negative is one, and the loss
-    is taken for the mean over them. Of a loss that is a sum, so is the Fisher information.
+    is taken for the mean over them. The loss of a datum is what it adds to the mean, times how many
+    data there are: with `count`, long sentences count for more than short ones. Of a loss that is a
+    sum, so is the Fisher information.
 
     Parameters
     ----------
@@ -241,6 +243,8 @@ class Fisher(_OuterProduct):
         leaves = outputs.leaves()
         found = [gradient([objective.loss(outputs.with_(leaves), y)], leaves) for y in targets]
         n, inner = _data_in(leaves, chunk.targets)
+        if len(inner[0]) == leaves[0].ndim - 1:  # examples, of however many that `count` counts
+            n *= chunk.weight * objective.examples / chunk.size
         # A mean over n data, of each of which the outputs touch one term only, or their sum.
         factor = 1 if self._of_a_sum else n
         slopes = [[factor * piece for piece in slope] for slope in found]
@@ -269,7 +273,7 @@ def _class_dimension(outputs: Tensor, targets: Any) -> int | None:
     return None
 
 
-def _data_in(outputs: Sequence[Tensor], targets: Any) -> tuple[int, list[tuple[int, ...]]]:
+def _data_in(outputs: Sequence[Tensor], targets: Any) -> tuple[float, list[tuple[int, ...]]]:
     """How many data there are, and the dimensions of each tensor that belong to one of them."""
     dim = _class_dimension(outputs[0], targets) if len(outputs) == 1 else None
     if dim is not None and outputs[0].ndim > 2:

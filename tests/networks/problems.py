@@ -370,7 +370,10 @@ def _composed(rng: random.Random, seed: str, precise: bool) -> Problem:
         if rng.random() < share:
             options[name] = rng.choice(values)
     said = [built.text, *changes, f"loss {loss.text}", f"{data_text} {delivery.pop('text')}"]
-    said += [str(given_how) for given_how in (wrapped, delivery["how"], options) if given_how]
+    how = [
+        name if callable(value) else f"{name}={value}" for name, value in delivery["how"].items()
+    ]
+    said += [wrapped or "", *how, *(f"{name}={value}" for name, value in options.items())]
     text = "; ".join(part for part in (*said, str(dtype).removeprefix("torch.")) if part)
     return Problem(seed, precise, dtype, text, given, built.model, options=options, **delivery)
 
