@@ -198,8 +198,10 @@ def lanczos(
         krylov.restore(resume)
     saver = Saver(None if save is None else lambda space: save(space.state()), krylov)
 
-    def best_half(found: np.ndarray) -> np.ndarray:
-        return _by_preference(found, which)[: min((k + ncv) // 2, ncv - 1)]
+    def best(values: np.ndarray) -> np.ndarray:
+        # A quarter of the room beside those wanted: with fewer kept, what was on its way is
+        # forgotten; with more, restarts come so often that polynomials are of too low a degree.
+        return _by_preference(values, which)[: min((3 * k + ncv) // 4, ncv - 1)]
 
     while True:
         if krylov.matvecs:
@@ -228,14 +230,14 @@ def lanczos(
             if krylov.searching and news is False:
                 break
             # What is locked gets no better, and others get no better than what they are coupled to.
-            enough = max(tol * np.abs(values[wanted]).min(), krylov.rounding)
-            lock = news and residuals[wanted].max() <= enough
+            enough = max(0.1 * tol * np.abs(values[wanted]).min(), krylov.rounding)
+            lock = news and (krylov.searching or residuals[wanted].max() <= enough)
         if krylov.matvecs >= maxiter:
             break
         if lock:
             krylov.lock(vectors[:, wanted], residuals[wanted])
         elif krylov.size == ncv:
-            krylov.compress(best_half)
+            krylov.compress(best)
 
     if which == "BE":
         wanted = np.sort(wanted)[::-1].copy()
