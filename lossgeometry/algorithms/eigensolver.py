@@ -122,7 +122,7 @@ def eigsh(
 
     Rounding is taken to be 10 machine epsilons of the norm of `A`, or as much as ``x·(A y)`` and
     ``y·(A x)`` were seen to disagree by, if that is more; residuals gain as much with each restart,
-    in quadrature. An eigenvalue that is smaller than
+    in quadrature, and a tenth of it that adds up. An eigenvalue that is smaller than
     ``rounding / tol`` cannot converge.
 
     An eigenvalue is overlooked if its eigenvector is nearly orthogonal to the random start. How

@@ -73,8 +73,11 @@ class KrylovSpace:
 
     @property
     def drift(self) -> float:
-        """What residuals have gained each time that the basis was combined anew, and rounded."""
-        return self.rounding * math.sqrt(self._combined)
+        """What residuals have gained each time that the basis was combined anew, and rounded.
+
+        Most of it is random; about one machine epsilon each time, of lost length, adds up.
+        """
+        return self.rounding * (math.sqrt(self._combined) + self._combined / 10)
 
     def extend(self) -> Tensor:
         """Append the direction that the space lacks to the basis; a random one if it lacks none.
