@@ -121,8 +121,7 @@ def main(options: Options) -> None:
                 f"towards: {other.path} is another architecture than {checkpoint.path}, expected "
                 "the same"
             )
-    if others:
-        require_finite([*checkpoints, *others])
+    require_finite([*checkpoints, *others])
     measurements = [measure(checkpoint, others, options, team) for checkpoint in checkpoints]
     if team.rank:
         return
