@@ -86,9 +86,9 @@ def main(options: Options) -> None:
         print(f"stored in {m.path}:/{m.name} ({m.options['source']} corruptions)")
     written = draw_robustness(measurements, options.out, origin=labels.origin(measurements))
     if options.contact_sheet:
-        for dataset in {c.dataset: test_set(c.dataset, options) for c in checkpoints}.values():
-            image = dataset.images[0].numpy()
-            written += draw_contact_sheet(image, dataset.name, options.out, seed=options.seed)
+        for spec in dict.fromkeys(c.dataset for c in checkpoints):
+            image, name = test_set(spec, options).images[0].numpy(), labels.dataset_name(spec)
+            written += draw_contact_sheet(image, name, options.out, seed=options.seed)
     for path in written:
         print(f"wrote {path}")
 

@@ -231,7 +231,7 @@ def lanczos(
                 break
             # What is locked gets no better, and others get no better than what they are coupled to.
             enough = max(0.1 * tol * np.abs(values[wanted]).min(), krylov.rounding)
-            lock = news and (krylov.searching or residuals[wanted].max() <= enough)
+            lock = news and residuals[wanted].max() <= enough
         if krylov.matvecs >= maxiter:
             break
         if lock:
