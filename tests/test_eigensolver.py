@@ -136,6 +136,16 @@ def test_what_many_restarts_round_is_stated(ncv):
     assert (E.residuals[-1] <= 1e-12).all()
 
 
+def test_restarts_drop_nothing_that_others_are_coupled_to():
+    """Where copies are searched for in a basis that hardly holds what was locked."""
+    for seed in (7, 8):
+        A = symmetric(np.repeat(np.random.default_rng(seed).standard_normal(15), 4))
+        E = eigsh(A, 8, which="SA", tol=1e-7, ncv=17, seed=seed)
+        X = E.eigenvectors
+        true = torch.linalg.vector_norm(A @ X - X * E.eigenvalues, dim=0)
+        assert (true <= 1.1 * E.residuals + 1e-12).all()
+
+
 def test_restarts_do_not_forget_what_converges_slowly():
     """A narrow end opposite to large eigenvalues, where ARPACK makes 311 products."""
     spectrum = np.r_[np.linspace(10, 60, 7), -0.5, -1.0, -2.0, RANDOM.uniform(0, 0.3, 230)]

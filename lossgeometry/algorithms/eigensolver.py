@@ -199,9 +199,9 @@ def lanczos(
     saver = Saver(None if save is None else lambda space: save(space.state()), krylov)
 
     def best(values: np.ndarray) -> np.ndarray:
-        # A quarter of the room beside those wanted: with fewer kept, what was on its way is
+        # A third of the room beside those wanted: with fewer kept, what was on its way is
         # forgotten; with more, restarts come so often that polynomials are of too low a degree.
-        return _by_preference(values, which)[: min((3 * k + ncv) // 4, ncv - 1)]
+        return _by_preference(values, which)[: min((2 * k + ncv) // 3, ncv - 1)]
 
     while True:
         if krylov.matvecs:
@@ -229,8 +229,9 @@ def lanczos(
             news = _news(krylov, values[wanted], which, tol, sure) if krylov.searching else sure
             if krylov.searching and news is False:
                 break
-            # What is locked gets no better, and others get no better than what they are coupled to.
-            enough = max(0.1 * tol * np.abs(values[wanted]).min(), krylov.rounding)
+            # What is locked gets no better, and others get no better than what they are coupled to;
+            # in a cluster, what converged first may be neither its end nor well apart from that.
+            enough = max(0.3 * tol * np.abs(values[wanted]).min(), krylov.rounding)
             lock = news and residuals[wanted].max() <= enough
         if krylov.matvecs >= maxiter:
             break

@@ -196,13 +196,16 @@ class KrylovSpace:
         return np.minimum(1.0, part * math.sqrt(2 * self._P / math.pi))
 
     def compress(self, choose: Callable[[np.ndarray], np.ndarray]) -> None:
-        """Keep only those Ritz vectors whose indices `choose` takes from the ascending values.
+        """Keep as many Ritz vectors as `choose` takes indices of the ascending values: the locked
+        ones, to which others are coupled otherwise than by `c`, and the first of those chosen.
 
         Those of the newest sequence are not mixed with what was before it.
         """
         values, vectors = self._ritz(self._part == BEFORE, self._part == NEWEST)
+        chosen, locked = choose(values), np.flatnonzero(vectors[self._part == LOCKED].any(0))
+        others = np.setdiff1d(chosen, locked, assume_unique=True)
         self._restarts.append(self._start_in_ritz_vectors())
-        self._keep(vectors[:, choose(values)])
+        self._keep(vectors[:, np.append(locked, others)[: len(chosen)]])
 
     def lock(self, vectors: np.ndarray, residuals: np.ndarray) -> None:
         """Keep some Ritz vectors only, given as columns, and begin a new sequence beside them."""
