@@ -196,10 +196,10 @@ class KrylovSpace:
         return np.minimum(1.0, part * math.sqrt(2 * self._P / math.pi))
 
     def compress(self, choose: Callable[[np.ndarray], np.ndarray]) -> None:
-        """Keep as many Ritz vectors as `choose` takes indices of the ascending values: the locked
-        ones, to which others are coupled otherwise than by `c`, and the first of those chosen.
+        """Keep as many Ritz vectors as `choose` takes indices of the ascending values.
 
-        Those of the newest sequence are not mixed with what was before it.
+        They are the first of those chosen, after all that are locked, to which others are coupled
+        otherwise than by `c`. Those of the newest sequence are not mixed with what was before it.
         """
         values, vectors = self._ritz(self._part == BEFORE, self._part == NEWEST)
         chosen, locked = choose(values), np.flatnonzero(vectors[self._part == LOCKED].any(0))
