@@ -313,16 +313,15 @@ def snapshots(
     return [c.model.state_dict() for c in run]
 
 
-def require_alike(checkpoints: Sequence[Checkpoint], others: Sequence[Checkpoint]) -> None:
-    """Raise `InputError` where there is no way from `checkpoints` to `others`."""
+def require_comparable(checkpoints: Sequence[Checkpoint], others: Sequence[Checkpoint]) -> None:
+    """Raise `InputError` unless all weights are finite, and of one architecture with `others`."""
     for checkpoint, other in product(checkpoints, others):
         if other.architecture != checkpoint.architecture:
             raise InputError(
                 f"towards: {other.path} is another architecture than {checkpoint.path}, expected "
                 "the same"
             )
-    if others:
-        _require_finite([*checkpoints, *others])
+    _require_finite([*checkpoints, *others])
 
 
 def _require_finite(checkpoints: Sequence[Checkpoint]) -> None:

@@ -98,7 +98,7 @@ def main(options: Options) -> None:
     """Measure each checkpoint, print tables, draw, and name the files."""
     require_usable(options)
 
-    from analysis.cuts import chosen_cut, require_alike, snapshots
+    from analysis.cuts import chosen_cut, require_comparable, snapshots
     from analysis.drawing.landscapes import draw_landscapes
     from analysis.measurements import labels
     from analysis.measurements.recording import Recording
@@ -111,7 +111,7 @@ def main(options: Options) -> None:
     team = join(choose_device(options.device).type)
     others = options.load(options.towards) if options.towards else []
     checkpoints = options.open()
-    require_alike(checkpoints, others)
+    require_comparable(checkpoints, others)
     settings = {key: getattr(options, key) for key in _SETTINGS}
     settings["towards"] = [other.sha256 for other in others]
     # Among the settings only where asked for: measurements from before these options are as good.

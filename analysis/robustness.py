@@ -90,9 +90,9 @@ def main(options: Options) -> None:
         print(f"stored in {m.path}:/{m.name} ({m.options['source']} corruptions)")
     written = draw_robustness(measurements, options.out, origin=labels.origin(measurements))
     if options.contact_sheet:
-        for dataset in tests.values():
-            image = dataset.images[0].numpy()
-            written += draw_contact_sheet(image, dataset.name, options.out, seed=options.seed)
+        for spec, dataset in tests.items():
+            image, name = dataset.images[0].numpy(), labels.dataset_name(spec)
+            written += draw_contact_sheet(image, name, options.out, seed=options.seed)
     for path in written:
         print(f"wrote {path}")
 

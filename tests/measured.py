@@ -21,6 +21,7 @@ def write(
     epoch=EPOCHS,
     dim=48,
     recipe=None,
+    dataset="digits",
     **options,
 ):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,7 +30,7 @@ def write(
     checkpoint = dict(
         architecture=architecture,
         recipe=dict(epochs=EPOCHS, warmup_epochs=2) | (recipe or {}),
-        dataset="digits",
+        dataset=dataset,
         images=None,
         epoch=epoch,
         seed=seed,

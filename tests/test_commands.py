@@ -91,7 +91,7 @@ def test_help_needs_neither_torch_nor_matplotlib(command):
     assert f"python -m {command}" in done.stdout
 
 
-def test_nan_weights_give_nan_and_say_so(here, call):
+def test_nan_weights_have_a_spectrum_of_nan_and_no_landscape(here, call):
     path = Path("checkpoints/csan3.pt")
     checkpoint = load_checkpoint(path)
     with torch.no_grad():
@@ -103,11 +103,15 @@ def test_nan_weights_give_nan_and_say_so(here, call):
     with h5py.File("checkpoints/csan3.h5") as file:
         assert np.isnan(file["hessian/train/eigenvalues"]).all()
         assert np.isnan(file["hessian/train/nep"])
-    code, out, _ = call("analysis.landscape", "--ckpt", path, *SMALL["analysis.landscape"])
-    assert code == 0
-    assert "csan3: not a number at 9 of 9 points" in out
-    with h5py.File("checkpoints/csan3.h5") as file:
-        assert np.isnan(file["landscape/train/line/nll"]).all()
+    before = Path("checkpoints/csan3.h5").read_bytes()
+    for directions in ("random", "gradient", "eigenvectors"):
+        how = (*SMALL["analysis.landscape"], "--directions", directions)
+        code, _, error = call("analysis.landscape", "--ckpt", path, *how)
+        assert code == 2
+        assert f"{path}: 1 of " in error
+        assert "not finite, expected finite weights" in error
+        assert error.count("\n") == 1
+    assert Path("checkpoints/csan3.h5").read_bytes() == before
 
 
 def spoil(path, **changes):

@@ -191,6 +191,19 @@ def test_recipes_with_an_option_that_others_lack_are_told_apart(folder):
     }
 
 
+def test_datasets_of_one_file_name_are_told_apart(tmp_path):
+    """Each has a figure of its own, in which no curve is of the other."""
+    epochs = np.arange(EPOCHS + 1.0)
+    for folder in ("a", "b"):
+        curves = {"epoch": epochs, "train_nll": np.exp(-epochs), "test_error": np.exp(-epochs)}
+        dataset = f"{folder}/images.h5"
+        write(tmp_path / folder / "csan3.h5", "history", curves, dataset=dataset)
+    histories = collect([tmp_path], "history")
+    assert [labels.dataset(m) for m in histories] == ["a/images", "b/images"]
+    names = [path.name for path in draw_nll(histories, tmp_path / "figures")]
+    assert names == ["nll_a-images.png", "nll_b-images.png"]
+
+
 def test_what_was_measured_differently_is_not_compared(folder):
     write(folder / "k1.h5", "hessian/train", {"eigenvalues": np.ones((1, 1))}, k=1)
     found = collect([folder], "hessian/train")

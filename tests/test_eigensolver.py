@@ -124,6 +124,50 @@ def test_what_is_stated_is_true(name, tol):
                 torch.testing.assert_close(found, truth, rtol=tol, atol=0)
 
 
+@pytest.mark.parametrize("ncv", [9, 20])
+def test_what_many_restarts_round_is_stated(ncv):
+    """The upper end has converged long before, to all digits; the lower never does."""
+    A = symmetric(-(0.78 ** np.arange(60)))
+    E = eigsh(A, 4, which="BE", tol=1e-13, ncv=ncv, maxiter=1000)
+    assert E.matvecs == 1000
+    X = E.eigenvectors
+    true = torch.linalg.vector_norm(A @ X - X * E.eigenvalues, dim=0)
+    assert (true <= E.residuals * 1.001).all()
+    assert (E.residuals[-1] <= 1e-12).all()
+
+
+def test_restarts_drop_nothing_that_others_are_coupled_to():
+    """Where copies are searched for in a basis that hardly holds what was locked."""
+    for seed in (7, 8):
+        A = symmetric(np.repeat(np.random.default_rng(seed).standard_normal(15), 4))
+        E = eigsh(A, 8, which="SA", tol=1e-7, ncv=17, seed=seed)
+        X = E.eigenvectors
+        true = torch.linalg.vector_norm(A @ X - X * E.eigenvalues, dim=0)
+        assert (true <= 1.1 * E.residuals + 1e-12).all()
+
+
+def test_restarts_do_not_forget_what_converges_slowly():
+    """A narrow end opposite to large eigenvalues, where ARPACK makes 311 products."""
+    spectrum = np.r_[np.linspace(10, 60, 7), -0.5, -1.0, -2.0, RANDOM.uniform(0, 0.3, 230)]
+    E = eigsh(symmetric(spectrum), 4, which="SA")
+    assert E.converged.all()
+    np.testing.assert_allclose(E.eigenvalues, np.sort(spectrum)[:4], rtol=1e-3)
+    assert E.matvecs < 350
+
+
+@pytest.mark.parametrize("which", ["LM", "LA", "SA"])
+def test_tight_clusters_come_to_an_end(which):
+    """Of eigenvalues a tolerance apart, which are searched for copies."""
+    for seed in range(3):
+        noise = np.random.default_rng(seed).standard_normal(120)
+        spectrum = np.repeat([9.0, 4.0, -1.0, -6.0], 30) * (1 + 1e-7 * noise)
+        E = eigsh(symmetric(spectrum), 3, which=which, tol=1e-7, seed=seed)
+        assert E.converged.all()
+        assert E.matvecs < 400
+        truth = exact(symmetric(spectrum), which, 3)
+        np.testing.assert_allclose(E.eigenvalues, truth, rtol=1e-7, atol=0)
+
+
 def test_a_dominant_eigenvalue_hides_no_other():
     """In float32, four of about 3 beside one of 8e6 are found, but not vouched for."""
     A = symmetric(NASTY["dominant"][0], torch.float32)

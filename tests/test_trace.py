@@ -28,8 +28,8 @@ def covered(estimates, truth):
 
 
 @pytest.mark.parametrize("matvecs", [10, 30])
-@pytest.mark.parametrize("method", METHODS)
-def test_intervals_of_the_trace_hold_the_truth_at_their_nominal_rate(method, matvecs):
+@pytest.mark.parametrize("method", [*METHODS, "Frobenius norm"])
+def test_intervals_hold_the_truth_at_their_nominal_rate(method, matvecs):
     found = [coverage(method, SPECTRA[name], matvecs, seeds=60) for name in SPECTRA]
     shares, ratios, widths = np.mean(found, axis=0)
     # Of 300 intervals of 95 %, three standard errors are 3.8 %.
@@ -147,9 +147,21 @@ def test_diagonal_and_its_standard_error():
     torch.testing.assert_close(errors.std(0), exact, rtol=0.25, atol=0)
 
 
-def test_intervals_of_the_norm_hold_the_truth_at_their_nominal_rate():
-    estimates = [frobenius_norm(A, matvecs=60, seed=seed) for seed in range(SEEDS)]
-    assert covered(estimates, float(A.norm())) == pytest.approx(0.95, abs=0.046)
+@pytest.mark.parametrize("matvecs", [2, 4, 90])
+def test_intervals_of_the_norm_hold_the_truth_with_any_number_of_products(matvecs):
+    for eigenvalues in (np.r_[np.zeros(99), 2.0], np.linspace(0, 1, 100), 0.5 ** np.arange(100)):
+        matrix, truth = symmetric(eigenvalues), np.linalg.norm(eigenvalues)
+        estimates = [frobenius_norm(matrix, matvecs=matvecs, seed=seed) for seed in range(SEEDS)]
+        assert covered(estimates, truth) > 0.95 - 0.046
+        assert all(low > 0 for low, _ in (e.interval() for e in estimates))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e25])
+def test_the_norm_of_a_multiple_of_the_identity_is_exact(scale):
+    found = frobenius_norm(scale * torch.eye(100), matvecs=10)
+    low, high = found.interval()
+    assert low <= 10 * torch.tensor(scale) <= high
+    assert high - low <= 1e-4 * scale
 
 
 EVERY_ESTIMATE = [

@@ -71,7 +71,7 @@ def draw_nll(
                 f"Optimisation and regularisation on {data}, mean and 95 % interval over "
                 f"{labels.seeds(by_label)}",
             )
-            stem = "_".join(filter(None, ("nll", data, origin)))
+            stem = "_".join(filter(None, ("nll", file_stem(data), origin)))
             written += save(figure, out, stem, formats)
     return written
 

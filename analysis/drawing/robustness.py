@@ -125,4 +125,4 @@ def draw_contact_sheet(
         plots.plot_contact_sheet(contact_sheet(image, seed=seed), names, severities, ax=ax)
         ax.tick_params(axis="x", labelsize=7)
         head(figure, f"A test image of {dataset} under every corruption")
-        return save(figure, out, f"corruptions_{dataset}", formats)
+        return save(figure, out, f"corruptions_{file_stem(dataset)}", formats)

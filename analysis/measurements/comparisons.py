@@ -56,7 +56,7 @@ def _options(m: Measurement) -> dict[str, Any]:
 
 def file_stem(study: str) -> str:
     """Name of a study for use in a file name."""
-    return study.replace(", ", "_").replace(" ", "-")
+    return study.replace(", ", "_").replace(" ", "-").replace("/", "-").strip("-")
 
 
 def variant(m: Measurement) -> tuple[int, int]:

@@ -202,8 +202,13 @@ def measured_alike(measurements: Sequence[Measurement]) -> list[Measurement]:
 def dataset(measurement: Measurement) -> str:
     """Name of the dataset, with the number of images if it was a part of it."""
     spec, images = measurement.checkpoint["dataset"], measurement.checkpoint["images"]
-    name = Path(spec.partition("?")[0]).stem  # without how its images are prepared
-    return name if images is None else f"{name}-{images}"
+    return dataset_name(spec) if images is None else f"{dataset_name(spec)}-{images}"
+
+
+def dataset_name(spec: str) -> str:
+    """Of a file, its path without the suffix: files of one name may lie in several folders."""
+    path, _, _ = spec.partition("?")  # how its images are prepared
+    return Path(path).with_suffix("").as_posix()
 
 
 def comparable(measurement: Measurement) -> str:

@@ -122,7 +122,7 @@ def eigsh(
 
     Rounding is taken to be 10 machine epsilons of the norm of `A`, or as much as ``x·(A y)`` and
     ``y·(A x)`` were seen to disagree by, if that is more; residuals gain as much with each restart,
-    in quadrature. An eigenvalue that is smaller than
+    in quadrature, and a tenth of it that adds up. An eigenvalue that is smaller than
     ``rounding / tol`` cannot converge.
 
     An eigenvalue is overlooked if its eigenvector is nearly orthogonal to the random start. How
@@ -198,8 +198,10 @@ def lanczos(
         krylov.restore(resume)
     saver = Saver(None if save is None else lambda space: save(space.state()), krylov)
 
-    def best_half(found: np.ndarray) -> np.ndarray:
-        return _by_preference(found, which)[: min((k + ncv) // 2, ncv - 1)]
+    def best(values: np.ndarray) -> np.ndarray:
+        # A third of the room beside those wanted: with fewer kept, what was on its way is
+        # forgotten; with more, restarts come so often that polynomials are of too low a degree.
+        return _by_preference(values, which)[: min((2 * k + ncv) // 3, ncv - 1)]
 
     while True:
         if krylov.matvecs:
@@ -227,15 +229,16 @@ def lanczos(
             news = _news(krylov, values[wanted], which, tol, sure) if krylov.searching else sure
             if krylov.searching and news is False:
                 break
-            # What is locked gets no better, and others get no better than what they are coupled to.
-            enough = max(tol * np.abs(values[wanted]).min(), krylov.rounding)
+            # What is locked gets no better, and others get no better than what they are coupled to;
+            # in a cluster, what converged first may be neither its end nor well apart from that.
+            enough = max(0.3 * tol * np.abs(values[wanted]).min(), krylov.rounding)
             lock = news and residuals[wanted].max() <= enough
         if krylov.matvecs >= maxiter:
             break
         if lock:
             krylov.lock(vectors[:, wanted], residuals[wanted])
         elif krylov.size == ncv:
-            krylov.compress(best_half)
+            krylov.compress(best)
 
     if which == "BE":
         wanted = np.sort(wanted)[::-1].copy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -38,6 +39,27 @@ class Estimate(Generic[Value]):
         quantile = quantile if quantile.ndim else float(quantile)
         half = quantile * self.standard_error + self.systematic_error
         return self.estimate - half, self.estimate + half
+
+
+@dataclass(frozen=True)
+class NormEstimate(Estimate[float]):
+    """A norm, which has no sign and whose errors are factors."""
+
+    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """Lower and upper end of the interval that holds the truth with this `confidence`.
+
+        Student's of the logarithm, with what is wrong besides by chance added at both ends.
+
+        Examples
+        --------
+        >>> NormEstimate(3.0, 0.5, 10, 0.0, 10).interval()  # a factor of exp(2.228 * 0.5 / 3)
+        (2.06..., 4.34...)
+        """
+        factor, wrong = 1.0, float(self.systematic_error)
+        if self.standard_error:
+            quantile = float(stats.t.ppf((1 + confidence) / 2, self.degrees_of_freedom))
+            factor = math.exp(quantile * self.standard_error / self.estimate)
+        return max(self.estimate / factor - wrong, 0.0), self.estimate * factor + wrong
 
 
 def effective_degrees(residuals: Tensor) -> float:

@@ -73,8 +73,11 @@ class KrylovSpace:
 
     @property
     def drift(self) -> float:
-        """What residuals have gained each time that the basis was combined anew, and rounded."""
-        return self.rounding * math.sqrt(self._combined)
+        """What residuals have gained each time that the basis was combined anew, and rounded.
+
+        Most of it is random; about one machine epsilon each time, of lost length, adds up.
+        """
+        return self.rounding * (math.sqrt(self._combined) + self._combined / 10)
 
     def extend(self) -> Tensor:
         """Append the direction that the space lacks to the basis; a random one if it lacks none.
@@ -193,13 +196,16 @@ class KrylovSpace:
         return np.minimum(1.0, part * math.sqrt(2 * self._P / math.pi))
 
     def compress(self, choose: Callable[[np.ndarray], np.ndarray]) -> None:
-        """Keep only those Ritz vectors whose indices `choose` takes from the ascending values.
+        """Keep as many Ritz vectors as `choose` takes indices of the ascending values.
 
-        Those of the newest sequence are not mixed with what was before it.
+        They are the first of those chosen, after all that are locked, to which others are coupled
+        otherwise than by `c`. Those of the newest sequence are not mixed with what was before it.
         """
         values, vectors = self._ritz(self._part == BEFORE, self._part == NEWEST)
+        chosen, locked = choose(values), np.flatnonzero(vectors[self._part == LOCKED].any(0))
+        others = np.setdiff1d(chosen, locked, assume_unique=True)
         self._restarts.append(self._start_in_ritz_vectors())
-        self._keep(vectors[:, choose(values)])
+        self._keep(vectors[:, np.append(locked, others)[: len(chosen)]])
 
     def lock(self, vectors: np.ndarray, residuals: np.ndarray) -> None:
         """Keep some Ritz vectors only, given as columns, and begin a new sequence beside them."""
