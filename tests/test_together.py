@@ -1,5 +1,6 @@
 """Networks that are trained as one program end as they would have alone."""
 
+import copy
 import math
 import os
 from dataclasses import replace
@@ -11,6 +12,7 @@ import torch
 from lossgeometry import InputError
 from lossgeometry.running.distributed import ALONE
 from models import CSAN, load_checkpoint, load_dataset
+from models.networks import build_network
 from models.recipes import Recipe
 from models.stack import Stack
 from models.train import Options, train_all, untrained
@@ -125,6 +127,28 @@ def test_losses_and_gradients_are_those_of_the_networks(pooling):
     assert [p.abs().sum().item() > 0 for m in models for p in [m.head.weight]] == [
         *(True, True, False, True, True)
     ]
+
+
+def test_batch_norms_keep_their_own_statistics():
+    """Of a stack: losses, gradients and statistics are those of each network, to twelve digits."""
+    sizes = dict(image_size=4, channels=1, classes=5, patch_size=1, dim=4, depth=2, kernel_size=5)
+    models = [build_network({"network": "replknet", **sizes}).double() for _ in range(3)]
+    inputs = torch.randn(2, 3, 7, 1, 4, 4, dtype=torch.float64)
+    targets = torch.rand(2, 3, 7, 5, dtype=torch.float64).softmax(-1)
+    expected = copy.deepcopy(models)
+    stack = Stack(models, "cpu")
+    close = partial(torch.testing.assert_close, rtol=1e-12, atol=1e-12)
+    for x, y in zip(inputs, targets, strict=True):
+        losses = stack.losses(RECIPE.loss, x, y, torch.zeros(3, 7, 0))
+        (gradients,) = torch.autograd.grad(losses.sum(), stack.weights)
+        for k, model in enumerate(expected):
+            loss = RECIPE.loss(model.train()(x[k]), y[k])
+            close(losses[k], loss)
+            found = torch.autograd.grad(loss, list(model.parameters()))
+            close(gradients[k], torch.cat([g.flatten() for g in found]))
+    for model, other in zip(models, expected, strict=True):
+        close(dict(model.named_buffers()), dict(other.named_buffers()))
+        assert model.blocks[0].norm1.num_batches_tracked == 2
 
 
 def trained(team, folder, digits):

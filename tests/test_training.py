@@ -1,5 +1,6 @@
 """Recipes, augmentation, checkpoints, and a training that is killed."""
 
+import copy
 import dataclasses
 import os
 import signal
@@ -11,16 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
 from lossgeometry import InputError
 from lossgeometry.running import memory
-from lossgeometry.running.distributed import ALONE
+from lossgeometry.running.distributed import ALONE, Team
+from lossgeometry.seeds import derive_seed
 from models import CSAN, load_checkpoint, load_dataset
 from models.checkpoint import FORMAT
-from models.isotropic import StochasticDepth
 from models.data.augment import Augmentation
+from models.isotropic import Isotropic, StochasticDepth
 from models.recipes import PRESETS, Recipe
 from models.train import Options, untrained
 from models.training import evaluate, train
@@ -35,7 +38,7 @@ def digits():
 
 
 def tiny(out, digits, **options):
-    return untrained(Options(out=out, window=3, **{**TINY, **options}), digits[0])
+    return untrained(Options(out=out, **{"window": 3, **TINY, **options}), digits[0])
 
 
 @pytest.fixture(scope="module")
@@ -397,3 +400,99 @@ def test_halves_of_batches_make_the_same_training(tmp_path, digits, monkeypatch,
     monkeypatch.setattr(CSAN, "forward", short_of_memory)
     assert_same_training(trained_by(ALONE, tmp_path / "halves.pt", digits, options), expected)
     assert capsys.readouterr().err.count("training: not enough memory for 32 examples at once") == 1
+
+
+def plain_loop(start, train_set):
+    """Weights and statistics after a recipe, by AdamW on whole mini-batches."""
+    model, recipe = copy.deepcopy(start.model).train(), start.recipe
+    augment = Augmentation(recipe, train_set)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=recipe.weight_decay)
+    for epoch in range(recipe.epochs):
+        torch.manual_seed(derive_seed(start.seed, epoch))
+        batches = torch.randperm(len(train_set)).split(recipe.batch_size)
+        for step, indices in enumerate(batches, start=1):
+            inputs, targets = augment(indices)
+            optimizer.param_groups[0]["lr"] = recipe.learning_rate_at(epoch + step / len(batches))
+            optimizer.zero_grad()
+            recipe.loss(model(inputs), targets).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+            optimizer.step()
+    return model.state_dict()
+
+
+@pytest.fixture
+def normalised(digits):
+    """A RepLKNet with batches of 48, which a CPU would take in parts."""
+
+    def make(out, **options):
+        options = dict(network="replknet", kernel_size=3, window=None) | options
+        start = tiny(out, digits, **options)
+        recipe = dataclasses.replace(start.recipe, batch_size=48, mixup=0.3, crop_padding=1)
+        return dataclasses.replace(start, recipe=recipe)
+
+    return make
+
+
+SAME = dict(rtol=1e-4, atol=1e-5)
+
+
+def test_batch_norm_is_trained_on_whole_mini_batches(tmp_path, digits, normalised):
+    start = normalised(tmp_path / "one.pt")
+    some = digits[0].first(48)  # one mini-batch an epoch, as incomplete ones are left out
+    expected = plain_loop(start, some)
+    found = train(start, tmp_path / "one.pt", some, digits[1])
+    for name, tensor in found.model.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], **SAME, msg=name)
+    assert found.model.blocks[0].norm1.num_batches_tracked == start.recipe.epochs
+    assert evaluate(load_checkpoint(found.path).model, some, digits[1]) == {
+        name: found.history[name][-1]
+        for name in ("train_nll", "train_error", "test_nll", "test_error")
+    }
+
+
+def test_an_interrupted_training_goes_on_with_its_statistics(tmp_path, digits, normalised):
+    whole = train(normalised(tmp_path / "whole.pt"), tmp_path / "whole.pt", *digits)
+    out = tmp_path / "late.pt"
+    while not out.exists():
+        train(normalised(out), out, *digits, deadline=0.0)
+    found = load_checkpoint(out).model.state_dict()
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(found[name], tensor), name
+
+
+def test_a_team_does_not_share_the_mini_batches_of_batch_norm(tmp_path, digits, normalised):
+    team = Team(rank=0, size=2)
+    with pytest.raises(InputError, match="torchrun: 2 processes found for a network with BatchNo"):
+        train(normalised(tmp_path / "one.pt"), tmp_path / "one.pt", *digits, team=team)
+    assert not list(tmp_path.iterdir())
+
+
+def test_memory_that_does_not_suffice_for_a_batch_changes_no_statistics(
+    tmp_path, digits, normalised, monkeypatch
+):
+    forward = Isotropic.forward
+
+    def short_of_memory(model, x):
+        if model.training and len(x) > 9:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(model, x)
+
+    monkeypatch.setattr(Isotropic, "forward", short_of_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        train(normalised(tmp_path / "one.pt"), tmp_path / "one.pt", *digits)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (dict(network="lstm"), "network: 'lstm' is not usable, expected one of csan, convnext"),
+        (dict(network="van", window=3), "window: 3 found, which van does not have"),
+        (dict(network="convnext", dilation=2), "dilation: 2 found, which convnext does not have"),
+        (dict(network="gated", heads=3), "heads: 3 found"),
+        (dict(network="convnext", pooling="cls"), "pooling: cls found"),
+        (dict(kernel_size=3), "kernel_size: 3 found, which csan does not have"),
+    ],
+)
+def test_options_that_a_network_does_not_have_are_refused(tmp_path, digits, options, complaint):
+    with pytest.raises(InputError, match=f"^{complaint}"):
+        tiny(tmp_path / "one.pt", digits, **{"window": None, **options})
