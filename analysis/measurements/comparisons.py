@@ -54,9 +54,7 @@ def _telling_apart(options: list[dict[str, Any]]) -> list[str]:
 
 def _options(m: Measurement) -> dict[str, Any]:
     options = m.checkpoint["architecture"] | m.checkpoint["recipe"]
-    compared = COMPARED
-    if "network" in options:
-        compared += COMPARED_KERNELS
+    compared = (*COMPARED, *(COMPARED_KERNELS if "network" in options else ()))
     options |= {"network": labels.network(m)}
     return {key: value for key, value in options.items() if key not in compared}
 
