@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from analysis.plan import Plan, Training, blank_dataset, dataset_form, stacks
 from analysis.tables import print_table, working
 from models.data.augment import Augmentation
+from models.description import token_range
 from models.stack import Stack
 from models.train import untrained
 from models.training import CACHED_BATCH
@@ -93,7 +94,9 @@ def print_plan(
             rows.append(
                 [
                     str(training.options.out),
-                    *(str(start.architecture[name]) for name in ("window", "head_window")),
+                    start.architecture.get("network", "csan"),
+                    str(token_range(start.architecture)),
+                    str(start.architecture.get("head_window", "–")),
                     str(start.seed),
                     f"{cost.images:,}",
                     str(start.recipe.epochs),
@@ -112,7 +115,7 @@ def print_plan(
     print_table(
         f"Plan of {plan.path}",
         [
-            *("checkpoint", "window", "head window", "seed", "images", "epochs"),
+            *("checkpoint", "network", "range", "head window", "seed", "images", "epochs"),
             *("parameters", "image-steps", "FLOPs", "time", "state"),
         ],
         rows,

@@ -209,7 +209,7 @@ def _answers(measurements: Sequence[Measurement]) -> dict[str, list[Answer]]:
             [Answer(claim, tuple(_find(p, members) for p in claim.parts)) for claim in CLAIMS]
         )
         for study, members in comparisons.studies(measurements).items()
-        if any(m.name == "history" for m in members)
+        if any(m.name == "history" and labels.network(m) == "csan" for m in members)
     }
 
 

@@ -35,6 +35,21 @@ def require_number(name: str, value: object, low: float, high: float) -> None:
     require(fits, name, value, f"a number from {low:g} to {high:g}")
 
 
+def token_range(architecture: Mapping[str, Any]) -> int:
+    """Tokens along each side of the square, around a token, that its mixer sees.
+
+    Of the networks of `models.networks`, as their `range` is, without building them: 2 g - 1 on
+    g x g tokens is global.
+    """
+    grid = architecture["image_size"] // architecture["patch_size"]
+    if "window" in architecture:
+        window = architecture["window"]
+        return window if window < grid else 2 * grid - 1
+    kernel, d = architecture["kernel_size"], architecture.get("dilation", 1)
+    seen = 2 * d - 2 + (-(-kernel // d) - 1) * d + 1  # kernel, where it is not dilated
+    return min(seen, 2 * grid - 1)
+
+
 def require_description(found: Mapping[str, Any]) -> None:
     """Raise `InputError` unless this describes a training, as `measurements.describe` does."""
     for key in ("architecture", "recipe"):

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from lossgeometry import GGN, Hessian, InputError
 from models import CSAN
 from models.depthwise import DepthwiseConvolution
+from models.description import token_range
 from models.networks import (
     NETWORKS,
     build_network,
@@ -186,3 +187,13 @@ def test_networks_are_as_large_as_the_csan_of_their_sizes(name, kernel, sizes):
 def test_options_out_of_range_are_named(name, options, complaint):
     with pytest.raises(InputError, match=f"^{complaint}"):
         build_network({"network": name, **SMALL, **options})
+
+
+@pytest.mark.parametrize(("name", "kernel"), [*CONVOLUTIONS, ("csan", dict(window=3, heads=3))])
+def test_the_range_is_known_without_building_a_network(name, kernel):
+    for image_size in (4, 32):
+        architecture = {**SMALL, "image_size": image_size, **kernel}
+        if name != "csan":
+            architecture["network"] = name
+        with torch.device("meta"):
+            assert token_range(architecture) == build_network(architecture).range

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from analysis import study
 from analysis.cost import cost_of
 from analysis.plan import load_plan
 from lossgeometry import InputError
+from models.networks import count_parameters
 from models.train import alone
 
 TINY = """
@@ -329,3 +331,12 @@ def test_help_needs_neither_torch_nor_matplotlib(command):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"python -m {command}" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["dispute", "dispute-cifar100"])
+def test_networks_of_the_dispute_have_as_many_parameters(name):
+    """Within a tenth of each other, five seeds of each of five families at each of three ranges."""
+    plan = load_plan(name)
+    assert Counter(t.start.model.range for t in plan.trainings) == {3: 25, 5: 25, 15: 25}
+    sizes = [count_parameters(t.start.model) for t in plan.trainings]
+    assert max(sizes) < 1.1 * min(sizes)

@@ -149,7 +149,8 @@ def draw_hessian_training(
                     plots.plot_over_training(
                         epochs, values, 2 * errors, ylabel=ylabel, ax=ax, **style
                     )
-            legend(figure, axes[1], most=len(series), title="window")
+            every = [m for snapshots in series for m in snapshots]
+            legend(figure, axes[1], most=len(series), title=labels.kind(every))
             first = series[0][0]
             head(figure, f"Hessian over training on {data}, {labels.objective(first)}")
             stem = f"hessian_{compared([first], origin)}_training{labels.suffix(first)}"

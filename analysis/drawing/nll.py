@@ -65,7 +65,7 @@ def draw_nll(
                 points[text] = (x.mean, x.half_width, y.mean, y.half_width)
             whole = next((text for text in points if "global" in text), next(iter(points)))
             plots.plot_optimisation_plane(points, origin=whole, colors=palette, ax=plane)
-            curves.legend(title="window")
+            curves.legend(title=labels.kind(m for own in by_label.values() for m in own))
             head(
                 figure,
                 f"Optimisation and regularisation on {data}, mean and 95 % interval over "
@@ -94,6 +94,7 @@ def draw_windows(
         for m in sorted(members, key=variant):
             window, head_window = variant(m)
             seeds[head_window][window].append(m)
+        own = labels.network(members[0])
         windows = sorted({window for of_window in seeds.values() for window in of_window})
         if len(windows) < 2:
             continue
@@ -115,15 +116,17 @@ def draw_windows(
                         np.array([windows.index(w) for w in of_window]) + 0.06 * i,
                         np.array([e.mean for e in ends]),
                         np.array([e.half_width for e in ends]),
-                        xlabel="attention window",
+                        xlabel="attention window" if own == "csan" else "kernel",
                         ylabel=ylabel,
                         names=[f"{w}×{w}" for w in windows],
                         line=("-", "--", ":")[i % 3],
-                        label=f"{head_window} head{'s' if head_window > 1 else ''}",
+                        label=f"{head_window} head{'s' if head_window > 1 else ''}"
+                        if own == "csan"
+                        else labels.NETWORKS.get(own, own),
                         color=labels.COLORS[i],
                         ax=ax,
                     )
-            legend(figure, axes[0], most=2, title="a query sees")
+            legend(figure, axes[0], most=2, title="a query sees" if own == "csan" else None)
             counted = {f"{h} {w}": of[w] for h, of in seeds.items() for w in of}
             head(
                 figure,

@@ -1,4 +1,4 @@
-"""Which trainings are compared: those that differ only in the attention and the seed.
+"""Which trainings are compared: those that differ only in what mixes the tokens, and the seed.
 
 Models that are no CSANs are compared with one another.
 """
@@ -11,8 +11,11 @@ from typing import Any
 
 from analysis.measurements import labels
 from analysis.measurements.schema import Measurement
+from models.description import token_range
 
 COMPARED = ("window", "head_window", "model")
+# Of convolutional networks; what a large kernel takes is given up by the perceptrons.
+COMPARED_KERNELS = ("kernel_size", "dilation", "mlp_ratio")
 
 
 def studies(measurements: Iterable[Measurement]) -> dict[str, list[Measurement]]:
@@ -51,7 +54,9 @@ def _telling_apart(options: list[dict[str, Any]]) -> list[str]:
 
 def _options(m: Measurement) -> dict[str, Any]:
     options = m.checkpoint["architecture"] | m.checkpoint["recipe"]
-    return {key: value for key, value in options.items() if key not in COMPARED}
+    compared = (*COMPARED, *(COMPARED_KERNELS if "network" in options else ()))
+    options |= {"network": labels.network(m)}
+    return {key: value for key, value in options.items() if key not in compared}
 
 
 def file_stem(study: str) -> str:
@@ -60,6 +65,8 @@ def file_stem(study: str) -> str:
 
 
 def variant(m: Measurement) -> tuple[int, int]:
-    """Window and head window."""
+    """Window and head window; of other networks than CSANs, the range and 1."""
     architecture = m.checkpoint["architecture"]
+    if "network" in architecture:
+        return token_range(architecture), 1
     return architecture["window"], architecture["head_window"]

@@ -10,10 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from analysis.measurements.schema import Measurement
+from models.description import token_range
 
 RANDOM = ("mixup", "cutmix", "randaugment_ops", "crop_padding", "flip")  # options of a recipe
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#000000")
 WINDOW_COLORS = {3: COLORS[2], 5: COLORS[1], 8: COLORS[0]}
+
+
+NETWORKS = {  # as they are called in their papers, in the order of curves and panels
+    "csan": "CSAN",
+    "convnext": "ConvNeXt",
+    "replknet": "RepLKNet",
+    "van": "VAN",
+    "gated": "gated",
+}
 
 
 CHECKPOINTS = Path("checkpoints")
@@ -89,19 +99,33 @@ def foreign(measurement: Measurement) -> bool:
     return "model" in measurement.checkpoint["architecture"]
 
 
+def network(measurement: Measurement) -> str:
+    """Name of the network: csan, convnext and so on; of a model that is none of these, model."""
+    architecture = measurement.checkpoint["architecture"]
+    return "model" if foreign(measurement) else architecture.get("network", "csan")
+
+
 def kind(measurements: Iterable[Measurement]) -> str:
-    """What their labels are: of a "window", or of a "model"."""
-    return "model" if any(map(foreign, measurements)) else "window"
+    """What their labels are: of a "window", a "network", or a "model"."""
+    networks = {network(m) for m in measurements}
+    return "window" if networks <= {"csan"} else "model" if "model" in networks else "network"
 
 
 def label(measurement: Measurement) -> str:
     """What distinguishes the architecture: ``3×3``, ``8×8 (global)``, ``3×3, 3 heads``.
 
-    Of a model that is no CSAN, its name.
+    Of another network of `models.networks`, its name and its range: ``ConvNeXt 5×5``. Of a model
+    that is none of these, its name.
     """
     architecture = measurement.checkpoint["architecture"]
     if foreign(measurement):
         return architecture["model"].partition(":")[2].partition("?")[0]
+    if "network" in architecture:
+        own, reach = network(measurement), token_range(architecture)
+        whole = reach * architecture["patch_size"] > 2 * (
+            architecture["image_size"] - architecture["patch_size"]
+        )
+        return f"{NETWORKS.get(own, own)} {reach}×{reach}" + " (global)" * whole
     window = architecture["window"]
     text = f"{window}×{window}"
     if window * architecture["patch_size"] >= architecture["image_size"]:
@@ -280,7 +304,8 @@ def title(measurement: Measurement, own: str) -> str:
     if foreign(measurement):
         first = _caption(own, measurement)
     else:
-        first = f"{own}: window {label(measurement)}, {stage(measurement)}"
+        window = "window " if network(measurement) == "csan" else ""
+        first = f"{own}: {window}{label(measurement)}, {stage(measurement)}"
     return f"{first}\n{objective(measurement)}"
 
 
@@ -296,8 +321,12 @@ def suffix(measurement: Measurement) -> str:
 
 
 def by_window(measurement: Measurement) -> tuple[float, int, str]:
-    """Order of curves and panels: from local to global, then other models."""
+    """Order of curves and panels: CSANs, other networks, each from local to global, then models."""
     architecture = measurement.checkpoint["architecture"]
     if foreign(measurement):
         return math.inf, 0, str(measurement.path)
+    if "network" in architecture:
+        own = network(measurement)
+        order = list(NETWORKS).index(own) if own in NETWORKS else len(NETWORKS)
+        return 2.0**32 * order + token_range(architecture), 1, str(measurement.path)
     return architecture["window"], architecture["head_window"], str(measurement.path)

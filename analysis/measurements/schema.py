@@ -126,12 +126,18 @@ def require_usable(m: Measurement) -> None:
 
 
 def _require_architecture(kind: str, architecture: Mapping[str, Any]) -> None:
-    """What labels are made of: of a CSAN its window, of another model its spec."""
+    """What labels are made of: of a network its range, of another model its spec."""
     if "model" in architecture and kind != "history":  # of others there is no history
         return
-    for name in ("window", "head_window", "patch_size", "image_size"):
+    convolves = "network" in architecture
+    sizes = ("kernel_size",) if convolves else ("window", "head_window")
+    for name in (*sizes, "patch_size", "image_size"):
         require_integer(name, architecture.get(name), 1, 2**20)
-    for name in ("border", "pooling"):
+    if "dilation" in architecture:
+        require_integer("dilation", architecture["dilation"], 1, 2**20)
+    patch, image = architecture["patch_size"], architecture["image_size"]
+    require(image % patch == 0, "patch_size", patch, f"a divisor of {image}")
+    for name in ("network",) if convolves else ("border", "pooling"):
         require(isinstance(architecture.get(name), str), name, architecture.get(name), "a word")
 
 
