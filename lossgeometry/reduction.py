@@ -85,7 +85,6 @@ def _tried(
     pair = longest.first(2 * size, losses.count) if longest.divisible else longest
     with losses.observed(pair) as outputs:
         together = losses.losses(outputs, pair.targets)
-        eps = losses.precision(outputs, pair.targets)
         drawn = drawn_since_seeded(losses.device, pair.seed)
         eps = losses.precision(outputs, pair.targets)
     sums = [False] * len(together)
@@ -109,7 +108,8 @@ def _tried(
             return _alike(losses, divisions, summed, eps)
         # Outputs of all would take long where those of some will do for others. Targets, too,
         # decide how much an example counts: a loss may weigh or ignore classes.
-        return _alike(losses, _cuts([pair], size, losses.count), summed, eps) and _alike(
+        anew = _total(losses, _numbered(pair.cut(size, losses.count)), summed)
+        return bool(_close(anew, together, eps).all()) and _alike(
             losses, divisions, summed, eps, instead=(outputs, pair.size)
         )
 
@@ -176,21 +176,25 @@ def _alike(
     eps: float,
     instead: tuple[Any, int] | None = None,
 ) -> bool:
-    """Whether losses are the same however examples are divided; `instead` has so many outputs."""
+    """Whether losses are the same however examples are divided."""
+    totals = ((_total(losses, part, summed, instead) for part in both) for both in divisions)
+    return all(bool(_close(one, other, eps).all()) for one, other in totals)
 
-    def total(numbered: Numbered) -> Tensor:
-        counts = torch.tensor([[chunk.count] for _, chunk in numbered], device=losses.device)
-        found = torch.stack(
-            [
-                losses.observed_losses(chunk)
-                if instead is None
-                else losses.losses(_others(losses, *instead, chunk.size, first), chunk.targets)
-                for first, chunk in numbered
-            ]
-        )
-        return torch.where(summed, found, found * counts / counts.sum()).sum(0)
 
-    return all(bool(_close(total(a), total(b), eps).all()) for a, b in divisions)
+def _total(
+    losses: Losses, numbered: Numbered, summed: Tensor, instead: tuple[Any, int] | None = None
+) -> Tensor:
+    """Losses of several chunks together, of their own outputs or of so many others instead."""
+    counts = torch.tensor([[chunk.count] for _, chunk in numbered], device=losses.device)
+    found = torch.stack(
+        [
+            losses.observed_losses(chunk)
+            if instead is None
+            else losses.losses(_others(losses, *instead, chunk.size, first), chunk.targets)
+            for first, chunk in numbered
+        ]
+    )
+    return torch.where(summed, found, found * counts / counts.sum()).sum(0)
 
 
 def _others(losses: Losses, outputs: Any, n: int, length: int, first: int = 0) -> Any:

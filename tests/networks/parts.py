@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
-from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils import spectral_norm as old_spectral_norm
 from torch.nn.utils import weight_norm as old_weight_norm
@@ -264,6 +263,3 @@ def parametrised(rng: random.Random, model: nn.Module) -> str:
     else:
         getattr(parametrizations, how)(module)
     return f"{how} of {name}"
-
-
-__all__ = ["F", "Part", "activation", "chain", "mixing", "parametrised"]
