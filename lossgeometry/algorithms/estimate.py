@@ -33,10 +33,7 @@ class Estimate(Generic[Value]):
         >>> Estimate(3.0, 0.5, 9, 0.0, 10).interval()  # 2.262 standard errors
         (1.86..., 4.13...)
         """
-        degrees, level = self.degrees_of_freedom, (1 + confidence) / 2
-        student, normal = special.stdtrit(degrees, level), special.ndtri(level)
-        quantile: Any = np.where(np.isinf(degrees), normal, student)
-        quantile = quantile if quantile.ndim else float(quantile)
+        quantile = student_quantile(self.degrees_of_freedom, confidence)
         half = quantile * self.standard_error + self.systematic_error
         return self.estimate - half, self.estimate + half
 
@@ -57,9 +54,16 @@ class NormEstimate(Estimate[float]):
         """
         factor, wrong = 1.0, float(self.systematic_error)
         if self.standard_error:
-            quantile = float(stats.t.ppf((1 + confidence) / 2, self.degrees_of_freedom))
+            quantile = student_quantile(self.degrees_of_freedom, confidence)
             factor = math.exp(quantile * self.standard_error / self.estimate)
         return max(self.estimate / factor - wrong, 0.0), self.estimate * factor + wrong
+
+
+def student_quantile(degrees: float | np.ndarray, confidence: float) -> Any:
+    """Half of Student's interval of this `confidence`, in standard errors; inf: the normal one."""
+    level = (1 + confidence) / 2
+    quantile = np.where(np.isinf(degrees), special.ndtri(level), special.stdtrit(degrees, level))
+    return quantile if quantile.ndim else float(quantile)
 
 
 def effective_degrees(residuals: Tensor) -> float:

@@ -61,12 +61,11 @@ class CurvatureCallback(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        *,
-        model: nn.Module,
-        optimizer: Optimizer,
         **others: Any,
     ) -> None:
         """Begin, or go on where the trainer does."""
+        model: nn.Module = others["model"]
+        optimizer: Optimizer = others["optimizer"]
         if state.is_world_process_zero:
             options = {
                 **self._options,
