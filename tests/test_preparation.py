@@ -109,7 +109,7 @@ def test_a_network_is_trained_on_images_of_many_sizes(folder, tmp_path, call_mod
     assert found.architecture["image_size"] == 16
     code, out, err = call_module(nll, "--ckpt", str(out), "--out", str(tmp_path / "figures"))
     assert code == 0, err
-    assert f" {folder.name} " in out
+    assert f"/{folder.name} " in out
 
 
 def test_a_folder_may_have_a_question_mark_in_its_name(folder):

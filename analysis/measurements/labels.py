@@ -230,9 +230,9 @@ def dataset(measurement: Measurement) -> str:
 
 
 def dataset_name(spec: str) -> str:
-    """Of a file, its path without the suffix: files of one name may lie in several folders."""
+    """Of a file or folder, its name and that of the folder that it is in, which tells it apart."""
     path, _, _ = spec.partition("?")  # how its images are prepared
-    return Path(path).with_suffix("").as_posix()
+    return "/".join(Path(path).with_suffix("").parts[-2:])
 
 
 def comparable(measurement: Measurement) -> str:

@@ -2,10 +2,12 @@
 
 ``torch.load(weights_only=True)`` runs no code, but it believes what a file says about itself: a
 few bytes can ask for any amount of memory, and a storage that claims to be longer than its bytes
-is read beyond their end. It also refuses what other frameworks write beside the weights, such as
-an ``argparse.Namespace``. Therefore the archive is checked first, and the pickle in it is read by
-an unpickler that imports nothing: it makes tensors, each held against the bytes it is a view of,
-and in the place of all other objects, where they are allowed, inert dictionaries.
+is read beyond their end. Therefore the archive is checked first, and the pickle in it is gone
+through by an unpickler that imports nothing: it makes tensors, each held against the bytes it is a
+view of, and in the place of all other objects, where they are allowed, inert dictionaries. What
+consists of tensors, numbers and text is then left to ``torch.load``; what else other frameworks
+write beside the weights, such as an ``argparse.Namespace``, that would refuse, and it stays as it
+was found.
 """
 
 from __future__ import annotations
@@ -77,7 +79,11 @@ def read_pickle(path: Path, *, stubs: bool = False) -> object:
         with path.open("rb") as file:
             _check_directory(file)
             with zipfile.ZipFile(file) as archive:
-                return _Unpickler(archive, _entries(archive), stubs).load()
+                unpickler = _Unpickler(archive, _entries(archive), stubs)
+                content = unpickler.load()
+        if unpickler.found_objects:
+            return content
+        return torch.load(path, map_location="cpu", weights_only=True)
     except _Refused as error:
         raise InputError(f"{path}: not a checkpoint ({error}), {_EXPECTED}") from error
     except OSError:
@@ -213,18 +219,19 @@ class _Unpickler(pickle._Unpickler):
         self._archive = archive
         self._entries = entries
         self._stubs = stubs
+        self.found_objects = False  # that are left to nobody else
         self._storages: dict[str, _Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _TENSORS:
+            self.found_objects |= name == "_rebuild_parameter_with_state"  # state of any kind
             return _TENSORS[module, name]
         if self._stubs and module.startswith("torch") and name.startswith("_rebuild"):
             raise _Refused(f"a tensor of a kind that is not read: {shown(f'{module}.{name}')}")
-        if self._stubs:
-            return Stub
         if (module, name) == ("collections", "OrderedDict"):
             return _Dict
-        raise _Refused(f"it would run code: {shown(f'{module}.{name}')}")
+        self._found(f"it would run code: {shown(f'{module}.{name}')}")
+        return Stub
 
     def persistent_load(self, pid: Any) -> _Storage:
         if type(pid) is not tuple or len(pid) != 5 or pid[0] != "storage":
@@ -270,18 +277,23 @@ class _Unpickler(pickle._Unpickler):
             # Keys of other types can be made to have all the same hash.
             if type(key) is str or (type(key) is int and 0 <= key < 2**32):
                 self.stack[-1][key] = value
-            elif not self._stubs:
-                raise _Refused("a dict whose keys are neither text nor small numbers")
+            else:
+                self._found("a dict whose keys are neither text nor small numbers")
 
     def _build(self) -> None:
         state = self.stack.pop()
         if type(self.stack[-1]) is Stub:
             self.stack[-1]["__dict__"] = state  # not its items: many objects may share one state
-            return
-        if type(self.stack[-1]) is not _Dict or type(state) is not dict or "_metadata" not in state:
+        elif type(self.stack[-1]) is not _Dict or type(state) is not dict:
             raise _Refused("an object with attributes")
-        if len(state) > 1:
-            raise _Refused("a dict with attributes")
+        elif state.keys() != {"_metadata"}:
+            self._found("a dict with attributes")
+
+    def _found(self, what: str) -> None:
+        """Something that is none of tensors, numbers and text in containers."""
+        if not self._stubs:
+            raise _Refused(what)
+        self.found_objects = True
 
     dispatch: ClassVar[dict[int, Any]] = {
         **{code[0]: pickle._Unpickler.dispatch[code[0]] for code in _OPERATIONS},
