@@ -45,7 +45,7 @@ Row: TypeAlias = "dict[str, float | np.ndarray]"
 FIELDS = {
     "steps": "(n,) steps that the optimizer had made",
     "eigenvalues": "(n, k) largest eigenvalues, descending",
-    "errors": "(n, k) how far the eigenvalues are from the truth, at most",
+    "errors": "(n, k) stated errors of the eigenvalues, in their units",
     "loss": "(n,) the objective on the probe",
     "gradient_norm": "(n,) Euclidean norm of its gradient",
     "gradient_curvature": "(n,) second derivative along the normalised gradient",
@@ -65,7 +65,7 @@ class CurvatureHistory:
 
     steps: np.ndarray  # (n,) int, steps that the optimizer had made
     eigenvalues: np.ndarray  # (n, k), the largest, descending
-    errors: np.ndarray  # (n, k), how far they are from the truth, at most
+    errors: np.ndarray  # (n, k), stated: an eigenvalue of the operator is within it
     loss: np.ndarray  # (n,), the objective on the probe
     gradient_norm: np.ndarray  # (n,)
     gradient_curvature: np.ndarray  # (n,), second derivative along the normalised gradient
