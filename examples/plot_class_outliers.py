@@ -24,8 +24,9 @@ images = (images - images.mean()) / images.std()
 labels = torch.tensor(digits.target)
 
 # %%
-# A small network begins to learn the first :math:`C` digits. How many stand out depends on the stage
-# of the training and on what counts as a gap: after twice as many steps, three do with three classes.
+# A small network begins to learn the first :math:`C` digits. How many stand out depends on the
+# stage of the training and on what counts as a gap: after twice as many steps, three do with three
+# classes.
 
 
 def largest_eigenvalues(classes):
