@@ -184,15 +184,15 @@ class FrozenLoss:
 
     def losses(self, outputs: Any, targets: Any) -> Tensor:
         """All losses of a chunk, float64."""
+        return self.losses_and_precision(outputs, targets)[0]
+
+    def losses_and_precision(self, outputs: Any, targets: Any) -> tuple[Tensor, float]:
+        """All losses, float64, and their unit roundoff: some are float32 in any model."""
         targets = self._ready(targets)
         found = [self._scalar(name, outputs, targets) for name in self._losses]
-        return torch.stack([loss.to(self.device, torch.float64) for loss in found])
-
-    def precision(self, outputs: Any, targets: Any) -> float:
-        """Unit roundoff of the losses: some are float32, whatever the parameters are."""
-        targets = self._ready(targets)
-        dtypes = {self._scalar(name, outputs, targets).dtype for name in self._losses}
-        return max(torch.finfo(d).eps for d in (self.dtype, *dtypes) if d.is_floating_point)
+        dtypes = {self.dtype, *(loss.dtype for loss in found if loss.is_floating_point())}
+        losses = torch.stack([loss.to(self.device, torch.float64) for loss in found])
+        return losses, max(torch.finfo(dtype).eps for dtype in dtypes)
 
     def _scalar(self, name: str, outputs: Any, targets: Any) -> Tensor:
         result = self._losses[name](outputs, targets)
@@ -310,6 +310,7 @@ class FrozenLoss:
         """Those of this process."""
         batches = as_batches(data, count=self.count)
         self.examples = sum(map(examples_in, batches))  # of all processes
+        self.counted = self.examples if self.count is None else sum(map(self.count, batches))
         chunks = self._all_chunks(batches, seed)
         return chunks[self.team.shard(len(chunks))]
 

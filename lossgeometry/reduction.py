@@ -41,8 +41,8 @@ class Losses(Protocol):
     def observed_losses(self, chunk: Chunk) -> Tensor:
         """The same of the outputs that are observed."""
 
-    def precision(self, outputs: Any, targets: Any) -> float:
-        """Unit roundoff of the losses."""
+    def losses_and_precision(self, outputs: Any, targets: Any) -> tuple[Tensor, float]:
+        """All losses of a chunk, and their unit roundoff."""
 
 
 def examine(
@@ -84,9 +84,8 @@ def _tried(
     """The same, found out with the outputs of a pair of `size` examples and all targets."""
     pair = longest.first(2 * size, losses.count) if longest.divisible else longest
     with losses.observed(pair) as outputs:
-        together = losses.losses(outputs, pair.targets)
+        together, eps = losses.losses_and_precision(outputs, pair.targets)
         drawn = drawn_since_seeded(losses.device, pair.seed)
-        eps = losses.precision(outputs, pair.targets)
     sums = [False] * len(together)
     if pair.divisible and (not drawn or divisible(outputs, pair.size)):
         sums = _or_none(lambda: _like_sums(losses, pair, outputs, together, chunks, eps)) or sums

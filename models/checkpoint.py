@@ -102,8 +102,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             require_history(content["history"])
         most = max(len(content["state_dict"]), 1)
         require_integer("depth", content["architecture"].get("depth"), 1, most)
-        # No larger than the file: what the options ask for may be anything.
-        at_most = {"most_weights": path.stat().st_size // 4}
+        # Four times the file's bytes: what the options ask for may be anything.
+        at_most = {"most_weights": path.stat().st_size}
         model = build_network(content["architecture"] | at_most)
     except (TypeError, InputError) as error:
         reason = str(error)[:300]

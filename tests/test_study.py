@@ -148,7 +148,7 @@ def test_dry_run_prints_the_plan_and_its_cost_and_does_nothing(here, call):
     assert set(here.rglob("*")) == before
     # Two steps of 32 images in each of 6 epochs, at 64 images a second.
     assert re.search(
-        r"checkpoints/more/csan8.pt +8 +1 +0 +64 +6 +[\d,]+ +384 +\S+ +6 s +to do", out
+        r"checkpoints/more/csan8.pt +csan +15 +1 +0 +64 +6 +[\d,]+ +384 +\S+ +6 s +to do", out
     )
     assert "2 of 2 trainings left" in out
     assert "about 12 s at 64 images/s (as given)" in out

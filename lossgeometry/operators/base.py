@@ -388,7 +388,8 @@ class CurvatureOperator(ABC):
         found = torch.zeros(2, dtype=torch.float64, device=self.device)
         for chunk in objective.chunks[:1]:
             with objective.observed(chunk) as outputs:
-                found[0], found[1] = objective.precision(outputs, chunk.targets), 1
+                _, found[0] = objective.losses_and_precision(outputs, chunk.targets)
+                found[1] = 1
         total, processes = self.team.sum_(found).tolist()
         return total / processes
 

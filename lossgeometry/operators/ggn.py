@@ -244,7 +244,7 @@ class Fisher(_OuterProduct):
         found = [gradient([objective.loss(outputs.with_(leaves), y)], leaves) for y in targets]
         n, inner = _data_in(leaves, chunk.targets)
         if len(inner[0]) == leaves[0].ndim - 1:  # examples, of however many that `count` counts
-            n *= chunk.weight * objective.examples / chunk.size
+            n *= chunk.count / chunk.size * objective.examples / objective.counted
         # A mean over n data, of each of which the outputs touch one term only, or their sum.
         factor = 1 if self._of_a_sum else n
         slopes = [[factor * piece for piece in slope] for slope in found]

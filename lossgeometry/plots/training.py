@@ -163,8 +163,9 @@ def plot_curvature(
         values, error = eigenvalues[:, i], errors[:, i]
         name = entry(label if i == 0 else None)
         (curve,) = ax.plot(steps, values, color=color, alpha=1.0 if i == 0 else 0.4, label=name)
-        color = str(curve.get_color())
-        ax.fill_between(steps, values - error, values + error, color=color, alpha=0.2, linewidth=0)
+        style: dict[str, Any] = dict(color=curve.get_color(), alpha=0.2, linewidth=0)
+        ax.fill_between(steps, values - error, values + error, **style)
+        color = style["color"]
     if threshold is not None and np.isfinite(threshold).any():
         ax.plot(steps, threshold, "--", color="gray", label="stability threshold")
     ax.set(xlabel="step", ylabel="largest eigenvalues of the Hessian")
