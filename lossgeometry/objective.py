@@ -131,6 +131,7 @@ class FrozenLoss:
             raise InputError("model: parameters of several dtypes or devices, expected one of each")
         self._micro_batch, self._regroup = micro_batch, regroup
         self.sums = dict.fromkeys(self._losses, False)  # losses that are no means but sums
+        self._of_outputs: set[str] = set()  # losses that are known to depend on nothing else
         self.chunks = self._chunks(data, seed)
 
     def on(self, data: Data, seed: int) -> FrozenLoss:
@@ -202,7 +203,24 @@ class FrozenLoss:
         if loss.ndim or loss.is_complex():
             found = f"shape {tuple(loss.shape)}" if loss.ndim else str(loss.dtype)
             raise InputError(f"loss_fn: a result of {found}, expected a real scalar")
+        if name not in self._of_outputs and torch.is_grad_enabled():
+            self._require_of_outputs(loss)
+            self._of_outputs.add(name)
         return loss
+
+    def _require_of_outputs(self, loss: Tensor) -> None:
+        """Refuse a loss of the model's own parameters, in whose place others are only within it."""
+        if not loss.requires_grad:
+            return
+        own = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        slopes = torch.autograd.grad(loss, list(own.values()), retain_graph=True, allow_unused=True)
+        used = [name for name, slope in zip(own, slopes, strict=True) if slope is not None]
+        if used:
+            raise InputError(
+                f"loss_fn: it uses the model's parameters ({used[0]}), expected a function of "
+                "outputs and targets: weight_decay= is a penalty, and forward= may return what "
+                "else a loss needs"
+            )
 
     def _ready(self, tree: Any) -> Any:
         """Copies on the device: a model or a loss may write to what it is given."""

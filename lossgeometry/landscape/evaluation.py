@@ -83,6 +83,7 @@ class Evaluator:
         self._bf16 = bf16
         self._memory_was_short = False
         self._differentiates = False  # whether the model does, in its forward pass
+        self._called = False  # without an exception
         self._idle: SimpleQueue[list[FrozenLoss]] = SimpleQueue()
         self._idle.put(self._losses)
         self._threads: int | None = None  # that may share the work, once known
@@ -112,7 +113,9 @@ class Evaluator:
         """
         while True:
             try:
-                return self._values(weights)
+                values = self._values(weights)
+                self._called = True
+                return values
             except (RuntimeError, MemoryError) as error:
                 if is_out_of_memory(error):
                     smaller = [loss.halved() or loss for loss in self._losses]
@@ -129,8 +132,13 @@ class Evaluator:
             self._idle.put(smaller)
 
     def _mode(self) -> Any:
-        """Without graphs, but those of a model that differentiates in its forward pass."""
-        return torch.enable_grad() if self._differentiates else torch.inference_mode()
+        """Without graphs, but those of a model that differentiates in its forward pass.
+
+        What a model keeps of its first call is no tensor of inference mode, of which no training
+        could go on. Nor does a loss that depends on more than the outputs show that without graphs.
+        """
+        with_graphs = self._differentiates or not self._called
+        return torch.enable_grad() if with_graphs else torch.inference_mode()
 
     @full_precision()
     def _values(self, weights: Mapping[str, Tensor]) -> np.ndarray:

@@ -91,7 +91,8 @@ class CurvatureOperator(ABC):
         ``loss_fn(outputs, targets)`` is a scalar. Of a mean over examples, the mean over all of
         `data` is taken, of a sum the sum; which it is, is found out. Any other loss (weighted,
         contrasting) is averaged over the batches as they are. None: the model itself computes it,
-        as ``outputs.loss`` or ``outputs["loss"]``, or its output is one.
+        as ``outputs.loss`` or ``outputs["loss"]``, or its output is one. What a loss takes of the
+        model besides its outputs, such as a penalty on weights, is for `forward` to return.
     data
         A batch, or an iterable of them (a list, a DataLoader), read once. A batch is ``(inputs,
         targets)`` with the examples along the first dimension; inputs are a tensor, a tuple or a
@@ -132,7 +133,8 @@ class CurvatureOperator(ABC):
     Raises
     ------
     InputError
-        No data, no matching parameter, or a `micro_batch` that would change the result.
+        No data, no matching parameter, a loss that uses the parameters of the model itself, or a
+        `micro_batch` that would change the result.
     """
 
     def __init__(
