@@ -196,14 +196,16 @@ class FrozenLoss:
         return max(torch.finfo(d).eps for d in (self.dtype, *dtypes) if d.is_floating_point)
 
     def _scalar(self, name: str, outputs: Any, targets: Any) -> Tensor:
-        result = self._losses[name](outputs, targets)
+        known = name in self._of_outputs or torch.is_inference_mode_enabled()
+        with contextlib.nullcontext() if known else torch.enable_grad():
+            result = self._losses[name](outputs, targets)
         if result is None:
             raise InputError("loss_fn: it returns None, expected a scalar")
         loss = torch.as_tensor(result)
         if loss.ndim or loss.is_complex():
             found = f"shape {tuple(loss.shape)}" if loss.ndim else str(loss.dtype)
             raise InputError(f"loss_fn: a result of {found}, expected a real scalar")
-        if name not in self._of_outputs and torch.is_grad_enabled():
+        if not known:
             self._require_of_outputs(loss)
             self._of_outputs.add(name)
         return loss

@@ -135,10 +135,11 @@ class Evaluator:
         """Without graphs, but those of a model that differentiates in its forward pass.
 
         What a model keeps of its first call is no tensor of inference mode, of which no training
-        could go on. Nor does a loss that depends on more than the outputs show that without graphs.
+        could go on, and a loss shows what it depends on besides the outputs.
         """
-        with_graphs = self._differentiates or not self._called
-        return torch.enable_grad() if with_graphs else torch.inference_mode()
+        if self._differentiates:
+            return torch.enable_grad()
+        return torch.inference_mode() if self._called else torch.no_grad()
 
     @full_precision()
     def _values(self, weights: Mapping[str, Tensor]) -> np.ndarray:
