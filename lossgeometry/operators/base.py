@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -235,11 +235,7 @@ class CurvatureOperator(ABC):
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """Product with a vector (P,) or with the columns of a matrix (P, k)."""
-        if vectors.ndim not in (1, 2) or len(vectors) != self.shape[1]:
-            raise InputError(
-                f"{type(self).__name__} @ v: v of shape {tuple(vectors.shape)}, "
-                f"expected ({self.shape[1]},) or ({self.shape[1]}, k)"
-            )
+        require_columns(self, vectors)
         if vectors.dtype != self.dtype:
             raise InputError(
                 f"{type(self).__name__} @ v: v of dtype {vectors.dtype}, expected {self.dtype}"
@@ -440,6 +436,16 @@ class CurvatureOperator(ABC):
         if not error <= torch.finfo(self.dtype).eps ** 0.5:
             raise InputError(f"compile: products are off by {error:.1e}, use the operator without")
         return compiled
+
+
+def require_columns(A: Any, vectors: Tensor) -> None:
+    """Raise `InputError` unless `vectors` are what the operator `A`, (P, P), takes."""
+    (P, _) = A.shape
+    if vectors.ndim not in (1, 2) or len(vectors) != P:
+        raise InputError(
+            f"{type(A).__name__} @ v: v of shape {tuple(vectors.shape)}, expected ({P},) or "
+            f"({P}, k)"
+        )
 
 
 def default_memory(device: torch.device) -> int:
