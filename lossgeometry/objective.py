@@ -26,6 +26,7 @@ from lossgeometry.batches import (
     as_batches,
     call,
     examples_in,
+    is_pair,
     joined,
     map_tensors,
 )
@@ -174,10 +175,11 @@ class FrozenLoss:
         if not in_place:
             buffers = {name: self._cast(buffer.clone()) for name, buffer in buffers.items()}
         state = {**self._constants, **parameters, **buffers}
-        batch = self._ready(chunk.batch)
         if self._forward is not None:
+            batch = self._ready(chunk.batch)
             return functional_call(self.model, state, batch, via=self._forward)
-        return call(partial(functional_call, self.model, state), batch)
+        batch = (chunk.batch[0], None) if is_pair(chunk.batch) else chunk.batch  # no targets
+        return call(partial(functional_call, self.model, state), self._ready(batch))
 
     def loss(self, outputs: Any, targets: Any) -> Tensor:
         """The first loss, a scalar; to be called inside of `forward`."""

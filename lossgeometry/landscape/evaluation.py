@@ -84,6 +84,7 @@ class Evaluator:
         self._memory_was_short = False
         self._differentiates = False  # whether the model does, in its forward pass
         self._called = False  # without an exception
+        self._draws = False  # whether the first call has drawn random numbers
         self._idle: SimpleQueue[list[FrozenLoss]] = SimpleQueue()
         self._idle.put(self._losses)
         self._threads: int | None = None  # that may share the work, once known
@@ -141,9 +142,18 @@ class Evaluator:
             return torch.enable_grad()
         return torch.inference_mode() if self._called else torch.no_grad()
 
+    @property
+    def _quiet(self) -> bool:
+        """Whether nothing was drawn: seeds of Python and NumPy take as long as a small network."""
+        return self._called and not self._draws
+
     @full_precision()
     def _values(self, weights: Mapping[str, Tensor]) -> np.ndarray:
-        with untouched_rng(self.device), self._mode(), computing_plainly(self._losses[0].compiled):
+        with (
+            untouched_rng(self.device, torch_alone=self._quiet),
+            self._mode(),
+            computing_plainly(self._losses[0].compiled),
+        ):
             buffers = dict(self.model.named_buffers())
             if self._calibration is not None:
                 buffers = _recalibrated(self._losses[0], weights, self._calibration)
@@ -187,8 +197,11 @@ class Evaluator:
         chunk: Chunk,
     ) -> Tensor:
         with self._mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
-            seed_everything(self.device, chunk.seed)
-            return loss.losses(loss.outputs(chunk, weights, buffers), chunk.targets).detach()
+            seed_everything(self.device, chunk.seed, torch_alone=self._quiet)
+            values = loss.losses(loss.outputs(chunk, weights, buffers), chunk.targets).detach()
+            if not self._called:
+                self._draws |= drawn_since_seeded(self.device, chunk.seed)
+            return values
 
     def _workers(self, which: int, buffers: Mapping[str, Tensor], chunks: Sequence[Chunk]) -> int:
         """Threads among which so many chunks are divided; one where memory was short."""
