@@ -26,6 +26,7 @@ from lossgeometry.batches import (
     as_batches,
     call,
     examples_in,
+    is_pair,
     joined,
     map_tensors,
 )
@@ -131,6 +132,7 @@ class FrozenLoss:
             raise InputError("model: parameters of several dtypes or devices, expected one of each")
         self._micro_batch, self._regroup = micro_batch, regroup
         self.sums = dict.fromkeys(self._losses, False)  # losses that are no means but sums
+        self._of_outputs: set[str] = set()  # losses that are known to depend on nothing else
         self.chunks = self._chunks(data, seed)
 
     def on(self, data: Data, seed: int) -> FrozenLoss:
@@ -173,10 +175,11 @@ class FrozenLoss:
         if not in_place:
             buffers = {name: self._cast(buffer.clone()) for name, buffer in buffers.items()}
         state = {**self._constants, **parameters, **buffers}
-        batch = self._ready(chunk.batch)
         if self._forward is not None:
+            batch = self._ready(chunk.batch)
             return functional_call(self.model, state, batch, via=self._forward)
-        return call(partial(functional_call, self.model, state), batch)
+        batch = (chunk.batch[0], None) if is_pair(chunk.batch) else chunk.batch  # no targets
+        return call(partial(functional_call, self.model, state), self._ready(batch))
 
     def loss(self, outputs: Any, targets: Any) -> Tensor:
         """The first loss, a scalar; to be called inside of `forward`."""
@@ -195,14 +198,33 @@ class FrozenLoss:
         return losses, max(torch.finfo(dtype).eps for dtype in dtypes)
 
     def _scalar(self, name: str, outputs: Any, targets: Any) -> Tensor:
-        result = self._losses[name](outputs, targets)
+        known = name in self._of_outputs or torch.is_inference_mode_enabled()
+        with contextlib.nullcontext() if known else torch.enable_grad():
+            result = self._losses[name](outputs, targets)
         if result is None:
             raise InputError("loss_fn: it returns None, expected a scalar")
         loss = torch.as_tensor(result)
         if loss.ndim or loss.is_complex():
             found = f"shape {tuple(loss.shape)}" if loss.ndim else str(loss.dtype)
             raise InputError(f"loss_fn: a result of {found}, expected a real scalar")
+        if not known:
+            self._require_of_outputs(loss)
+            self._of_outputs.add(name)
         return loss
+
+    def _require_of_outputs(self, loss: Tensor) -> None:
+        """Refuse a loss of the model's own parameters, in whose place others are only within it."""
+        if not loss.requires_grad:
+            return
+        own = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        slopes = torch.autograd.grad(loss, list(own.values()), retain_graph=True, allow_unused=True)
+        used = [name for name, slope in zip(own, slopes, strict=True) if slope is not None]
+        if used:
+            raise InputError(
+                f"loss_fn: it uses the model's parameters ({used[0]}), expected a function of "
+                "outputs and targets: weight_decay= is a penalty, and forward= may return what "
+                "else a loss needs"
+            )
 
     def _ready(self, tree: Any) -> Any:
         """Copies on the device: a model or a loss may write to what it is given."""

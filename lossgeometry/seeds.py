@@ -25,10 +25,13 @@ def derive_seed(seed: int, *path: int) -> int:
 
 
 @contextlib.contextmanager
-def untouched_rng(device: torch.device) -> Iterator[None]:
-    """Put the global random states back afterwards: PyTorch's, NumPy's and Python's."""
-    python, arrays = random.getstate(), np.random.get_state()
+def untouched_rng(device: torch.device, *, torch_alone: bool = False) -> Iterator[None]:
+    """Put the global random states back afterwards: PyTorch's, and NumPy's and Python's as well."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        if torch_alone:
+            yield
+            return
+        python, arrays = random.getstate(), np.random.get_state()
         try:
             yield
         finally:
@@ -36,10 +39,11 @@ def untouched_rng(device: torch.device) -> Iterator[None]:
             np.random.set_state(arrays)
 
 
-def seed_everything(device: torch.device, seed: int) -> None:
+def seed_everything(device: torch.device, seed: int, *, torch_alone: bool = False) -> None:
     """Seed the global generators of the CPU and of `device`, and of no other device."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
+    if not torch_alone:
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         with torch.cuda.device(device):

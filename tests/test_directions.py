@@ -1,19 +1,23 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from lossgeometry import (
+    Hessian,
     eigenvector_directions,
     gradient_direction,
+    line,
     pca_directions,
     plane,
     random_directions,
     towards,
 )
 from lossgeometry.errors import InputError
+from lossgeometry.landscape.directions import Normalization, as_vector
 
 
 class Net(nn.Module):
@@ -95,6 +99,23 @@ def test_position_embeddings_in_many_spellings_stay() -> None:
         model[name] = nn.Parameter(torch.ones(2, 3))
     expected = {"post_mlp", "proposal", "token_mixer", "kernel"}
     assert set(random_directions(model, 1, seed=0)[0]) == expected
+
+
+@pytest.mark.parametrize("normalization", ["filter", "layer", "none"])
+def test_padding_stays_where_it_is_for_the_gradient_too(normalization: Normalization) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(5, 4, padding_idx=3), nn.Flatten(), nn.Linear(8, 3)).double()
+    nn.init.normal_(model[0].weight)  # of zeros, it would not move anyway
+    data = torch.tensor([[3, 1], [2, 3], [0, 4], [1, 2]]), torch.tensor([0, 1, 2, 0])
+    pair = random_directions(model, seed=0, normalization=normalization)
+    for direction in pair:
+        assert not direction["0.weight"][3].any()
+        assert direction["0.weight"][[0, 1, 2, 4]].all()
+        vector = as_vector(direction, model)
+        H = Hessian(model, F.cross_entropy, data)
+        losses = line(model, {"nll": F.cross_entropy}, data, direction, [-1e-4, 0, 1e-4])["nll"]
+        assert np.diff(losses, 2)[0] / 1e-8 == pytest.approx(float(vector @ (H @ vector)), rel=1e-5)
+    assert abs(flat(pair[0]) @ flat(pair[1])) < 1e-6 * flat(pair[0]).norm() ** 2
 
 
 def test_towards_ends_at_the_other_weights() -> None:

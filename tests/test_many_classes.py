@@ -71,6 +71,12 @@ def test_closed_form_is_exact(kind, form):
     assert_same(A @ identity(A), B @ identity(B), 1e-9)
 
 
+def test_bytes_are_indices_as_well():
+    model, x, y = Head(torch.float64), torch.randn(TOKENS, 3).double(), torch.arange(TOKENS)
+    A, B = (GGN(model, F.cross_entropy, (x, targets)) for targets in (y.byte(), y))
+    assert_same(A @ identity(A), B @ identity(B), 1e-12)
+
+
 def peak(work):
     """Bytes of memory that are held at most during `work`, besides those before."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:

@@ -399,6 +399,8 @@ def test_what_cannot_be_is_refused_in_one_line():
         (linear, lambda z, _: z.sum() * 1j, data, "loss_fn: a result of torch.complex64"),
         (linear, lambda z, _: z.sum(1), data, r"loss_fn: a result of shape \(4,\)"),
         (linear, F.cross_entropy, None, "data: a NoneType, expected"),
+        (linear, lambda z, y: F.cross_entropy(z, y) + linear.weight.norm(), data, "uses the model"),
+        (linear, lambda z, y: F.mse_loss(z, linear(data[0] + 1)), data, "uses the model's param"),
     ):
         for use in (
             lambda: Hessian(model, loss, given).gradient(),  # noqa: B023
@@ -435,6 +437,37 @@ class OnceDifferentiable(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         return grad * ctx.saved_tensors[0].cos()
+
+
+def test_what_a_model_keeps_of_its_first_call_can_be_trained_with():
+    class Rotated(nn.Linear):
+        angles = None
+
+        def forward(self, x):
+            if self.angles is None:
+                self.angles = torch.arange(CLASSES).to(x).cos()
+            return super().forward(x) * self.angles
+
+    model, x, y = Rotated(3, CLASSES), torch.randn(4, 3), torch.arange(4) % CLASSES
+    still = {"weight": torch.zeros(CLASSES, 3)}
+    found = line(model, {"nll": F.cross_entropy}, (x, y), still, [0.0, 1.0])["nll"]
+    loss = F.cross_entropy(model(x), y)
+    loss.backward()
+    assert found == pytest.approx([loss.item()] * 2)
+
+
+def test_what_a_loss_needs_of_the_model_is_returned_by_forward():
+    model, _, x, y = make("conv")
+
+    def penalised(model, batch):
+        return model(batch[0]), sum(p.square().square().sum() for p in model.parameters())
+
+    def loss_fn(outputs, targets):
+        return F.cross_entropy(outputs[0], targets) + outputs[1]
+
+    data = [(x[:3], y[:3]), (x[3:], y[3:])]
+    value = lambda: loss_fn(penalised(model, (x, y)), y)  # noqa: E731
+    assert_right(model, loss_fn, data, value, forward=penalised)
 
 
 class Called(nn.Linear):

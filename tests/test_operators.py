@@ -26,6 +26,7 @@ from tests.dense import (
     flat,
     identity,
     make,
+    rows,
 )
 
 
@@ -152,6 +153,26 @@ def test_monte_carlo_fisher_converges_to_the_ggn_of_a_softmax():
     assert_same(B @ identity(B), A @ identity(A), 1e-12)  # the same draws, however they are cut
 
 
+def test_fisher_of_targets_that_are_ignored_whatever_stands_for_them():
+    torch.manual_seed(0)
+    model = nn.Conv2d(1, CLASSES, 1).double()
+    x = torch.randn(3, 1, 4, 4, dtype=torch.float64)
+    y = torch.randint(CLASSES, (3, 4, 4))
+    y[0, :2] = 255
+    kept = y != 255
+    logits = model(x).movedim(1, -1)[kept]
+    losses = F.cross_entropy(logits, y[kept], reduction="none")
+    gradients = rows(losses, list(model.parameters()))
+
+    def loss_fn(outputs, targets):
+        return F.cross_entropy(outputs, targets, ignore_index=255)
+
+    A = Fisher(model, loss_fn, (x, y))
+    assert_same(A @ identity(A), gradients.T @ gradients / len(losses))
+    drawn = Fisher(model, loss_fn, (x, y), mc_samples=1000)
+    assert_same(drawn @ identity(A), GGN(model, loss_fn, (x, y)) @ identity(A), 0.1)
+
+
 def test_dropout_is_frozen():
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.Dropout(0.5))
     model.append(nn.Linear(8, CLASSES)).double()
@@ -237,12 +258,11 @@ def test_leaves_the_model_and_the_random_state_alone(operator):
     class Failure(Exception):
         pass
 
-    calls = []
+    failing = False
 
-    def failing(outputs, targets):
-        calls.append(1)
+    def loss_fn(outputs, targets):
         torch.rand(1)
-        if len(calls) > 1:
+        if failing:
             raise Failure
         return F.cross_entropy(outputs, targets)
 
@@ -256,7 +276,8 @@ def test_leaves_the_model_and_the_random_state_alone(operator):
     A @ torch.ones(A.shape[0])
     A.check()
     assert_unchanged(before, state(model))
-    B = OPERATORS[operator](model, failing, [(x, y), (x, y)])
+    B = OPERATORS[operator](model, loss_fn, [(x, y), (x, y)])
+    failing = True
     with pytest.raises(Failure):
         B @ torch.ones(B.shape[0])
     assert_unchanged(before, state(model))
@@ -293,6 +314,10 @@ def test_operators_of_parts_are_diagonal_blocks():
             names.add(name)
         assert covered == len(whole)
         assert expected <= names
+    with pytest.raises(InputError, match="by: 'blocks', expected one of layer, module, block"):
+        next(per_layer(Hessian, model, loss_fn, (x, y), by="blocks"))
+    with pytest.raises(InputError, match="params: expected none"):
+        next(per_layer(Hessian, model, loss_fn, (x, y), params="head"))
 
 
 def test_tied_and_unused_parameters():

@@ -106,6 +106,15 @@ def test_steps_diverge_beyond_the_threshold(make, threshold):
         assert reached[-1] < 0.1 if stable else max(reached) > 100
 
 
+@pytest.mark.parametrize("shape", [(3,), (31, 1, 1), ()])
+def test_vectors_have_as_many_entries_as_there_are_parameters(shape):
+    model = nn.Linear(4, 2)
+    H = Hessian(model, F.mse_loss, (torch.randn(3, 4), torch.randn(3, 2)))
+    for A in (H, Preconditioned(H, SGD(model.parameters(), lr=0.1))):
+        with pytest.raises(InputError, match=rf"{type(A).__name__} @ v: v of shape .*\(10,\)"):
+            A @ torch.ones(shape)
+
+
 def test_groups_that_differ_have_no_one_threshold():
     first, second = (nn.Parameter(torch.zeros(1)) for _ in range(2))
     groups = [{"params": [first]}, {"params": [second], "lr": 0.2}]

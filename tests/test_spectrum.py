@@ -165,6 +165,12 @@ def test_bad_input_is_named():
         max_eigenvalue_spectrum(network(), F.cross_entropy, [])
     with pytest.raises(InputError, match="k: 0, expected 1 to"):
         max_eigenvalue_spectrum(network(), F.cross_entropy, batches(1), k=0)
+    with pytest.raises(InputError, match="k: -1, expected 1 to"):
+        max_eigenvalue_spectrum(network(), F.cross_entropy, batches(1), k=-1)
+    with pytest.raises(InputError, match="model: it has no parameters"):
+        max_eigenvalue_spectrum(nn.ReLU(), F.cross_entropy, batches(1))
+    with pytest.raises(InputError, match="model: a function"):
+        max_eigenvalue_spectrum(lambda x: x, F.cross_entropy, batches(1))
 
 
 def test_several_mini_batches_at_a_time_have_the_same_eigenvalues():

@@ -259,6 +259,25 @@ def test_as_many_eigenvalues_as_there_are_parameters():
     np.testing.assert_allclose(tracker.result().eigenvalues, [[4.0, 1.0]] * 3, rtol=1e-5)
 
 
+@pytest.mark.parametrize("k", [2, 3, 5])
+def test_fewer_directions_have_curvature_than_are_followed(k):
+    """What is left of them is rounding, of which no vectors are made."""
+    torch.manual_seed(0)
+    x = torch.zeros(64, 40, dtype=torch.float64)
+    x[:, 0] = x[::2, 1] = 1
+    data, model = (
+        (x, torch.zeros(64, 1, dtype=torch.float64)),
+        nn.Linear(40, 1, bias=False).double(),
+    )
+    tracker = CurvatureTracker(model, F.mse_loss, data, every=1, k=k)
+    for _ in range(5):
+        tracker.step()
+    expected = torch.linalg.eigvalsh(2 * x.T @ x / 64).flip(0)[:k]
+    found = tracker.result()
+    np.testing.assert_allclose(found.eigenvalues, expected.expand(5, k), rtol=0.02, atol=1e-12)
+    assert found.matvecs[1:].max() <= k + 4
+
+
 def test_the_picture_has_the_threshold():
     batch, model = digits(), network()
     optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)

@@ -10,6 +10,8 @@ import numpy as np
 from scipy import special  # scipy.stats takes half a second to import
 from torch import Tensor
 
+from lossgeometry.errors import InputError
+
 Value = TypeVar("Value", float, np.ndarray, Tensor)
 
 
@@ -60,7 +62,12 @@ class NormEstimate(Estimate[float]):
 
 
 def student_quantile(degrees: float | np.ndarray, confidence: float) -> Any:
-    """Half of Student's interval of this `confidence`, in standard errors; inf: the normal one."""
+    """Half of Student's interval of this `confidence`, in standard errors; inf: the normal one.
+
+    Raises `InputError` if `confidence` is not between 0 and 1.
+    """
+    if not 0 < confidence < 1:
+        raise InputError(f"confidence: {confidence}, expected a number between 0 and 1")
     level = (1 + confidence) / 2
     quantile = np.where(np.isinf(degrees), special.ndtri(level), special.stdtrit(degrees, level))
     return quantile if quantile.ndim else float(quantile)

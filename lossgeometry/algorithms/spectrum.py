@@ -28,6 +28,7 @@ from lossgeometry.objective import LossFunction
 from lossgeometry.operators.base import default_memory
 from lossgeometry.operators.captured import make_recorder, occupying_bytes
 from lossgeometry.operators.hessian import Hessian
+from lossgeometry.parameters import select_parameters
 from lossgeometry.running.devices import full_precision
 from lossgeometry.running.distributed import ALONE, Team
 from lossgeometry.running.saving import Saver, filled
@@ -151,10 +152,13 @@ def max_eigenvalue_spectrum(
                 "inputs and one of targets, and a loss of them"
             )
         iterate = partial(power_iteration, model, loss_fn, k=k, tol=tol, **common)
+    parameters = select_parameters(model, params).values()
+    if k < 1:
+        raise InputError(f"k: {k}, expected 1 to {sum(p.numel() for p in parameters)}")
     if together is not None and together < 1:
         raise InputError(f"together: {together}, expected at least 1")
     if memory is None:
-        memory = default_memory(next(model.parameters()).device)
+        memory = default_memory(next(iter(parameters)).device)
 
     rows = filled(_blank(len(drawn), k), resume)
     saver = Saver(save if team.rank == 0 else None, rows)

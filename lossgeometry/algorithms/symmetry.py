@@ -54,6 +54,6 @@ def require_small_asymmetry(defect: float, scale: float, dtype: torch.dtype) -> 
         raise InputError(
             f"A: not symmetric: u·Av and v·Au differ by {defect / scale:.1e} of the norm of A, "
             f"expected at most {allowed:.1e}. Some second derivative is wrong, in every precision: "
-            "put plain weights in place of reparametrised ones (torch.nn.utils.parametrize."
-            "remove_parametrizations), or take the GGN, which has first derivatives only"
+            "write the layer that has it in other operations, or take the GGN, which has first "
+            "derivatives only"
         )

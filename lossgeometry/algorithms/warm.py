@@ -69,12 +69,14 @@ def follow(
         vectors = S @ basis[:size]
         left = S @ products[:size] - torch.from_numpy(values).to(basis)[:, None] * vectors
         residuals = torch.linalg.vector_norm(left, dim=1, dtype=torch.float64).cpu().numpy()
-        reach = values + residuals + 10 * torch.finfo(A.dtype).eps * scale
+        rounding = 10 * torch.finfo(A.dtype).eps * scale
+        reach = values + residuals + rounding
         errors = np.maximum.accumulate(reach[::-1])[::-1][:m] - values[:m]
         converged = errors <= tol * np.abs(values[:m])
-        if converged[: m - 1].all():
-            break
-        waiting = [left[int(residuals[:m].argmax())]]
+        largest = int(residuals[:m].argmax())
+        if converged[: m - 1].all() or residuals[largest] <= rounding:
+            break  # what is rounding has no direction of its own
+        waiting = [left[largest]]
     if not np.isfinite(T).all():
         nan = torch.full((m,), math.nan, dtype=torch.float64)
         none = torch.zeros(m, dtype=torch.bool)

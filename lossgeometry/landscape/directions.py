@@ -57,6 +57,7 @@ def random_directions(
     include : {"weights", "all"}
         "weights" leaves out what is not the weight of a linear map: parameters of fewer than two
         dimensions (biases, scales and shifts of norms), position embeddings and class tokens.
+        Neither moves the row of an embedding's ``padding_idx``, a constant for its gradient.
 
     Returns
     -------
@@ -86,7 +87,7 @@ def random_directions(
     _require_choice("normalization", normalization, get_args(Normalization))
     _require_choice("include", include, get_args(Include))
     parameters = {
-        name: parameter.detach()
+        name: parameter
         for name, parameter in select_parameters(model).items()
         if include == "all" or (parameter.ndim >= 2 and not _NOT_A_WEIGHT.search(name))
     }
@@ -97,13 +98,23 @@ def random_directions(
         {name: torch.randn(p.shape, generator=generator) for name, p in parameters.items()}
         for _ in range(n)
     ]
+    padding = {
+        module.weight: module.padding_idx
+        for module in model.modules()
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.padding_idx is not None
+    }
     directions: list[Direction] = [{} for _ in range(n)]
     for name, parameter in parameters.items():
+        if parameter in padding:
+            for d in drawn:
+                d[name][padding[parameter]] = 0
         filters = parameter.shape[0] if normalization == "filter" and parameter.ndim >= 2 else 1
         pieces = torch.stack([d[name].double().view(filters, -1) for d in drawn])
         lengths = pieces.norm(dim=-1, keepdim=True)
         if normalization != "none":
-            lengths = parameter.double().reshape(filters, -1).norm(dim=-1, keepdim=True).cpu()
+            lengths = (
+                parameter.detach().double().reshape(filters, -1).norm(dim=-1, keepdim=True).cpu()
+            )
         pieces = lengths * _orthonormal(pieces)
         for direction, piece in zip(directions, pieces, strict=True):
             direction[name] = piece.view(parameter.shape).to(parameter)
@@ -358,7 +369,8 @@ def _orthonormal(pieces: Tensor) -> Tensor:
         if pieces.shape[-1] >= len(pieces):
             for earlier in basis:
                 piece = piece - (piece * earlier).sum(-1, keepdim=True) * earlier
-        basis.append(piece / piece.norm(dim=-1, keepdim=True))
+        length = piece.norm(dim=-1, keepdim=True)
+        basis.append(piece / length.where(length > 0, 1))  # zeros stay zeros
     return torch.stack(basis)
 
 

@@ -83,6 +83,8 @@ class Evaluator:
         self._bf16 = bf16
         self._memory_was_short = False
         self._differentiates = False  # whether the model does, in its forward pass
+        self._called = False  # without an exception
+        self._draws = False  # whether the first call has drawn random numbers
         self._idle: SimpleQueue[list[FrozenLoss]] = SimpleQueue()
         self._idle.put(self._losses)
         self._threads: int | None = None  # that may share the work, once known
@@ -112,7 +114,9 @@ class Evaluator:
         """
         while True:
             try:
-                return self._values(weights)
+                values = self._values(weights)
+                self._called = True
+                return values
             except (RuntimeError, MemoryError) as error:
                 if is_out_of_memory(error):
                     smaller = [loss.halved() or loss for loss in self._losses]
@@ -129,12 +133,27 @@ class Evaluator:
             self._idle.put(smaller)
 
     def _mode(self) -> Any:
-        """Without graphs, but those of a model that differentiates in its forward pass."""
-        return torch.enable_grad() if self._differentiates else torch.inference_mode()
+        """Without graphs, but those of a model that differentiates in its forward pass.
+
+        What a model keeps of its first call is no tensor of inference mode, of which no training
+        could go on, and a loss shows what it depends on besides the outputs.
+        """
+        if self._differentiates:
+            return torch.enable_grad()
+        return torch.inference_mode() if self._called else torch.no_grad()
+
+    @property
+    def _quiet(self) -> bool:
+        """Whether nothing was drawn: seeds of Python and NumPy take as long as a small network."""
+        return self._called and not self._draws
 
     @full_precision()
     def _values(self, weights: Mapping[str, Tensor]) -> np.ndarray:
-        with untouched_rng(self.device), self._mode(), computing_plainly(self._losses[0].compiled):
+        with (
+            untouched_rng(self.device, torch_alone=self._quiet),
+            self._mode(),
+            computing_plainly(self._losses[0].compiled),
+        ):
             buffers = dict(self.model.named_buffers())
             if self._calibration is not None:
                 buffers = _recalibrated(self._losses[0], weights, self._calibration)
@@ -178,8 +197,11 @@ class Evaluator:
         chunk: Chunk,
     ) -> Tensor:
         with self._mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
-            seed_everything(self.device, chunk.seed)
-            return loss.losses(loss.outputs(chunk, weights, buffers), chunk.targets).detach()
+            seed_everything(self.device, chunk.seed, torch_alone=self._quiet)
+            values = loss.losses(loss.outputs(chunk, weights, buffers), chunk.targets).detach()
+            if not self._called:
+                self._draws |= drawn_since_seeded(self.device, chunk.seed)
+            return values
 
     def _workers(self, which: int, buffers: Mapping[str, Tensor], chunks: Sequence[Chunk]) -> int:
         """Threads among which so many chunks are divided; one where memory was short."""

@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -91,7 +91,8 @@ class CurvatureOperator(ABC):
         ``loss_fn(outputs, targets)`` is a scalar. Of a mean over examples, the mean over all of
         `data` is taken, of a sum the sum; which it is, is found out. Any other loss (weighted,
         contrasting) is averaged over the batches as they are. None: the model itself computes it,
-        as ``outputs.loss`` or ``outputs["loss"]``, or its output is one.
+        as ``outputs.loss`` or ``outputs["loss"]``, or its output is one. What a loss takes of the
+        model besides its outputs, such as a penalty on weights, is for `forward` to return.
     data
         A batch, or an iterable of them (a list, a DataLoader), read once. A batch is ``(inputs,
         targets)`` with the examples along the first dimension; inputs are a tensor, a tuple or a
@@ -132,7 +133,8 @@ class CurvatureOperator(ABC):
     Raises
     ------
     InputError
-        No data, no matching parameter, or a `micro_batch` that would change the result.
+        No data, no matching parameter, a loss that uses the parameters of the model itself, or a
+        `micro_batch` that would change the result.
     """
 
     def __init__(
@@ -233,11 +235,7 @@ class CurvatureOperator(ABC):
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """Product with a vector (P,) or with the columns of a matrix (P, k)."""
-        if vectors.ndim not in (1, 2) or len(vectors) != self.shape[1]:
-            raise InputError(
-                f"{type(self).__name__} @ v: v of shape {tuple(vectors.shape)}, "
-                f"expected ({self.shape[1]},) or ({self.shape[1]}, k)"
-            )
+        require_columns(self, vectors)
         if vectors.dtype != self.dtype:
             raise InputError(
                 f"{type(self).__name__} @ v: v of dtype {vectors.dtype}, expected {self.dtype}"
@@ -439,6 +437,16 @@ class CurvatureOperator(ABC):
         if not error <= torch.finfo(self.dtype).eps ** 0.5:
             raise InputError(f"compile: products are off by {error:.1e}, use the operator without")
         return compiled
+
+
+def require_columns(A: Any, vectors: Tensor) -> None:
+    """Raise `InputError` unless `vectors` are what the operator `A`, (P, P), takes."""
+    (P, _) = A.shape
+    if vectors.ndim not in (1, 2) or len(vectors) != P:
+        raise InputError(
+            f"{type(A).__name__} @ v: v of shape {tuple(vectors.shape)}, expected ({P},) or "
+            f"({P}, k)"
+        )
 
 
 def default_memory(device: torch.device) -> int:

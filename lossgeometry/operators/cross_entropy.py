@@ -59,7 +59,7 @@ def _cross_entropy(
         total: Tensor | int = losses.numel()
     else:
         counts = target != ignore_index
-        index = target.where(counts, 0)
+        index = target.where(counts, 0).long()
         own = weights[index] * counts
         chosen = logits.gather(1, index[:, None]).squeeze(1)
         losses = (1 - label_smoothing) * own * (normaliser - chosen)

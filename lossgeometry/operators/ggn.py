@@ -195,10 +195,10 @@ class Fisher(_OuterProduct):
     The gradient of one datum's loss is ``J_nᵀ ∇l(f_n)``, so that this is ``JᵀBJ`` as well. A datum
     is an example, except where outputs of more than two dimensions have a class index as target at
     every position, (n, classes, ...) as `torch.nn.functional.cross_entropy` has them or
-    (n, ..., classes): there each position with a target that is not negative is one, and the loss
-    is taken for the mean over them. The loss of a datum is what it adds to the mean, times how many
-    data there are: with `count`, long sentences count for more than short ones. Of a loss that is a
-    sum, so is the Fisher information.
+    (n, ..., classes): there each position is one whose target is the index of a class (none are
+    -100 and 255, as losses ignore them), and the loss is taken for the mean over them. The loss of
+    a datum is what it adds to the mean, times how many data there are: with `count`, long sentences
+    count for more than short ones. Of a loss that is a sum, so is the Fisher information.
 
     Parameters
     ----------
@@ -273,11 +273,17 @@ def _class_dimension(outputs: Tensor, targets: Any) -> int | None:
     return None
 
 
+def _are_classes(targets: Tensor, classes: int) -> Tensor:
+    """Whether targets are indices of classes; what is none is one that the loss ignores."""
+    return (targets >= 0) & (targets < classes)
+
+
 def _data_in(outputs: Sequence[Tensor], targets: Any) -> tuple[float, list[tuple[int, ...]]]:
     """How many data there are, and the dimensions of each tensor that belong to one of them."""
     dim = _class_dimension(outputs[0], targets) if len(outputs) == 1 else None
     if dim is not None and outputs[0].ndim > 2:
-        return int((targets >= 0).sum()), [(dim - outputs[0].ndim,)]
+        counted = _are_classes(targets, outputs[0].shape[dim])
+        return int(counted.sum()), [(dim - outputs[0].ndim,)]
     n = len(outputs[0])
     if any(len(tensor) != n for tensor in outputs):
         raise InputError("model: outputs of different lengths, expected one entry for each example")
@@ -305,4 +311,5 @@ def _draw_targets(outputs: Sequence[Tensor], chunk: Chunk, samples: int) -> Iter
             drawn = torch.nn.functional.one_hot(index, logits.shape[dim]).to(targets.dtype)
             yield drawn.movedim(-1, dim)
         else:  # what is ignored stays so
-            yield torch.where(targets.to(index.device) < 0, targets.to(index.device), index)
+            given = targets.to(index.device)
+            yield torch.where(_are_classes(given, logits.shape[dim]), index, given)

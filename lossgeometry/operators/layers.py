@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import nn
 
 from lossgeometry.batches import Data, as_batches
+from lossgeometry.errors import InputError
 from lossgeometry.objective import LossFunction
 from lossgeometry.operators.base import CurvatureOperator
 from lossgeometry.parameters import select_parameters
+
+By = Literal["layer", "module", "block"]
 
 
 def per_layer(
@@ -20,7 +23,7 @@ def per_layer(
     loss_fn: LossFunction | None,
     data: Data,
     *,
-    by: Literal["layer", "module", "block"] = "layer",
+    by: By = "layer",
     **options: Any,
 ) -> Iterator[tuple[str, CurvatureOperator]]:
     """One operator for each part of a model, the diagonal blocks of that of the whole.
@@ -40,6 +43,11 @@ def per_layer(
     The name of the part and its operator, in the order of the model. One is made when asked for:
     drop it before asking for the next, and the memory of one is all that is needed.
 
+    Raises
+    ------
+    InputError
+        `by` is none of the three, or `params` is given.
+
     Examples
     --------
     >>> import torch
@@ -50,6 +58,10 @@ def per_layer(
     >>> {name: H.shape for name, H in per_layer(Hessian, model, mse_loss, data)}
     {'0': (8, 8), '2': (3, 3)}
     """
+    if by not in get_args(By):
+        raise InputError(f"by: {by!r}, expected one of {', '.join(get_args(By))}")
+    if "params" in options:
+        raise InputError("params: expected none, as each part has its own")
     batches = as_batches(data, count=options.get("count"))
     names = list(select_parameters(model))
     for part in dict.fromkeys(_part(name, by) for name in names):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 from lossgeometry.errors import InputError
-from lossgeometry.operators.base import CurvatureOperator
+from lossgeometry.operators.base import CurvatureOperator, require_columns
 from lossgeometry.parameters import flatten
 
 ADAM = (Adam, AdamW)
@@ -78,6 +78,7 @@ class Preconditioned:
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """Product with a vector (P,) or with the columns of a matrix (P, k)."""
+        require_columns(self, vectors)
         scale = (self.scale if vectors.ndim == 1 else self.scale[:, None]).to(self._A.dtype)
         return (scale * (self._A @ (scale * vectors.to(scale)))).to(vectors)
 
