@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lossgeometry.algorithms.eigensolver import Eigenpairs, lanczos
+from lossgeometry.algorithms.eigensolver import Eigenpairs, lanczos, plan
 from lossgeometry.errors import InputError
 from lossgeometry.objective import FrozenLoss, LossFunction
 from lossgeometry.operators.base import asymmetry
@@ -198,9 +198,8 @@ def eigsh_lockstep(
 
     `starts` and `seeds` are the ``v0`` and ``seed`` of each; `options` are those of `eigsh`.
     """
-    solves = [
-        lanczos(H, k, v0=v0, seed=seed, **options) for v0, seed in zip(starts, seeds, strict=True)
-    ]
+    search = plan(H, k, **options)
+    solves = [lanczos(H, search, v0=v0, seed=seed) for v0, seed in zip(starts, seeds, strict=True)]
     vectors = torch.stack([next(solve) for solve in solves])
     found: dict[int, Eigenpairs] = {}
     while len(found) < len(solves):
