@@ -14,7 +14,7 @@ from torch import Tensor
 from lossgeometry.algorithms.krylov import KrylovSpace, MatrixLike
 from lossgeometry.errors import InputError
 from lossgeometry.running.distributed import ALONE
-from lossgeometry.running.saving import Saver
+from lossgeometry.running.saving import Saver, filled
 
 Which = Literal["LM", "LA", "SA", "BE"]
 
@@ -170,10 +170,10 @@ class Search:
     def kept(self, values: np.ndarray) -> np.ndarray:
         """Indices of those of the ascending `values` from which a restart goes on.
 
-        They are a third of the room beside those wanted: with fewer kept, what was on its way is
+        They are half of the room beside those wanted: with fewer kept, what was on its way is
         forgotten; with more, restarts come so often that polynomials are of too low a degree.
         """
-        return self.by_preference(values)[: min((2 * self.k + self.ncv) // 3, self.ncv - 1)]
+        return self.by_preference(values)[: min((self.k + self.ncv) // 2, self.ncv - 1)]
 
     def ends(self, wanted: np.ndarray) -> list[tuple[int, float]]:
         """Pairs of a sign and a bound: what is more, times the sign, is preferred to the last.
@@ -240,10 +240,12 @@ def lanczos(
     """
     if (resume or save) and getattr(A, "team", ALONE).size > 1:
         raise InputError("save: not possible where processes share the operator")
-    krylov = KrylovSpace(A, search.ncv, v0, seed)
+    krylov, cleared = KrylovSpace(A, search.ncv, v0, seed), np.full(2, np.nan)
     if resume:
         krylov.restore(resume)
-    saver = Saver(None if save is None else lambda space: save(space.state()), krylov)
+        cleared = filled({"cleared": cleared}, resume)["cleared"]
+    keep = None if save is None else lambda space: save(space.state() | {"cleared": cleared})
+    saver = Saver(keep, krylov)
 
     while True:
         if krylov.matvecs:
@@ -254,11 +256,12 @@ def lanczos(
         if krylov.size < search.k:
             continue
         found = _found(krylov, search)
-        step = _next_step(krylov, search, found)
+        step = _next_step(krylov, search, found, cleared)
         if step == "stop" or krylov.matvecs >= search.maxiter:
             return _eigenpairs(krylov, search, found)
         if step == "lock":
             krylov.lock(found.vectors[:, found.wanted], found.residuals[found.wanted])
+            cleared[:] = np.nan
         elif krylov.size == krylov.ncv:
             krylov.compress(search.kept)
 
@@ -292,16 +295,24 @@ _STRICT = 1e-6
 
 
 def _next_step(
-    krylov: KrylovSpace, search: Search, found: _Found
+    krylov: KrylovSpace, search: Search, found: _Found, cleared: np.ndarray
 ) -> Literal["extend", "lock", "stop"]:
-    """Whether to go on with the newest sequence, to begin one beside what is found, or to stop."""
+    """Whether to go on with the newest sequence, to begin one beside what is found, or to stop.
+
+    In `cleared` (2,) are, and are put, bounds at the ends that no other value was seen to overtake.
+    """
     tol, values, residuals = search.tol, found.values[found.wanted], found.residuals[found.wanted]
     # What the precision cannot resolve gets no better once there has been a whole basis.
     unresolvable = (residuals <= krylov.rounding) & (krylov.matvecs >= search.ncv)
     ends = search.ends(values)
     if not (found.converged[found.wanted] | unresolvable).all():
         return "extend"
-    if _overtaken(found, krylov.rounding, ends, tol):
+    # It counts once seen: in a cluster, each value that converges is followed by one that has not,
+    # and two ends that take turns at that would never be clear at the same time.
+    bounds, remembered = np.array([bound for _, bound in ends]), cleared[: len(ends)]
+    clear = [not _overtaken(found, krylov.rounding, end, tol) for end in ends]
+    remembered[clear] = bounds[clear]
+    if not (np.abs(remembered - bounds) <= tol * np.abs(bounds)).all():
         return "extend"
     if krylov.size == krylov.basis.P:
         return "stop"
@@ -323,12 +334,11 @@ def _next_step(
     return "lock" if residuals.max() <= enough else "extend"
 
 
-def _overtaken(found: _Found, rounding: float, ends: list[tuple[int, float]], tol: float) -> bool:
+def _overtaken(found: _Found, rounding: float, end: tuple[int, float], tol: float) -> bool:
     """Whether other values, once exact, may be preferred, by more than the relative `tol`."""
     values, reach = found.values[found.others], found.residuals[found.others] - rounding
-    return any(
-        bool((sign * values + reach > bound + tol * abs(bound)).any()) for sign, bound in ends
-    )
+    sign, bound = end
+    return bool((sign * values + reach > bound + tol * abs(bound)).any())
 
 
 _POINTS = 16  # between two Ritz values, at which it is asked what was overlooked
