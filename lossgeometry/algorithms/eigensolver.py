@@ -32,7 +32,7 @@ class Eigenpairs:
     eigenvalues: Tensor  # (k,) float64
     eigenvectors: Tensor  # (P, k), orthonormal columns
     residuals: Tensor  # (k,) float64, ‖A x - λ x‖
-    errors: Tensor  # (k,) float64, an eigenvalue of A is at most so far away, rounding included
+    errors: Tensor  # (k,) float64, an eigenvalue of A is at most so far away
     converged: Tensor  # (k,) bool, whether that is within the tolerance
     matvecs: int  # products with A
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lossgeometry.algorithms.eigensolver import Eigenpairs, lanczos, plan
+from lossgeometry.algorithms.symmetry import allowed_asymmetry, asymmetry
 from lossgeometry.errors import InputError
 from lossgeometry.objective import FrozenLoss, LossFunction
-from lossgeometry.operators.base import asymmetry
 from lossgeometry.operators.captured import Captured, Recorder, on_stream_of
 from lossgeometry.operators.graphs import gradient
 from lossgeometry.operators.hessian import Hessian
@@ -100,11 +100,11 @@ class HessianStack:
             self.device, self.dtype
         )
         found = asymmetry(u, self.products(u), v, self.products(v))
-        tolerance = torch.finfo(self.dtype).eps ** 0.5
-        if found > tolerance:
+        allowed = allowed_asymmetry(self.dtype)
+        if found > allowed:
             raise InputError(
                 f"together: Hessian-vector products of several mini-batches at once are asymmetric "
-                f"by {found:.1e}, expected at most {tolerance:.1e}; solve one at a time"
+                f"by {found:.1e}, expected at most {allowed:.1e}; solve one at a time"
             )
 
 
