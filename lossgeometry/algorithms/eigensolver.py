@@ -365,10 +365,11 @@ def _overlooked(
 
 
 def _newest_is_known(krylov: KrylovSpace, search: Search) -> bool:
-    """Whether the best of the newest sequence has converged, to a per cent."""
+    """Whether the best of the newest sequence has converged, to a per cent; "BE": of each end."""
     _, newest, residuals = krylov.projection.before_and_newest()
-    best = search.by_preference(newest)[0]
-    return bool(residuals[best] <= max(0.01 * abs(newest[best]), krylov.rounding))
+    best = search.by_preference(newest)[: min(search.k, 2) if search.which == "BE" else 1]
+    enough = np.maximum(0.01 * np.abs(newest[best]), krylov.rounding)
+    return bool((residuals[best] <= enough).all())
 
 
 def _newest_is_new(krylov: KrylovSpace, search: Search, found: np.ndarray) -> bool:
