@@ -307,12 +307,12 @@ def _next_step(
     ends = search.ends(values)
     if not (found.converged[found.wanted] | unresolvable).all():
         return "extend"
-    # It counts once seen: in a cluster, each value that converges is followed by one that has not,
-    # and two ends that take turns at that would never be clear at the same time.
+    # Of two ends, the other counts as it was when it was clear: in a cluster, each value that
+    # converges is followed by one that has not, and both take turns at that.
     bounds, remembered = np.array([bound for _, bound in ends]), cleared[: len(ends)]
-    clear = [not _overtaken(found, krylov.rounding, end, tol) for end in ends]
+    clear = np.array([not _overtaken(found, krylov.rounding, end, tol) for end in ends])
     remembered[clear] = bounds[clear]
-    if not (np.abs(remembered - bounds) <= tol * np.abs(bounds)).all():
+    if not (clear.any() and (np.abs(remembered - bounds) <= tol * np.abs(bounds)).all()):
         return "extend"
     if krylov.size == krylov.basis.P:
         return "stop"
