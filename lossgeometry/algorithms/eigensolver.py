@@ -147,7 +147,7 @@ def eigsh(
 
 @dataclass(frozen=True)
 class Search:
-    """Which eigenvalues are searched for, and with what; the parameters of `eigsh`, all of them."""
+    """What `eigsh` was asked for, with all defaults filled in: see its parameters."""
 
     k: int
     which: Which
@@ -187,6 +187,10 @@ class Search:
         return [(sign, sign * end[-1]) for sign, end in ((1, upper), (-1, lower)) if len(end)]
 
 
+# Basis vectors beside those of the eigenvalues: with fewer, restarts forget what was on its way.
+_ROOM = 4
+
+
 def plan(
     A: MatrixLike,
     k: int,
@@ -214,10 +218,6 @@ def plan(
     if maxiter < k:
         raise InputError(f"maxiter: {maxiter}, expected at least k = {k} products")
     return Search(k, which, tol, maxiter, ncv)
-
-
-# Basis vectors beside those of the eigenvalues: with fewer, restarts forget what was on its way.
-_ROOM = 4
 
 
 def default_ncv(P: int, k: int) -> int:
@@ -299,7 +299,7 @@ def _next_step(
 ) -> Literal["extend", "lock", "stop"]:
     """Whether to go on with the newest sequence, to begin one beside what is found, or to stop.
 
-    In `cleared` (2,) are, and are put, bounds at the ends that no other value was seen to overtake.
+    `cleared` (2,) remembers, for each end, the bound that no other value was seen to overtake.
     """
     tol, values, residuals = search.tol, found.values[found.wanted], found.residuals[found.wanted]
     # What the precision cannot resolve gets no better once there has been a whole basis.
