@@ -180,14 +180,6 @@ def test_clusters_at_both_ends_are_not_waited_for_in_turn(width):
         np.testing.assert_allclose(E.eigenvalues, exact(A, "BE", 4), rtol=1.01e-7, atol=0)
 
 
-def test_copies_are_looked_for_at_both_ends():
-    for seed in range(10):
-        A = symmetric(np.repeat(np.random.default_rng(seed).standard_normal(20), 3))
-        E = eigsh(A, 5, which="BE", tol=1e-7, seed=seed)
-        assert E.converged.all()
-        np.testing.assert_allclose(E.eigenvalues, exact(A, "BE", 5), rtol=1e-7, atol=0)
-
-
 def test_a_dominant_eigenvalue_hides_no_other():
     """In float32, four of about 3 beside one of 8e6 are found, but not vouched for."""
     A = symmetric(NASTY["dominant"][0], torch.float32)
