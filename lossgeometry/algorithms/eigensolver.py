@@ -145,6 +145,10 @@ def eigsh(
             return end.value
 
 
+# Below this tolerance, copies of repeated eigenvalues are looked for.
+_STRICT = 1e-6
+
+
 @dataclass(frozen=True)
 class Search:
     """What `eigsh` was asked for, with all defaults filled in: see its parameters."""
@@ -170,10 +174,13 @@ class Search:
     def kept(self, values: np.ndarray) -> np.ndarray:
         """Indices of those of the ascending `values` from which a restart goes on.
 
-        They are half of the room beside those wanted: with fewer kept, what was on its way is
+        They are two fifths of the room beside the wanted: with fewer kept, what was on its way is
         forgotten; with more, restarts come so often that polynomials are of too low a degree.
         """
-        return self.by_preference(values)[: min((self.k + self.ncv) // 2, self.ncv - 1)]
+        room = self.ncv - self.k
+        # Where copies are looked for, what has been locked takes places of what is on its way.
+        more = room // 2 if self.tol < _STRICT else 2 * room // 5
+        return self.by_preference(values)[: min(self.k + more, self.ncv - 1)]
 
     def ends(self, wanted: np.ndarray) -> list[tuple[int, float]]:
         """Pairs of a sign and a bound: what is more, times the sign, is preferred to the last.
@@ -290,8 +297,6 @@ def _found(krylov: KrylovSpace, search: Search) -> _Found:
 
 # How many eigenvalues, about, may be missing because the start was orthogonal to their vectors.
 _OVERLOOKED = 0.01
-# Below this tolerance, copies of repeated eigenvalues are looked for.
-_STRICT = 1e-6
 
 
 def _next_step(
