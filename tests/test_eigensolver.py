@@ -155,7 +155,7 @@ def test_restarts_do_not_forget_what_converges_slowly():
     assert E.matvecs < 350
 
 
-@pytest.mark.parametrize("which", ["LM", "LA", "SA"])
+@pytest.mark.parametrize("which", WHICH)
 def test_tight_clusters_come_to_an_end(which):
     """Of eigenvalues a tolerance apart, which are searched for copies."""
     for seed in range(3):
@@ -166,6 +166,18 @@ def test_tight_clusters_come_to_an_end(which):
         assert E.matvecs < 400
         truth = exact(symmetric(spectrum), which, 3)
         np.testing.assert_allclose(E.eigenvalues, truth, rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("width", [1e-6, 1e-7, 1e-8])
+def test_clusters_at_both_ends_are_not_waited_for_in_turn(width):
+    """More eigenvalues in each than the basis has vectors."""
+    for seed in range(3):
+        noise = np.random.default_rng(seed).standard_normal(200)
+        A = symmetric(np.repeat([9.0, 2.0, 0.5, -1.5], 50) * (1 + width * noise))
+        E = eigsh(A, 4, which="BE", tol=1e-7, seed=seed)
+        assert E.converged.all()
+        assert E.matvecs < 400
+        np.testing.assert_allclose(E.eigenvalues, exact(A, "BE", 4), rtol=1.01e-7, atol=0)
 
 
 def test_a_dominant_eigenvalue_hides_no_other():

@@ -14,18 +14,9 @@ from torch import Tensor
 from lossgeometry.algorithms.krylov import KrylovSpace, MatrixLike
 from lossgeometry.errors import InputError
 from lossgeometry.running.distributed import ALONE
-from lossgeometry.running.saving import Saver
+from lossgeometry.running.saving import Saver, filled
 
 Which = Literal["LM", "LA", "SA", "BE"]
-
-
-# Below this tolerance, copies of repeated eigenvalues are looked for.
-STRICT = 1e-6
-# Basis vectors beside those of the eigenvalues: with fewer, restarts forget what was on its way.
-ROOM = 4
-# How many eigenvalues, about, may be missing because the start was orthogonal to their vectors.
-OVERLOOKED = 0.01
-POINTS = 16  # between two Ritz values at which that is asked
 
 
 class SymmetricOperator(MatrixLike, Protocol):
@@ -41,7 +32,7 @@ class Eigenpairs:
     eigenvalues: Tensor  # (k,) float64
     eigenvectors: Tensor  # (P, k), orthonormal columns
     residuals: Tensor  # (k,) float64, ‖A x - λ x‖
-    errors: Tensor  # (k,) float64, residual and rounding: an eigenvalue is at most so far away
+    errors: Tensor  # (k,) float64, an eigenvalue of A is at most so far away
     converged: Tensor  # (k,) bool, whether that is within the tolerance
     matvecs: int  # products with A
 
@@ -144,18 +135,8 @@ def eigsh(
     >>> eigsh(A, k=2).eigenvalues.round(decimals=3)
     tensor([ 3., -2.], dtype=torch.float64)
     """
-    solve = lanczos(
-        A,
-        k,
-        which=which,
-        tol=tol,
-        maxiter=maxiter,
-        ncv=ncv,
-        v0=v0,
-        seed=seed,
-        resume=resume,
-        save=save,
-    )
+    search = plan(A, k, which=which, tol=tol, maxiter=maxiter, ncv=ncv)
+    solve = lanczos(A, search, v0=v0, seed=seed, resume=resume, save=save)
     vector = next(solve)
     while True:
         try:
@@ -164,7 +145,60 @@ def eigsh(
             return end.value
 
 
-def lanczos(
+# Below this tolerance, copies of repeated eigenvalues are looked for.
+_STRICT = 1e-6
+
+
+@dataclass(frozen=True)
+class Search:
+    """What `eigsh` was asked for, with all defaults filled in: see its parameters."""
+
+    k: int
+    which: Which
+    tol: float
+    maxiter: int
+    ncv: int
+
+    def by_preference(self, values: np.ndarray) -> np.ndarray:
+        """Indices of ascending `values`, the most wanted first."""
+        ascending = np.arange(len(values))
+        match self.which:
+            case "LM":
+                return np.argsort(-np.abs(values), kind="stable")
+            case "LA":
+                return ascending[::-1]
+            case "SA":
+                return ascending
+        return np.stack([ascending[::-1], ascending], axis=1).reshape(-1)[: len(values)]
+
+    def kept(self, values: np.ndarray) -> np.ndarray:
+        """Indices of those of the ascending `values` from which a restart goes on.
+
+        They are two fifths of the room beside the wanted: with fewer kept, what was on its way is
+        forgotten; with more, restarts come so often that polynomials are of too low a degree.
+        """
+        room = self.ncv - self.k
+        # Where copies are looked for, what has been locked takes places of what is on its way.
+        more = room // 2 if self.tol < _STRICT else 2 * room // 5
+        return self.by_preference(values)[: min(self.k + more, self.ncv - 1)]
+
+    def ends(self, wanted: np.ndarray) -> list[tuple[int, float]]:
+        """Pairs of a sign and a bound: what is more, times the sign, is preferred to the last.
+
+        `wanted` are values in the order of preference.
+        """
+        if self.which == "LM":
+            return [(1, abs(wanted[-1])), (-1, abs(wanted[-1]))]
+        upper = {"SA": wanted[:0], "BE": wanted[::2]}.get(self.which, wanted)
+        lower = {"SA": wanted, "BE": wanted[1::2]}.get(self.which, wanted[:0])
+        return [(sign, sign * end[-1]) for sign, end in ((1, upper), (-1, lower)) if len(end)]
+
+
+# Basis vectors beside those of the eigenvalues: with fewer, restarts forget what was on its way.
+_ROOM = 4
+
+
+def plan(
     A: MatrixLike,
     k: int,
     *,
@@ -172,6 +206,36 @@ def lanczos(
     tol: float = 1e-3,
     maxiter: int | None = None,
     ncv: int | None = None,
+) -> Search:
+    """The search that these parameters of `eigsh` ask for; raises `InputError` if none can."""
+    if len(A.shape) != 2 or A.shape[0] != A.shape[1]:
+        raise InputError(f"A: shape {tuple(A.shape)}, expected (P, P)")
+    P = A.shape[0]
+    if not 1 <= k <= P:
+        raise InputError(f"k: {k}, expected 1 to {P}")
+    if which not in get_args(Which):
+        raise InputError(f"which: {which!r}, expected one of {', '.join(get_args(Which))}")
+    if not 0 <= tol < math.inf:
+        raise InputError(f"tol: {tol}, expected a relative error of at least 0")
+    ncv = default_ncv(P, k) if ncv is None else ncv
+    least = min(k + _ROOM, P)
+    if not least <= ncv <= P:
+        raise InputError(f"ncv: {ncv}, expected {least} to {P} for k = {k} of {P} eigenvalues")
+    maxiter = 50 * ncv if maxiter is None else maxiter
+    if maxiter < k:
+        raise InputError(f"maxiter: {maxiter}, expected at least k = {k} products")
+    return Search(k, which, tol, maxiter, ncv)
+
+
+def default_ncv(P: int, k: int) -> int:
+    """Basis vectors for `k` eigenvalues of a (P, P) matrix."""
+    return min(P, max(2 * k + 1, 20))
+
+
+def lanczos(
+    A: MatrixLike,
+    search: Search,
+    *,
     v0: Tensor | None = None,
     seed: int = 0,
     resume: Mapping[str, np.ndarray] | None = None,
@@ -181,113 +245,108 @@ def lanczos(
 
     Whoever drives it decides how products are made; `A` is not multiplied with here.
     """
-    P = A.shape[0]
-    _validate(A, k, which, tol)
-    ncv = default_ncv(P, k) if ncv is None else ncv
-    least = min(k + ROOM, P)
-    if not least <= ncv <= P:
-        raise InputError(f"ncv: {ncv}, expected {least} to {P} for k = {k} of {P} eigenvalues")
-    maxiter = 50 * ncv if maxiter is None else maxiter
-    if maxiter < k:
-        raise InputError(f"maxiter: {maxiter}, expected at least k = {k} products")
-
     if (resume or save) and getattr(A, "team", ALONE).size > 1:
         raise InputError("save: not possible where processes share the operator")
-    krylov = KrylovSpace(A, ncv, v0, seed)
+    krylov, cleared = KrylovSpace(A, search.ncv, v0, seed), np.full(2, np.nan)
     if resume:
         krylov.restore(resume)
-    saver = Saver(None if save is None else lambda space: save(space.state()), krylov)
-
-    def best(values: np.ndarray) -> np.ndarray:
-        # A third of the room beside those wanted: with fewer kept, what was on its way is
-        # forgotten; with more, restarts come so often that polynomials are of too low a degree.
-        return _by_preference(values, which)[: min((2 * k + ncv) // 3, ncv - 1)]
+        cleared = filled({"cleared": cleared}, resume)["cleared"]
+    keep = None if save is None else lambda space: save(space.state() | {"cleared": cleared})
+    saver = Saver(keep, krylov)
 
     while True:
         if krylov.matvecs:
             saver.now_and_then()  # here, for until its product is there the next vector is no part
         product = yield krylov.extend()
         if not krylov.expand(product):
-            return _nothing(A, k, krylov.matvecs)
-        if krylov.size < k:
+            return _nothing(A, search.k, krylov.matvecs)
+        if krylov.size < search.k:
             continue
-        values, vectors, residuals = krylov.ritz()
-        order = _by_preference(values, which)
-        wanted, others = order[:k], order[k:]
-        errors = residuals + krylov.drift + krylov.rounding
-        converged = errors <= tol * np.abs(values)
-        # What the precision cannot resolve gets no better once there has been a whole basis.
-        settled = converged | ((residuals <= krylov.rounding) & (krylov.matvecs >= ncv))
-        ends = _ends(values[wanted], which)
-        reach = residuals[others] - krylov.rounding
-        lock: bool | None = False
-        if settled[wanted].all() and not _overtaken(values[others], reach, ends, tol):
-            sure = _overlooked(krylov, values, ends, tol) <= OVERLOOKED
-            copies = krylov.exhausted or krylov.searching or tol < STRICT
-            if krylov.size == P or (sure and not copies):
-                break
-            news = _news(krylov, values[wanted], which, tol, sure) if krylov.searching else sure
-            if krylov.searching and news is False:
-                break
-            # What is locked gets no better, and others get no better than what they are coupled to;
-            # in a cluster, what converged first may be neither its end nor well apart from that.
-            enough = max(0.3 * tol * np.abs(values[wanted]).min(), krylov.rounding)
-            lock = news and residuals[wanted].max() <= enough
-        if krylov.matvecs >= maxiter:
-            break
-        if lock:
-            krylov.lock(vectors[:, wanted], residuals[wanted])
-        elif krylov.size == ncv:
-            krylov.compress(best)
-
-    if which == "BE":
-        wanted = np.sort(wanted)[::-1].copy()
-    return Eigenpairs(
-        eigenvalues=torch.from_numpy(values[wanted]),
-        eigenvectors=krylov.whole(vectors[:, wanted]),
-        residuals=torch.from_numpy(residuals[wanted] + krylov.drift),
-        errors=torch.from_numpy(errors[wanted]),
-        converged=torch.from_numpy(converged[wanted]),
-        matvecs=krylov.matvecs,
-    )
+        found = _found(krylov, search)
+        step = _next_step(krylov, search, found, cleared)
+        if step == "stop" or krylov.matvecs >= search.maxiter:
+            return _eigenpairs(krylov, search, found)
+        if step == "lock":
+            krylov.lock(found.vectors[:, found.wanted], found.residuals[found.wanted])
+            cleared[:] = np.nan
+        elif krylov.size == krylov.ncv:
+            krylov.compress(search.kept)
 
 
-def default_ncv(P: int, k: int) -> int:
-    """Basis vectors for `k` eigenvalues of a (P, P) matrix."""
-    return min(P, max(2 * k + 1, 20))
+@dataclass(frozen=True)
+class _Found:
+    """Ascending Ritz values, and what they are worth."""
+
+    values: np.ndarray
+    vectors: np.ndarray  # columns, in the basis
+    residuals: np.ndarray  # but for the drift of restarts
+    errors: np.ndarray
+    converged: np.ndarray
+    wanted: np.ndarray  # (k,) indices, the most wanted first
+    others: np.ndarray  # the other indices
 
 
-def _by_preference(values: np.ndarray, which: Which) -> np.ndarray:
-    """Indices of ascending `values`, the most wanted first."""
-    if which == "LM":
-        return np.argsort(-np.abs(values), kind="stable")
-    if which == "LA":
-        return np.arange(len(values))[::-1]
-    if which == "SA":
-        return np.arange(len(values))
-    ends = np.arange(len(values))
-    return np.stack([ends[::-1], ends], axis=1).reshape(-1)[: len(values)]
+def _found(krylov: KrylovSpace, search: Search) -> _Found:
+    values, vectors, residuals = krylov.projection.ritz()
+    order = search.by_preference(values)
+    errors = residuals + krylov.drift + krylov.rounding
+    converged = errors <= search.tol * np.abs(values)
+    wanted, others = order[: search.k], order[search.k :]
+    return _Found(values, vectors, residuals, errors, converged, wanted, others)
 
 
-def _ends(wanted: np.ndarray, which: Which) -> list[tuple[int, float]]:
-    """Pairs of a sign and a bound: what is more, times the sign, is preferred to the last of these.
+# How many eigenvalues, about, may be missing because the start was orthogonal to their vectors.
+_OVERLOOKED = 0.01
 
-    `wanted` are values in the order of preference.
+
+def _next_step(
+    krylov: KrylovSpace, search: Search, found: _Found, cleared: np.ndarray
+) -> Literal["extend", "lock", "stop"]:
+    """Whether to go on with the newest sequence, to begin one beside what is found, or to stop.
+
+    `cleared` (2,) remembers, for each end, the bound that no other value was seen to overtake.
     """
-    if which == "LM":
-        return [(1, abs(wanted[-1])), (-1, abs(wanted[-1]))]
-    upper = {"SA": wanted[:0], "BE": wanted[::2]}.get(which, wanted)
-    lower = {"SA": wanted, "BE": wanted[1::2]}.get(which, wanted[:0])
-    return [(sign, sign * end[-1]) for sign, end in ((1, upper), (-1, lower)) if len(end)]
+    tol, values, residuals = search.tol, found.values[found.wanted], found.residuals[found.wanted]
+    # What the precision cannot resolve gets no better once there has been a whole basis.
+    unresolvable = (residuals <= krylov.rounding) & (krylov.matvecs >= search.ncv)
+    ends = search.ends(values)
+    if not (found.converged[found.wanted] | unresolvable).all():
+        return "extend"
+    # Of two ends, the other counts as it was when it was clear: in a cluster, each value that
+    # converges is followed by one that has not, and both take turns at that.
+    bounds, remembered = np.array([bound for _, bound in ends]), cleared[: len(ends)]
+    clear = np.array([not _overtaken(found, krylov.rounding, end, tol) for end in ends])
+    remembered[clear] = bounds[clear]
+    if not (clear.any() and (np.abs(remembered - bounds) <= tol * np.abs(bounds)).all()):
+        return "extend"
+    if krylov.size == krylov.basis.P:
+        return "stop"
+    sure = _overlooked(krylov, found.values, ends, tol) <= _OVERLOOKED
+    if krylov.projection.searching:
+        # Whatever has been missing has a part in the random start of the newest sequence, and would
+        # be its best: which is known once that has converged, or where it can be no better.
+        if not (sure or _newest_is_known(krylov, search)):
+            return "extend"
+        if not _newest_is_new(krylov, search, values):
+            return "stop"
+    elif not sure:
+        return "extend"
+    elif not (krylov.exhausted or tol < _STRICT):
+        return "stop"
+    # What is locked gets no better, and others get no better than what they are coupled to;
+    # in a cluster, what converged first may be neither its end nor well apart from that.
+    enough = max(0.3 * tol * np.abs(values).min(), krylov.rounding)
+    return "lock" if residuals.max() <= enough else "extend"
 
 
-def _overtaken(
-    others: np.ndarray, errors: np.ndarray, ends: list[tuple[int, float]], tol: float
-) -> bool:
+def _overtaken(found: _Found, rounding: float, end: tuple[int, float], tol: float) -> bool:
     """Whether other values, once exact, may be preferred, by more than the relative `tol`."""
-    return any(
-        bool((sign * others + errors > bound + tol * abs(bound)).any()) for sign, bound in ends
-    )
+    values, reach = found.values[found.others], found.residuals[found.others] - rounding
+    sign, bound = end
+    return bool((sign * values + reach > bound + tol * abs(bound)).any())
+
+
+_POINTS = 16  # between two Ritz values, at which it is asked what was overlooked
 
 
 def _overlooked(
@@ -303,42 +362,44 @@ def _overlooked(
         edges = np.append(edges, edges[-1] + spacing)
         lower, upper = edges[:-1] + tol * np.abs(edges[:-1]), edges[1:] - tol * np.abs(edges[1:])
         widths = np.maximum(upper - lower, 0.0)
-        places = lower + widths * (np.arange(POINTS)[:, None] + 0.5) / POINTS
-        chances = krylov.overlooked(sign * places.reshape(-1)).reshape(places.shape).mean(0)
+        places = lower + widths * (np.arange(_POINTS)[:, None] + 0.5) / _POINTS
+        chances = krylov.projection.overlooked(sign * places.reshape(-1), krylov.basis.P)
         shares = np.divide(widths, np.diff(edges), out=np.zeros_like(widths), where=widths > 0)
-        expected += float(shares @ chances)
+        expected += float(shares @ chances.reshape(places.shape).mean(0))
     return expected
 
 
-def _news(
-    krylov: KrylovSpace, found: np.ndarray, which: Which, tol: float, sure: bool
-) -> bool | None:
-    """Whether the newest sequence has a part in the values `found`; None where that is not known.
+def _newest_is_known(krylov: KrylovSpace, search: Search) -> bool:
+    """Whether the best of the newest sequence has converged, to a per cent; "BE": of each end."""
+    _, newest, residuals = krylov.projection.before_and_newest()
+    best = search.by_preference(newest)[: min(search.k, 2) if search.which == "BE" else 1]
+    enough = np.maximum(0.01 * np.abs(newest[best]), krylov.rounding)
+    return bool((residuals[best] <= enough).all())
 
-    Whatever has been missing has a part in its random start, and would be its best: which is known
-    once that has converged, or where it is `sure` that it can be no better than those found.
-    """
-    before, newest, residuals = krylov.before_and_newest()
-    best = _by_preference(newest, which)[0]
-    if not sure and residuals[best] > max(0.01 * abs(newest[best]), krylov.rounding):
-        return None
+
+def _newest_is_new(krylov: KrylovSpace, search: Search, found: np.ndarray) -> bool:
+    """Whether the newest sequence has a part in the values `found`, in order of preference."""
+    before, *_ = krylov.projection.before_and_newest()
     if len(before) < len(found):
         return True
-    before = before[_by_preference(before, which)[: len(found)]]
-    if which == "LM":  # 2 and -2 are equally wanted
+    before = before[search.by_preference(before)[: len(found)]]
+    if search.which == "LM":  # 2 and -2 are equally wanted
         before, found = np.abs(before), np.abs(found)
-    return bool((np.abs(before - found) > tol * np.abs(found) + krylov.rounding).any())
+    return bool((np.abs(before - found) > search.tol * np.abs(found) + krylov.rounding).any())
 
 
-def _validate(A: MatrixLike, k: int, which: str, tol: float) -> None:
-    if len(A.shape) != 2 or A.shape[0] != A.shape[1]:
-        raise InputError(f"A: shape {tuple(A.shape)}, expected (P, P)")
-    if not 1 <= k <= A.shape[0]:
-        raise InputError(f"k: {k}, expected 1 to {A.shape[0]}")
-    if which not in get_args(Which):
-        raise InputError(f"which: {which!r}, expected one of {', '.join(get_args(Which))}")
-    if not 0 <= tol < math.inf:
-        raise InputError(f"tol: {tol}, expected a relative error of at least 0")
+def _eigenpairs(krylov: KrylovSpace, search: Search, found: _Found) -> Eigenpairs:
+    best = found.wanted
+    if search.which == "BE":
+        best = np.sort(best)[::-1].copy()
+    return Eigenpairs(
+        eigenvalues=torch.from_numpy(found.values[best]),
+        eigenvectors=krylov.basis.whole(found.vectors[:, best]),
+        residuals=torch.from_numpy(found.residuals[best] + krylov.drift),
+        errors=torch.from_numpy(found.errors[best]),
+        converged=torch.from_numpy(found.converged[best]),
+        matvecs=krylov.matvecs,
+    )
 
 
 def _nothing(A: MatrixLike, k: int, matvecs: int) -> Eigenpairs:

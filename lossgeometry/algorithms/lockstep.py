@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lossgeometry.algorithms.eigensolver import Eigenpairs, lanczos
+from lossgeometry.algorithms.eigensolver import Eigenpairs, lanczos, plan
+from lossgeometry.algorithms.symmetry import allowed_asymmetry, asymmetry
 from lossgeometry.errors import InputError
 from lossgeometry.objective import FrozenLoss, LossFunction
-from lossgeometry.operators.base import asymmetry
 from lossgeometry.operators.captured import Captured, Recorder, on_stream_of
 from lossgeometry.operators.graphs import gradient
 from lossgeometry.operators.hessian import Hessian
@@ -100,11 +100,11 @@ class HessianStack:
             self.device, self.dtype
         )
         found = asymmetry(u, self.products(u), v, self.products(v))
-        tolerance = torch.finfo(self.dtype).eps ** 0.5
-        if found > tolerance:
+        allowed = allowed_asymmetry(self.dtype)
+        if found > allowed:
             raise InputError(
                 f"together: Hessian-vector products of several mini-batches at once are asymmetric "
-                f"by {found:.1e}, expected at most {tolerance:.1e}; solve one at a time"
+                f"by {found:.1e}, expected at most {allowed:.1e}; solve one at a time"
             )
 
 
@@ -198,9 +198,8 @@ def eigsh_lockstep(
 
     `starts` and `seeds` are the ``v0`` and ``seed`` of each; `options` are those of `eigsh`.
     """
-    solves = [
-        lanczos(H, k, v0=v0, seed=seed, **options) for v0, seed in zip(starts, seeds, strict=True)
-    ]
+    search = plan(H, k, **options)
+    solves = [lanczos(H, search, v0=v0, seed=seed) for v0, seed in zip(starts, seeds, strict=True)]
     vectors = torch.stack([next(solve) for solve in solves])
     found: dict[int, Eigenpairs] = {}
     while len(found) < len(solves):

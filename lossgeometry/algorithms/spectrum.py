@@ -49,7 +49,7 @@ class MaxEigenvalueSpectrum:
 
     eigenvalues: Tensor  # (n_batches, k) float64, largest magnitude first
     residuals: Tensor  # (n_batches, k) float64, ‖H x - λ x‖
-    errors: Tensor  # (n_batches, k) float64, estimated error of each eigenvalue
+    errors: Tensor  # (n_batches, k) float64, an eigenvalue of H is at most so far away
     converged: Tensor  # (n_batches, k) bool
     matvecs: Tensor  # (n_batches,) int64, Hessian-vector products
     together: int  # mini-batches that were solved in lock-step

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lossgeometry.algorithms.symmetry import asymmetry
 from lossgeometry.batches import Chunk, Count, Data, Forward
 from lossgeometry.errors import InputError
 from lossgeometry.objective import FrozenLoss, LossFunction
@@ -456,12 +457,6 @@ def default_memory(device: torch.device) -> int:
     free, _ = torch.cuda.mem_get_info(device)
     idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return (free + idle) // 2
-
-
-def asymmetry(u: Tensor, Au: Tensor, v: Tensor, Av: Tensor) -> float:
-    """``‖(A - Aᵀ)v‖ / ‖Av‖``, estimated with the rows of random `u` and `v`, all (n, P)."""
-    Au, Av = Au.double(), Av.double()
-    return _ratio(((u * Av).sum(1) - (v * Au).sum(1)).norm(), Av.norm())
 
 
 def _one_limit(difference: Callable[[float, float], Tensor], step: float, exact: Tensor) -> bool:
