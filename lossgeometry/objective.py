@@ -332,7 +332,7 @@ class FrozenLoss:
         """Those of this process."""
         batches = as_batches(data, count=self.count)
         self.examples = sum(map(examples_in, batches))  # of all processes
-        self.counted = self.examples if self.count is None else sum(map(self.count, batches))
+        self.counted = self.examples if self.count is None else int(sum(map(self.count, batches)))
         chunks = self._all_chunks(batches, seed)
         return chunks[self.team.shard(len(chunks))]
 
