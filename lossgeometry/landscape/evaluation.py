@@ -137,7 +137,7 @@ class Evaluator:
         ):
             while left:
                 try:
-                    with closing(parallel(self._point, [*left.items()], self.workers)) as found:
+                    with closing(parallel(self._point, [*left.items()], self._workers())) as found:
                         for _, (i, values) in found:
                             del left[i]
                             yield i, values
@@ -156,8 +156,7 @@ class Evaluator:
                 self._losses, self._memory_was_short = smaller, True
                 self._idle = _queue([_Own(smaller, self.device)])
 
-    @property
-    def workers(self) -> int:
+    def _workers(self) -> int:
         """Threads among which points are divided; one where memory was short.
 
         All copies of the weights that are moved have to fit in memory.

@@ -16,6 +16,7 @@ from lossgeometry.landscape.directions import Direction
 from lossgeometry.landscape.evaluation import Evaluator, Point, displaced, fingerprint
 from lossgeometry.running.distributed import ALONE, Team
 from lossgeometry.running.saving import Saver
+from lossgeometry.running.threads import free_threads
 
 Index: TypeAlias = tuple[int, ...]  # of a point: (i,) or (i, j), as in the arrays of a Slice
 
@@ -118,7 +119,7 @@ class Sampler:
         if self._team.size == 1:
             yield from self._evaluator.at(points)
             return
-        n = self._team.first(lambda: self._evaluator.workers)  # all have to deal out the same
+        n = self._team.first(free_threads)  # all have to deal out the same groups
         groups = [range(len(points))[start : start + n] for start in range(0, len(points), n)]
 
         def work(group: int) -> list[tuple[int, np.ndarray]]:
