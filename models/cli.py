@@ -19,7 +19,7 @@ import tyro
 from tyro.conf import arg
 
 from lossgeometry.errors import InputError, LostProcessError
-from lossgeometry.running.memory import is_out_of_memory
+from lossgeometry.running.memory import is_out_of_memory, keep_freed_memory
 
 Device = Annotated[
     Literal["auto", "cpu", "cuda"], arg(help="where to compute; auto takes a GPU if there is one")
@@ -54,6 +54,7 @@ def run(
     Of the processes that ``torchrun`` starts only the first prints. All of them call `main`, or,
     with `alone`, the first.
     """
+    keep_freed_memory()
     rank = int(os.environ["RANK"]) if under_torchrun() else 0
     with _signals():
         try:

@@ -11,7 +11,7 @@ import torch
 
 from analysis import corrupted
 from lossgeometry.algorithms import spectrum
-from lossgeometry.landscape.evaluation import Evaluator
+from lossgeometry.landscape import sampling
 from lossgeometry.objective import FrozenLoss
 from lossgeometry.operators.base import CurvatureOperator
 from lossgeometry.running import saving
@@ -26,11 +26,11 @@ TOWARDS = ("--towards", "checkpoints/other.pt", "--directions")
 # A command, what is called again and again, at which calls it is interrupted, and how many calls
 # are made again after each: the one that was interrupted, and what others need.
 CASES = {
-    "surface": (LANDSCAPE, Evaluator, "__call__", (7, 19), 1),
+    "surface": (LANDSCAPE, sampling, "displaced", (7, 19), 1),
     # The self-check of the products, too.
     "eigenvectors": ((*LANDSCAPE, *EIGENVECTORS), CurvatureOperator, "__matmul__", (12, 24), 1 + 7),
     "bezier": ((*LANDSCAPE, *TOWARDS, "bezier"), FrozenLoss, "value_and_gradient", (8, 16), 1),
-    "path": ((*LANDSCAPE, *TOWARDS, "towards"), Evaluator, "__call__", (8, 16), 1),
+    "path": ((*LANDSCAPE, *TOWARDS, "towards"), sampling, "displaced", (8, 16), 1),
     # The second spectrum starts from the first, which is made again.
     "spectrum": ((*HESSIAN, "--batches", "4"), spectrum, "eigsh", (3,), 1 + 1),
     # Three corruptions are done, and two severities of the fourth.

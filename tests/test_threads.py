@@ -1,6 +1,7 @@
 """Work divided among threads, and surfaces and spectra that are computed by several."""
 
 import os
+import random
 from contextlib import closing
 from functools import partial
 from threading import get_ident
@@ -132,6 +133,79 @@ def test_threads_do_not_meet_in_models_and_metrics_with_a_state(model, threads):
         found += [evaluator(evaluator.weights) for _ in range(5)]
     for values in found:
         np.testing.assert_allclose(values, found[0], rtol=1e-6)
+
+
+def grown(weights, factor):
+    return {name: weight * factor for name, weight in weights.items()}
+
+
+class Noise(nn.Module):
+    """A layer that does nothing but draw, twice as long for another thread to come in between."""
+
+    def forward(self, x):
+        first = torch.rand(len(x), 1, dtype=x.dtype)
+        sleep(1e-3)
+        return x * first + torch.randn_like(x)
+
+
+@pytest.mark.parametrize("sets", [1, 2])
+def test_points_are_the_same_by_several_threads_where_layers_draw(sets, threads):
+    seen = set()
+
+    def nll(outputs, targets):
+        seen.add(get_ident())
+        return F.cross_entropy(outputs, targets)
+
+    model = nn.Sequential(Noise(), nn.Linear(16, 8), nn.Dropout(0.5), nn.Linear(8, CLASSES)).train()
+    batches = [(torch.randn(9, 16), torch.randint(0, CLASSES, (9,))) for _ in range(3)]
+    data = {str(i): batches for i in range(sets)}
+    state, found = torch.get_rng_state(), []
+    for number in (1, 4):
+        threads(number)
+        seen.clear()
+        evaluator = Evaluator(model, {"nll": nll}, data, seed=3)
+        points = [partial(grown, evaluator.weights, 1 + t / 10) for t in range(12)]
+        found.append(np.stack([values for _, values in sorted(evaluator.at(points))]))
+        assert len(seen - {get_ident()}) == (number if number > 1 else 0)
+    np.testing.assert_array_equal(found[1], found[0])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("drawing", [torch.rand, lambda *shape: torch.full(shape, random.random())])
+def test_one_thread_where_more_than_single_layers_draw(drawing, threads):
+    class Drawing(nn.Linear):
+        def forward(self, x):
+            sleep(1e-3)
+            return super().forward(x * drawing(len(x), 1).to(x))
+
+    data = (torch.randn(20, 16), torch.randint(0, CLASSES, (20,)))
+    model = nn.Sequential(Drawing(16, 8), nn.Linear(8, CLASSES))
+    found = []
+    for number in (1, 4):
+        threads(number)
+        evaluator = Evaluator(model, {"nll": F.cross_entropy}, data)
+        points = [partial(grown, evaluator.weights, 1.0)] * 8
+        found += [float(values[0]) for _, values in evaluator.at(points)]
+    assert len(set(found)) == 1
+
+
+def test_memory_that_is_short_in_a_thread_leaves_the_other_points_as_they_are(threads):
+    class Starving(nn.Linear):
+        def forward(self, x):
+            if len(x) > 10 and self.bias[0] > 2:
+                raise MemoryError
+            return super().forward(x)
+
+    data = (torch.randn(50, 16).double(), torch.randint(0, CLASSES, (50,)))
+    model = Starving(16, CLASSES).double().eval()
+    nn.init.ones_(model.bias)
+    found = []
+    for number in (1, 3):
+        threads(number)
+        evaluator = Evaluator(model, {"nll": F.cross_entropy}, data)
+        values = dict(evaluator.at([partial(grown, evaluator.weights, t) for t in range(9)]))
+        found.append([float(values[i][0]) for i in range(9)])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-12)
 
 
 def test_one_thread_where_a_model_cannot_be_copied_or_memory_was_short(threads):

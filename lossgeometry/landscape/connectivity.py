@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -261,12 +263,17 @@ def _follow(
     }
     state = filled(blank, resume)
     todo = np.flatnonzero(~state["done"])
+    points = [partial(displaced, evaluator.weights, directions, steps[i].tolist()) for i in todo]
     saver = Saver(save, state)
-    with saver, tqdm(todo.tolist(), unit="point", disable=None, leave=False) as bar:
-        for i in bar:
-            point = displaced(evaluator.weights, directions, steps[i].tolist())
-            state["values"][i] = evaluator(point)
-            state["done"][i] = True
+    with (
+        saver,
+        tqdm(total=len(todo), unit="point", disable=None, leave=False) as bar,
+        closing(evaluator.at(points)) as found,
+    ):
+        for i, values in found:
+            state["values"][todo[i]] = values
+            state["done"][todo[i]] = True
+            bar.update()
             saver.now_and_then()
     saver.now()
     return Path(ts, dict(zip(evaluator.names, state["values"].T, strict=True)))

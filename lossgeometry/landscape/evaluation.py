@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeAlias, TypeGuard
@@ -15,14 +17,25 @@ from torch import Tensor, nn
 from lossgeometry.batches import Batch, Chunk, Count, Data, Forward, as_batches, examples_in
 from lossgeometry.errors import InputError
 from lossgeometry.objective import FrozenLoss, LossFunction
+from lossgeometry.operators.base import default_memory
 from lossgeometry.plainly import computing_plainly
 from lossgeometry.running.devices import full_precision
 from lossgeometry.running.memory import is_out_of_memory, make_room
-from lossgeometry.running.threads import MOST_THREADS, free_threads, parallel
-from lossgeometry.seeds import drawn_since_seeded, seed_everything, untouched_rng
+from lossgeometry.running.threads import MOST_THREADS, free_threads, give_way, parallel
+from lossgeometry.seeds import (
+    Stream,
+    derive_seed,
+    drawn_since_seeded,
+    seed_everything,
+    untouched_rng,
+)
 
 Sets: TypeAlias = "Data | Mapping[str, Data]"
 Metric: TypeAlias = LossFunction | None  # None: the model itself computes it
+Weights: TypeAlias = Mapping[str, Tensor]
+Point: TypeAlias = Callable[[], Weights]  # called where they are needed
+
+_turn = threading.RLock()  # for the threads that draw from PyTorch's generator
 
 
 class Evaluator:
@@ -85,8 +98,7 @@ class Evaluator:
         self._differentiates = False  # whether the model does, in its forward pass
         self._called = False  # without an exception
         self._draws = False  # whether the first call has drawn random numbers
-        self._idle: SimpleQueue[list[FrozenLoss]] = SimpleQueue()
-        self._idle.put(self._losses)
+        self._idle = _queue([_Own(self._losses, self.device)])
         self._threads: int | None = None  # that may share the work, once known
 
     def attributes(self) -> dict[str, str | int]:
@@ -107,30 +119,59 @@ class Evaluator:
             **({"sums": ", ".join(sums)} if sums else {}),  # the others are means
         }
 
-    def __call__(self, weights: Mapping[str, Tensor]) -> np.ndarray:
-        """Metrics at `weights`, float64 in the order of `names`.
+    def __call__(self, weights: Weights) -> np.ndarray:
+        """Metrics at `weights`, float64 in the order of `names`."""
+        [(_, values)] = self.at([lambda: weights])
+        return values
 
-        Where memory does not suffice, fewer examples pass at once, if that is the same.
+    def at(self, points: Sequence[Point]) -> Generator[tuple[int, np.ndarray], None, None]:
+        """Yield ``(i, metrics)`` at ``points[i]()`` as soon as they are there.
+
+        On a CPU each thread has points to itself, in no particular order. Where memory does not
+        suffice, fewer examples pass at once, if that is the same. Whoever may leave before the end
+        closes the iterator.
         """
-        while True:
-            try:
-                values = self._values(weights)
-                self._called = True
-                return values
-            except (RuntimeError, MemoryError) as error:
-                if is_out_of_memory(error):
-                    smaller = [loss.halved() or loss for loss in self._losses]
-                    if all(a is b for a, b in zip(smaller, self._losses, strict=True)):
+        left = dict(enumerate(points))
+        with (
+            full_precision(),
+            untouched_rng(self.device, torch_alone=self._quiet),
+            computing_plainly(self._losses[0].compiled),
+        ):
+            while left:
+                try:
+                    with closing(parallel(self._point, [*left.items()], self._workers())) as found:
+                        for _, (i, values) in found:
+                            self._called = True
+                            del left[i]
+                            yield i, values
+                    return
+                except (RuntimeError, MemoryError) as error:
+                    if is_out_of_memory(error):
+                        smaller = [loss.halved() or loss for loss in self._losses]
+                        if all(a is b for a, b in zip(smaller, self._losses, strict=True)):
+                            raise
+                    elif self._differentiates or isinstance(error, InputError):
                         raise
-                elif self._differentiates or isinstance(error, InputError):
-                    raise
-                else:
-                    self._differentiates = True
-                    continue
-            make_room("landscape", max(c.size for loss in self._losses for c in loss.chunks))
-            self._losses, self._memory_was_short = smaller, True
-            self._idle = SimpleQueue()
-            self._idle.put(smaller)
+                    else:
+                        self._differentiates = True
+                        continue
+                make_room("landscape", max(c.size for loss in self._losses for c in loss.chunks))
+                self._losses, self._memory_was_short = smaller, True
+                self._idle = _queue([_Own(smaller, self.device)])
+
+    def _workers(self) -> int:
+        """Threads among which points are divided; one where memory was short.
+
+        All copies of the weights that are moved have to fit in memory.
+        """
+        at_most = min(free_threads(), MOST_THREADS)
+        if self.device.type != "cpu" or self._memory_was_short or at_most == 1:
+            return 1
+        if self._threads is None:
+            taken = sum(weight.nbytes for weight in self.weights.values())
+            fitting = default_memory(self.device) // max(taken, 1)
+            self._threads = self._make_ready(min(at_most, fitting))
+        return min(at_most, self._threads)
 
     def _mode(self) -> Any:
         """Without graphs, but those of a model that differentiates in its forward pass.
@@ -147,95 +188,153 @@ class Evaluator:
         """Whether nothing was drawn: seeds of Python and NumPy take as long as a small network."""
         return self._called and not self._draws
 
-    @full_precision()
-    def _values(self, weights: Mapping[str, Tensor]) -> np.ndarray:
-        with (
-            untouched_rng(self.device, torch_alone=self._quiet),
-            self._mode(),
-            computing_plainly(self._losses[0].compiled),
-        ):
+    def _point(self, piece: tuple[int, Point]) -> tuple[int, np.ndarray]:
+        """Which point it is, and the metrics there."""
+        i, point = piece
+        own = self._idle.get()
+        try:
+            return i, self._values(own, point())
+        finally:
+            self._idle.put(own)
+
+    def _values(self, own: _Own, weights: Weights) -> np.ndarray:
+        with self._mode():
             buffers = dict(self.model.named_buffers())
             if self._calibration is not None:
-                buffers = _recalibrated(self._losses[0], weights, self._calibration)
-            means = [self._means(i, weights, buffers) for i in range(len(self._losses))]
+                buffers = _recalibrated(own, weights, self._calibration, self._seed)
+            means = []
+            for loss in own.losses:
+                values = torch.stack(
+                    [self._of(own, loss, weights, buffers, c) for c in loss.chunks]
+                )
+                is_sum = torch.tensor(list(loss.sums.values()), device=self.device)
+                counts = torch.tensor([[chunk.count] for chunk in loss.chunks], device=self.device)
+                counts = torch.where(is_sum, 1, counts)
+                total = torch.where(is_sum, 1, counts.sum(0))
+                means.append((counts * values).sum(0) / total)
             return torch.cat(means).cpu().numpy()
 
-    def _means(
-        self, which: int, weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
-    ) -> Tensor:
-        loss = self._losses[which]
-        work = partial(self._values_of, which, weights, buffers)
-        workers = self._workers(which, buffers, loss.chunks)
-        found = dict(parallel(work, loss.chunks, workers))
-        # In one order, which the last bits depend on.
-        values = torch.stack([found[i] for i in range(len(loss.chunks))])
-        is_sum = torch.tensor(list(loss.sums.values()), device=self.device)
-        counts = torch.tensor([[chunk.count] for chunk in loss.chunks], device=self.device)
-        counts = torch.where(is_sum, 1, counts)
-        total = torch.where(is_sum, 1, counts.sum(0))
-        return (counts * values).sum(0) / total
-
-    def _values_of(
+    def _of(
         self,
-        which: int,
-        weights: Mapping[str, Tensor],
+        own: _Own,
+        loss: FrozenLoss,
+        weights: Weights,
         buffers: Mapping[str, Tensor],
         chunk: Chunk,
     ) -> Tensor:
         """Metrics of a chunk."""
-        own = self._idle.get()
-        try:
-            return self._values_by(own[which], weights, buffers, chunk)
-        finally:
-            self._idle.put(own)
-
-    def _values_by(
-        self,
-        loss: FrozenLoss,
-        weights: Mapping[str, Tensor],
-        buffers: Mapping[str, Tensor],
-        chunk: Chunk,
-    ) -> Tensor:
-        with self._mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
-            seed_everything(self.device, chunk.seed, torch_alone=self._quiet)
+        give_way()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
+            own.seed(chunk.seed, self._quiet)
             values = loss.losses(loss.outputs(chunk, weights, buffers), chunk.targets).detach()
             if not self._called:
                 self._draws |= drawn_since_seeded(self.device, chunk.seed)
             return values
 
-    def _workers(self, which: int, buffers: Mapping[str, Tensor], chunks: Sequence[Chunk]) -> int:
-        """Threads among which so many chunks are divided; one where memory was short."""
-        trains = any(m.training for m in self.model.modules())
-        at_most = min(free_threads(), len(chunks), MOST_THREADS)
-        if self.device.type != "cpu" or trains or self._memory_was_short or at_most == 1:
-            return 1
-        if self._threads is None:
-            self._threads = self._make_ready(which, buffers, chunks[0])
-        return min(at_most, self._threads)
-
-    def _make_ready(self, which: int, buffers: Mapping[str, Tensor], chunk: Chunk) -> int:
+    def _make_ready(self, threads: int) -> int:
         """A copy of model and metrics for each thread, which share the weights; how many there are.
 
-        There is but one where threads would meet: random numbers come from one generator, and a
+        Random numbers come from one generator, which threads take in turns in the layers that do
+        nothing else. There is but one thread where they would meet: where other layers draw, or a
         hook may keep what it sees. Nor does a copy serve that has other values elsewhere than here,
         as where a function in it still calls the model that it is a copy of.
         """
-        elsewhere = {name: weight + 0.01 for name, weight in self.weights.items()}
-        value = partial(self._values_by, weights=elsewhere, buffers=buffers, chunk=chunk)
-        expected = value(self._losses[which])
-        hooks = any(m._forward_hooks or m._forward_pre_hooks for m in self.model.modules())
-        if hooks or drawn_since_seeded(self.device, chunk.seed):
+        if threads <= 1 or any(
+            m._forward_hooks or m._forward_pre_hooks for m in self.model.modules()
+        ):
             return 1
-        threads = min(free_threads(), MOST_THREADS)
+        chunk, buffers = self._losses[0].chunks[0], dict(self.model.named_buffers())
+        elsewhere = {name: weight + 0.01 for name, weight in self.weights.items()}
+
+        def value(own: _Own) -> Tensor:
+            with self._mode():
+                return self._of(own, own.losses[0], elsewhere, buffers, chunk)
+
+        expected = value(_Own(self._losses, self.device))
         try:
-            twins = [[loss.twin() for loss in self._losses] for _ in range(threads - 1)]
+            twins = [[loss.twin() for loss in self._losses] for _ in range(threads)]
         except (TypeError, RuntimeError):
             return 1  # it cannot be copied
-        if not all(torch.allclose(value(t[which]), expected, equal_nan=True) for t in twins):
+        drawing = _that_draw(twins[0][0].model, lambda: value(_Own(twins[0], self.device)))
+        copies = [_Copy(losses, self.device, drawing) for losses in twins]
+        seed_everything(self.device, chunk.seed)
+        same = all(torch.allclose(value(own), expected, equal_nan=True) for own in copies)
+        if not same or drawn_since_seeded(self.device, chunk.seed):
             return 1
-        for twin in twins:
-            self._idle.put(twin)
+        self._idle = _queue(copies)
         return threads
+
+
+class _Own:
+    """What one thread evaluates with at a time."""
+
+    def __init__(self, losses: list[FrozenLoss], device: torch.device) -> None:
+        self.losses = losses
+        self._device = device
+
+    def seed(self, seed: int, torch_alone: bool = False) -> None:
+        """Draw from this seed from now on."""
+        seed_everything(self._device, seed, torch_alone=torch_alone)
+
+
+class _Copy(_Own):
+    """Copies for one of several threads, of which layers by these names draw random numbers.
+
+    These layers draw in turns from the one generator, and each thread goes on where it has ended.
+    """
+
+    def __init__(
+        self, losses: list[FrozenLoss], device: torch.device, drawing: Collection[str]
+    ) -> None:
+        super().__init__(losses, device)
+        for loss in losses:
+            for name in drawing:
+                module = loss.model.get_submodule(name)
+                module.forward = partial(self._in_turn, module.forward)
+
+    def seed(self, seed: int, torch_alone: bool = False) -> None:
+        self._stream = Stream(seed)
+
+    def _in_turn(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with _turn, self._stream:
+            return forward(*args, **kwargs)
+
+
+def _queue(owns: Iterable[_Own]) -> SimpleQueue[_Own]:
+    queue: SimpleQueue[_Own] = SimpleQueue()
+    for own in owns:
+        queue.put(own)
+    return queue
+
+
+def _that_draw(model: nn.Module, run: Callable[[], object]) -> set[str]:
+    """Names of the layers that draw random numbers on the CPU, and do little else, in `run`."""
+    states, found = {}, set()
+
+    def before(module: nn.Module, *_: object) -> None:
+        states[module] = torch.get_rng_state()
+
+    def after(module: nn.Module, *_: object) -> None:
+        if not torch.equal(states[module], torch.get_rng_state()):
+            found.add(names[module])
+
+    names = {
+        module: name
+        for name, module in model.named_modules()
+        if not [*module.children(), *module.parameters()]
+    }
+    handles = [
+        handle
+        for module in names
+        for handle in (
+            module.register_forward_pre_hook(before),
+            module.register_forward_hook(after),
+        )
+    ]
+    run()
+    for handle in handles:
+        handle.remove()
+    return found
 
 
 @torch.no_grad()
@@ -275,20 +374,22 @@ def _are_sets(data: Sets) -> TypeGuard[Mapping[str, Data]]:
 
 
 def _recalibrated(
-    loss: FrozenLoss, weights: Mapping[str, Tensor], batches: Sequence[Batch]
+    own: _Own, weights: Weights, batches: Sequence[Batch], seed: int
 ) -> dict[str, Tensor]:
     """Buffers whose running statistics are the averages over `batches`.
 
     Every batch counts by its number of examples, as in Izmailov et al., *Averaging Weights Leads to
     Wider Optima and Better Generalization*, UAI 2018, section 3.2.
     """
+    loss = own.losses[0]
     buffers = {name: buffer.clone() for name, buffer in loss.model.named_buffers()}
     norms = batch_norms(loss.model)
     before = [(norm.training, norm.momentum) for norm in norms]
     seen = 0
     try:
-        for batch in batches:
+        for i, batch in enumerate(batches):
             n = examples_in(batch)
+            own.seed(derive_seed(seed, i))
             seen += n
             for norm in norms:
                 norm.training, norm.momentum = True, n / seen

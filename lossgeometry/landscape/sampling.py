@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -11,9 +13,10 @@ from tqdm import tqdm
 
 from lossgeometry.errors import InputError
 from lossgeometry.landscape.directions import Direction
-from lossgeometry.landscape.evaluation import Evaluator, displaced, fingerprint
+from lossgeometry.landscape.evaluation import Evaluator, Point, displaced, fingerprint
 from lossgeometry.running.distributed import ALONE, Team
 from lossgeometry.running.saving import Saver
+from lossgeometry.running.threads import free_threads
 
 Index: TypeAlias = tuple[int, ...]  # of a point: (i,) or (i, j), as in the arrays of a Slice
 
@@ -99,17 +102,36 @@ class Sampler:
     def evaluate(self, indices: Iterable[Index]) -> None:
         """Evaluate those points that are not done."""
         todo = [index for index in indices if not self.slice.done[index]]
-        with self._saver, tqdm(total=len(todo), unit="point", disable=None, leave=False) as bar:
-            for i, values in self._team.share(len(todo), lambda i: self._point(todo[i])):
+        with (
+            self._saver,
+            tqdm(total=len(todo), unit="point", disable=None, leave=False) as bar,
+            closing(self._found([self._point(index) for index in todo])) as found,
+        ):
+            for i, values in found:
                 for name, value in zip(self._evaluator.names, values, strict=True):
                     self.slice.metrics[name][todo[i]] = value
                 self.slice.done[todo[i]] = True
                 bar.update()
                 self._saver.now_and_then()
 
-    def _point(self, index: Index) -> np.ndarray:
+    def _found(self, points: Sequence[Point]) -> Generator[tuple[int, np.ndarray], None, None]:
+        """What `Evaluator.at` yields; processes of a team take as many points as have threads."""
+        if self._team.size == 1:
+            yield from self._evaluator.at(points)
+            return
+        n = self._team.first(free_threads)  # all have to deal out the same groups
+        groups = [range(len(points))[start : start + n] for start in range(0, len(points), n)]
+
+        def work(group: int) -> list[tuple[int, np.ndarray]]:
+            own = groups[group]
+            return [(own[i], values) for i, values in self._evaluator.at([points[i] for i in own])]
+
+        for _, values in self._team.share(len(groups), work):
+            yield from values
+
+    def _point(self, index: Index) -> Point:
         steps = [float(axis[i]) for axis, i in zip(self._axes, reversed(index), strict=True)]
-        return self._evaluator(displaced(self._evaluator.weights, self._directions, steps))
+        return partial(displaced, self._evaluator.weights, self._directions, steps)
 
 
 def _take_over(result: Slice, earlier: Slice) -> None:

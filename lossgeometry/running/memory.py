@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import sys
 from collections.abc import Callable
@@ -9,6 +10,9 @@ from typing import TypeVar
 
 Result = TypeVar("Result")
 _announced: set[str] = set()
+
+# Parameters of glibc's mallopt, and the largest that it takes for the latter.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MOST_MMAP = -1, -3, 32 * 1024**2
 
 
 class Halving:
@@ -50,6 +54,18 @@ def is_out_of_memory(error: BaseException) -> bool:
         or type(error).__name__ == "OutOfMemoryError"  # torch's, which need not be imported here
         or "DefaultCPUAllocator: can't allocate memory" in str(error)
     )
+
+
+def keep_freed_memory() -> None:
+    """Let the process keep the memory that it frees, for the next time that it needs some.
+
+    Otherwise glibc gives much of it back to the system, which has to clear it before it is used
+    again. With other allocators nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(_MMAP_THRESHOLD, _MOST_MMAP)
 
 
 def make_room(what: str, size: int) -> None:
