@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from lossgeometry.algorithms.eigensolver import SymmetricOperator
 from lossgeometry.algorithms.estimate import Estimate
-from lossgeometry.algorithms.symmetry import require_small_asymmetry, require_symmetric
 from lossgeometry.algorithms.trace import dot_columns
 from lossgeometry.errors import InputError
+from lossgeometry.symmetry import require_small_asymmetry, require_symmetric
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lossgeometry.algorithms.symmetry import require_small_asymmetry
 from lossgeometry.errors import InputError
 from lossgeometry.running.distributed import ALONE, Team
 from lossgeometry.running.saving import filled
+from lossgeometry.symmetry import require_small_asymmetry
 
 
 class MatrixLike(Protocol):

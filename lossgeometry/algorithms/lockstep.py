@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lossgeometry.algorithms.eigensolver import Eigenpairs, lanczos, plan
-from lossgeometry.algorithms.symmetry import allowed_asymmetry, asymmetry
 from lossgeometry.errors import InputError
 from lossgeometry.objective import FrozenLoss, LossFunction
 from lossgeometry.operators.captured import Captured, Recorder, on_stream_of
@@ -23,6 +22,7 @@ from lossgeometry.operators.hessian import Hessian
 from lossgeometry.parameters import unflatten_rows
 from lossgeometry.running.devices import full_precision
 from lossgeometry.seeds import seeded
+from lossgeometry.symmetry import allowed_asymmetry, asymmetry
 
 
 class HessianStack:

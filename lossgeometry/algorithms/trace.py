@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lossgeometry.algorithms.eigensolver import SymmetricOperator
 from lossgeometry.algorithms.estimate import Estimate, NormEstimate, effective_degrees
-from lossgeometry.algorithms.symmetry import require_symmetric
 from lossgeometry.errors import InputError
+from lossgeometry.symmetry import require_symmetric
 
 Method = Literal["hutchinson", "hutch++", "xtrace"]
 DiagonalMethod = Literal["hutchinson", "xdiag"]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lossgeometry.algorithms.eigensolver import Eigenpairs, SymmetricOperator
 from lossgeometry.algorithms.krylov import orthogonalise
-from lossgeometry.algorithms.symmetry import require_small_asymmetry
+from lossgeometry.symmetry import require_small_asymmetry
 
 NOISE = 0.1  # of the start, relative to the old eigenvectors: for what was orthogonal to them
 

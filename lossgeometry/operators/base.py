@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lossgeometry.algorithms.symmetry import asymmetry
 from lossgeometry.batches import Chunk, Count, Data, Forward
 from lossgeometry.errors import InputError
 from lossgeometry.objective import FrozenLoss, LossFunction
@@ -29,6 +28,7 @@ from lossgeometry.running.distributed import ALONE, Team
 from lossgeometry.running.memory import is_out_of_memory, make_room
 from lossgeometry.running.threads import MOST_THREADS, free_threads, give_way, parallel
 from lossgeometry.seeds import derive_seed
+from lossgeometry.symmetry import asymmetry
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
