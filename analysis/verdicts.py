@@ -66,7 +66,7 @@ QUANTITIES = {
     "train_nll": Quantity("NLL_train", 1, "train NLL", "train images", False, "nll"),
     "error": Quantity("error", 100, "error (%)", "test images", True, "nll"),
     "corruption": Quantity("corruption error", 100, "error (%)", "test images", True, "robustness"),
-    "nep": Quantity("NEP", 100, "NEP at the end of warm-up (%)", "mini-batches", True, "hessian"),
+    "nep": Quantity("NEP", 100, "NEP (%)", "mini-batches", True, "hessian"),
 }
 
 
