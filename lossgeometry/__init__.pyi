@@ -21,7 +21,8 @@ from .landscape.flatness import Flatness, flatness
 from .landscape.sampling import Slice
 from .landscape.slices import line, surface
 from .landscape.trajectories import PolarTrajectory, Trajectory, polar, project, trajectory
-from .operators.base import Check, CurvatureOperator
+from .operators.base import CurvatureOperator
+from .operators.checking import Check
 from .operators.ggn import GGN, Fisher
 from .operators.hessian import Hessian
 from .operators.layers import per_layer

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -234,7 +232,7 @@ class CurvatureTracker:
         if precondition is not None:
             stability_threshold(precondition)  # raises if it is one that is not known
         self._device = next(iter(parameters.values())).device
-        with self._nothing_else_changes():
+        with untouched_rng(self._device):
             self._probe = as_batches(probe, count=options.get("count"))
         self._model, self._loss_fn, self._options = model, loss_fn, options
         self._every, self._k, self._seed = every, k, seed
@@ -252,7 +250,7 @@ class CurvatureTracker:
         before, self._step = self._step, self._step + 1 if step is None else step
         if self._step // self._every == before // self._every:
             return
-        with self._nothing_else_changes():
+        with untouched_rng(self._device):
             row = self._measured()
         self._rows.append(row)
         if self._path is not None:
@@ -311,17 +309,6 @@ class CurvatureTracker:
             guard = guard.to(old)
             old = torch.cat([old, guard / guard.norm()], dim=1)
         return follow(A, old, tol=TOLERANCE, maxiter=PRODUCTS * k, seed=seed)
-
-    @contextlib.contextmanager
-    def _nothing_else_changes(self) -> Iterator[None]:
-        """Inside, random numbers may be drawn, by any of the three generators that data use."""
-        python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-        with untouched_rng(self._device):
-            try:
-                yield
-            finally:
-                random.setstate(python)
-                np.random.set_state(numpy)  # noqa: NPY002
 
 
 def _none(A: SymmetricOperator, k: int) -> Eigenpairs:

@@ -17,7 +17,7 @@ from analysis.spectra import by_layer
 from analysis.tables.hessians import report
 from lossgeometry import Hessian
 from lossgeometry.errors import InputError
-from lossgeometry.operators.base import Check
+from lossgeometry.operators.checking import Check
 from lossgeometry.seeds import derive_seed
 from models import load_checkpoint, load_dataset
 from models.recipes import PRESETS

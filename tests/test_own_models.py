@@ -18,7 +18,7 @@ from analysis import claims, figures, hessian, landscape, nll, options, robustne
 from analysis.measurements.recording import store, stored
 from lossgeometry import Hessian
 from lossgeometry.errors import InputError
-from lossgeometry.operators.base import Check
+from lossgeometry.operators.checking import Check
 from models import load_dataset
 from models.description import SCORES
 from models.factory import build_model

@@ -25,11 +25,10 @@ from lossgeometry.algorithms.power_iteration import power_iteration
 from lossgeometry.batches import Batch, Count, Data, Forward, as_batches, is_pair
 from lossgeometry.errors import InputError
 from lossgeometry.objective import LossFunction
-from lossgeometry.operators.base import default_memory
 from lossgeometry.operators.captured import make_recorder, occupying_bytes
 from lossgeometry.operators.hessian import Hessian
 from lossgeometry.parameters import select_parameters
-from lossgeometry.running.devices import full_precision
+from lossgeometry.running.devices import default_memory, full_precision
 from lossgeometry.running.distributed import ALONE, Team
 from lossgeometry.running.saving import Saver, filled
 from lossgeometry.running.threads import MOST_THREADS, free_threads, parallel

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from lossgeometry.batches import Batch, Chunk, Count, Data, Forward, as_batches, examples_in
 from lossgeometry.errors import InputError
 from lossgeometry.objective import FrozenLoss, LossFunction
-from lossgeometry.operators.base import default_memory
 from lossgeometry.plainly import computing_plainly
-from lossgeometry.running.devices import full_precision
+from lossgeometry.running.devices import default_memory, full_precision
 from lossgeometry.running.memory import is_out_of_memory, make_room
 from lossgeometry.running.threads import MOST_THREADS, free_threads, give_way, parallel
 from lossgeometry.seeds import (

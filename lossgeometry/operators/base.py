@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,13 +17,14 @@ from lossgeometry.batches import Chunk, Count, Data, Forward
 from lossgeometry.errors import InputError
 from lossgeometry.objective import FrozenLoss, LossFunction
 from lossgeometry.operators.captured import RowProducts, make_recorder, on_stream_of
+from lossgeometry.operators.checking import Check, against_differences
 from lossgeometry.operators.compiled import CompiledProduct
 from lossgeometry.operators.graphs import LinearMap
 from lossgeometry.operators.sharing import Plan, make_plan, runs_python
 from lossgeometry.parameters import flatten, unflatten_rows
 from lossgeometry.plainly import require_derivatives
 from lossgeometry.reduction import draws
-from lossgeometry.running.devices import full_precision
+from lossgeometry.running.devices import default_memory, full_precision
 from lossgeometry.running.distributed import ALONE, Team
 from lossgeometry.running.memory import is_out_of_memory, make_room
 from lossgeometry.running.threads import MOST_THREADS, free_threads, give_way, parallel
@@ -33,44 +34,6 @@ from lossgeometry.symmetry import asymmetry
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
     from typing_extensions import Self
-
-MEMORY = 2 * 1024**3  # default budget on a CPU for what is kept and for threads, in bytes
-
-
-@dataclass(frozen=True)
-class Check:
-    """How far an operator is from being the symmetric derivative that it claims to be.
-
-    There are three answers: "right", "wrong", and "undecided" where there is no derivative to
-    compare with, at parameters where the gradient jumps (a ReLU of exact zeros) or is no number.
-    """
-
-    symmetry: float  # ‖(A - Aᵀ)v‖ / ‖Av‖, estimated with random vectors
-    finite_difference: float  # ‖Av - central difference‖ / ‖Av‖
-    tolerance: float  # of both, from the precision of the operator
-    smooth: bool = True  # whether finite differences tend to a derivative
-
-    @property
-    def verdict(self) -> Literal["right", "wrong", "undecided"]:
-        """Right if both errors are within the tolerance, wrong if one that counts is not."""
-        if self.symmetry > self.tolerance:
-            return "wrong"
-        if self.finite_difference > self.tolerance:
-            return "wrong" if self.smooth else "undecided"
-        decided = not math.isnan(self.symmetry + self.finite_difference)
-        return "right" if decided else "undecided"
-
-    @property
-    def ok(self) -> bool:
-        """Whether the operator is right, and known to be."""
-        return self.verdict == "right"
-
-    def __str__(self) -> str:
-        jumps = "" if self.smooth else " (which have no limit here: the gradient jumps)"
-        return (
-            f"asymmetric by {self.symmetry:.1e} and off finite differences{jumps} by "
-            f"{self.finite_difference:.1e}, expected at most {self.tolerance:.1e}"
-        )
 
 
 class CurvatureOperator(ABC):
@@ -373,13 +336,7 @@ class CurvatureOperator(ABC):
         if not exact.any() and self._moves_without_gradient(objective, direction, scale):
             return Check(symmetry, math.inf, tolerance)
         steps = [scale * precision ** (1 / 3) * 2.0**-halvings for halvings in range(0, 18, 2)]
-        error = math.nan
-        for step in steps:
-            off = (difference(step, -step) - exact).norm()
-            error = _smaller(error, _ratio(off, exact.norm()))
-            if error <= tolerance:
-                return Check(symmetry, error, tolerance)
-        smooth = math.isnan(error) or any(_one_limit(difference, step, exact) for step in steps)
+        error, smooth = against_differences(difference, exact, steps, tolerance)
         return Check(symmetry, error, tolerance, smooth)
 
     def _precision(self, objective: FrozenLoss) -> float:
@@ -448,31 +405,3 @@ def require_columns(A: Any, vectors: Tensor) -> None:
             f"{type(A).__name__} @ v: v of shape {tuple(vectors.shape)}, expected ({P},) or "
             f"({P}, k)"
         )
-
-
-def default_memory(device: torch.device) -> int:
-    """Bytes for what products have in common: half of what is free on a GPU, else `MEMORY`."""
-    if device.type != "cuda":
-        return MEMORY
-    free, _ = torch.cuda.mem_get_info(device)
-    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return (free + idle) // 2
-
-
-def _one_limit(difference: Callable[[float, float], Tensor], step: float, exact: Tensor) -> bool:
-    """Whether differences agree with each other better than with `exact`, by half at least."""
-    central = difference(step, -step)
-    doubts = (
-        (difference(step, 0.0) - difference(0.0, -step)).norm(),
-        (central - difference(step / 2, -step / 2)).norm(),
-    )
-    return bool(max(doubts) < (central - exact).norm() / 2)
-
-
-def _ratio(part: Tensor, whole: Tensor) -> float:
-    """Quotient of two norms; nothing out of nothing is no error."""
-    return 0.0 if part == 0 and whole == 0 else float(part / whole)
-
-
-def _smaller(a: float, b: float) -> float:
-    return b if math.isnan(a) or b < a else a

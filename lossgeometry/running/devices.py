@@ -39,3 +39,12 @@ def full_precision() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.allow_tf32 = before
+
+
+def default_memory(device: torch.device) -> int:
+    """Bytes for what products have in common: half of what is free on a GPU, else 2 GiB."""
+    if device.type != "cuda":
+        return 2 * 1024**3
+    free, _ = torch.cuda.mem_get_info(device)
+    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return (free + idle) // 2
