@@ -2,13 +2,14 @@
 
 from time import sleep
 
+import pytest
 import timm
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from lossgeometry import GGN, Fisher, Hessian
+from lossgeometry import GGN, Fisher, Hessian, line
 from models.csan import CSAN
 
 OPERATORS = {"hessian": Hessian, "ggn": GGN, "fisher": Fisher}
@@ -164,3 +165,23 @@ def assert_same(actual, expected, tolerance=1e-10):
 
 def identity(operator):
     return torch.eye(operator.shape[0], dtype=operator.dtype)
+
+
+def dense_hessian(loss, model):
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return rows(flat(torch.autograd.grad(loss, parameters, create_graph=True)), parameters)
+
+
+def assert_right(model, loss_fn, data, value, **how):
+    """Products, gradients and the centre of a line are those of `value`, and nothing moved."""
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    H = Hessian(model, loss_fn, data, **how)
+    assert_same(H @ identity(H), dense_hessian(value(), model), 1e-9)
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert_same(H.gradient(), flat(torch.autograd.grad(value(), list(parameters.values()))), 1e-9)
+    losses = {"loss": loss_fn}
+    how.pop("micro_batch", None)
+    still = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    found = line(model, losses, data, still, [0.0], **how)["loss"][0]
+    assert found == pytest.approx(value().item(), rel=1e-9)
+    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
