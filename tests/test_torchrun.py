@@ -127,7 +127,8 @@ def test_bad_input_is_said_once_and_last(here):
     assert complaint in err.rstrip("= \n").splitlines()[-1]  # of torchrun's own report
     codes = re.findall(r"exitcode +: (-?\d+)", err)
     assert codes[-1] == "2"  # of the root cause
-    assert set(codes) <= {"2", "-15"}  # torchrun may end the other before it has read its options
+    # The other has found the same, or torchrun has ended it before or after it could take signals.
+    assert set(codes) <= {"2", "-15", "130"}
     assert {path: path.read_bytes() for path in here.iterdir()} == before
 
 
