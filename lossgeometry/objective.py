@@ -413,20 +413,42 @@ class FrozenLoss:
         Parameters of zeros, as layers often start with, would hide what follows them: then all
         examples have one loss, however much they count. Here, others stand for them.
         """
+        with torch.enable_grad(), self.forward(chunk, self._nearby()) as outputs:
+            yield map_tensors(Tensor.detach, outputs)
+
+    def _nearby(self) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(0)
-        nearby = {
+        return {
             name: p.detach()
             if p.detach().any()
             else (0.1 * torch.randn(p.shape, generator=generator)).to(p)
             for name, p in self.parameters.items()
         }
-        with torch.enable_grad(), self.forward(chunk, nearby) as outputs:
-            yield map_tensors(Tensor.detach, outputs)
 
     def observed_losses(self, chunk: Chunk) -> Tensor:
         """Losses of these outputs, float64."""
         with self.observed(chunk) as outputs:
             return self.losses(outputs, chunk.targets)
+
+    def observed_slopes(self, chunk: Chunk) -> tuple[Tensor, list[Tensor]]:
+        """These, and the gradient of each that has one, (P,)."""
+        nearby = {name: p.requires_grad_() for name, p in self._nearby().items()}
+        with torch.enable_grad(), self.forward(chunk, nearby) as outputs:
+            found = self.losses(outputs, chunk.targets)
+            slopes = [
+                flatten(
+                    torch.autograd.grad(
+                        loss,
+                        list(nearby.values()),
+                        retain_graph=True,
+                        allow_unused=True,
+                        materialize_grads=True,
+                    )
+                )
+                for loss in found
+                if found.requires_grad
+            ]
+        return found.detach(), slopes
 
 
 def _own_loss(outputs: Any, _: Any) -> Tensor:

@@ -89,6 +89,44 @@ def _hardswish(input: Tensor, inplace: bool = False) -> Tensor:
     return input.copy_(result) if inplace else result
 
 
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """In evaluation mode in pieces: PyTorch's gradient of one image may be wrong (2.14)."""
+    if training or running_mean is None or running_var is None:
+        return _BATCH_NORM(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    shape = (1, -1, *[1] * (input.ndim - 2))
+    precise = torch.promote_types(running_var.dtype, torch.float32)
+    scale = torch.rsqrt(running_var.to(precise) + eps)
+    scale = scale if weight is None else scale * weight
+    shift = -running_mean * scale
+    shift = shift if bias is None else shift + bias
+    return (input * scale.view(shape) + shift.view(shape)).to(input.dtype)
+
+
+def _instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """In functions whose gradient is right, as PyTorch's of one image is not."""
+    if use_input_stats:
+        return F.group_norm(input, input.shape[1], weight, bias, eps)
+    return _batch_norm(input, running_mean, running_var, weight, bias, eps=eps)
+
+
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     return v * (g / torch.norm_except_dim(v, 2, dim))
 
@@ -111,7 +149,7 @@ def _embedding(
     return _EMBEDDING(input, weight, padding_idx)
 
 
-_EMBEDDING = F.embedding
+_EMBEDDING, _BATCH_NORM = F.embedding, F.batch_norm
 
 
 def _once_differentiable(*_: Any) -> NoReturn:
@@ -132,6 +170,8 @@ _replaced = _Replaced(
         (F, "hardsigmoid", _hardsigmoid),
         (F, "hardswish", _hardswish),
         (F, "embedding", _embedding),
+        (F, "batch_norm", _batch_norm),
+        (F, "instance_norm", _instance_norm),
         (torch, "_weight_norm", _weight_norm),
         (sys.modules["torch.nn.utils.weight_norm"], "_weight_norm", _weight_norm),
         # What would be an error of the next backward pass, unless that passes it by.

@@ -7,6 +7,7 @@ over the batch.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -19,10 +20,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lossgeometry.batches import Chunk, Count, divisible, map_tensors, part_of
 from lossgeometry.running.memory import is_out_of_memory
-from lossgeometry.seeds import drawn_since_seeded, seeded
+from lossgeometry.seeds import derive_seed, drawn_since_seeded, seeded
 
 Result = TypeVar("Result")
 Numbered: TypeAlias = list[tuple[int, Chunk]]  # each with the number of its first example
+
+# A sum that draws random numbers is about twice as much of twice the examples: a mean over so many
+# draws tells it from the same.
+_DRAWS = 16
 
 
 class Losses(Protocol):
@@ -40,6 +45,9 @@ class Losses(Protocol):
 
     def observed_losses(self, chunk: Chunk) -> Tensor:
         """The same of the outputs that are observed."""
+
+    def observed_slopes(self, chunk: Chunk) -> tuple[Tensor, list[Tensor]]:
+        """These, and the gradient of each that has one, (P,)."""
 
     def losses_and_precision(self, outputs: Any, targets: Any) -> tuple[Tensor, float]:
         """All losses of a chunk, and their unit roundoff."""
@@ -87,8 +95,13 @@ def _tried(
         together, eps = losses.losses_and_precision(outputs, pair.targets)
         drawn = drawn_since_seeded(losses.device, pair.seed)
     sums = [False] * len(together)
-    if pair.divisible and (not drawn or divisible(outputs, pair.size)):
-        sums = _or_none(lambda: _like_sums(losses, pair, outputs, together, chunks, eps)) or sums
+    if pair.divisible:
+        like_sums = (
+            (lambda: _like_sums(losses, pair, outputs, together, chunks, eps))
+            if not drawn or divisible(outputs, pair.size)
+            else (lambda: _like_sums_but_for_draws(losses, pair, chunks, eps))
+        )
+        sums = _or_none(like_sums) or sums
     if normalising := normalises(losses.model):
         return sums, normalising
     if drawn:
@@ -107,7 +120,7 @@ def _tried(
             return _alike(losses, divisions, summed, eps)
         # Outputs of all would take long where those of some will do for others. Targets, too,
         # decide how much an example counts: a loss may weigh or ignore classes.
-        anew = _total(losses, _numbered(pair.cut(size, losses.count)), summed)
+        anew, _ = _total(losses, _numbered(pair.cut(size, losses.count)), summed)
         return bool(_close(anew, together, eps).all()) and _alike(
             losses, divisions, summed, eps, instead=(outputs, pair.size)
         )
@@ -148,6 +161,49 @@ def _like_sums(
     return sums.tolist()
 
 
+def _like_sums_but_for_draws(
+    losses: Losses, pair: Chunk, chunks: list[Chunk], eps: float
+) -> list[bool]:
+    """The same of a model that draws random numbers, and whose outputs are the losses themselves.
+
+    In evaluation mode it may draw none, and the losses come out of examples in the same way.
+    """
+
+    def compared() -> list[bool] | None:
+        with _evaluating(losses.model), losses.observed(pair) as outputs:
+            together = losses.losses(outputs, pair.targets)
+            if drawn_since_seeded(losses.device, pair.seed):
+                return None
+            return _like_sums(losses, pair, outputs, together, chunks, eps)
+
+    if (found := _or_none(compared)) is not None:
+        return found
+    n = pair.size
+    twice = Chunk(part_of(pair.batch, n, _twice(n)), 2 * n, 2 * pair.count, 1.0, 0, pair.seed)
+    one, two = (
+        torch.stack(
+            [
+                losses.observed_losses(replace(chunk, seed=derive_seed(pair.seed, draw)))
+                for draw in range(_DRAWS)
+            ]
+        ).mean(0)
+        for chunk in (pair, twice)
+    )
+    return ((two - 2 * one).abs() < (two - one).abs()).tolist()
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    for module, _ in modes:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 def _numbered(chunks: list[Chunk]) -> Numbered:
     """Chunks with the number of the first example of each."""
     return list(zip(accumulate((c.size for c in chunks), initial=0), chunks, strict=False))
@@ -175,25 +231,74 @@ def _alike(
     eps: float,
     instead: tuple[Any, int] | None = None,
 ) -> bool:
-    """Whether losses are the same however examples are divided."""
-    totals = ((_total(losses, part, summed, instead) for part in both) for both in divisions)
-    return all(bool(_close(one, other, eps).all()) for one, other in totals)
+    """Whether losses and their slopes are the same however examples are divided.
+
+    The slopes are those along the outputs, or where outputs are not of single examples along the
+    parameters. Values alone do not tell: of examples that have nearly the same loss, any weights
+    have nearly the same mean.
+    """
+    join = sum if instead is None else torch.cat
+    for both in divisions:
+        (one, slopes), (other, others) = (_total(losses, part, summed, instead) for part in both)
+        if not _close(one, other, eps).all():
+            return False
+        for pieces, finer in zip(slopes, others, strict=False):
+            off = torch.as_tensor(join(pieces) - join(finer)).norm()
+            if off > min(1e3 * eps, 0.02) * sum(piece.norm() for piece in finer):
+                return False
+    return True
 
 
 def _total(
     losses: Losses, numbered: Numbered, summed: Tensor, instead: tuple[Any, int] | None = None
-) -> Tensor:
-    """Losses of several chunks together, of their own outputs or of so many others instead."""
+) -> tuple[Tensor, list[list[Tensor]]]:
+    """Losses of several chunks together, of their own outputs or of so many others instead.
+
+    And what each chunk adds to the slopes, of every loss, if all chunks have some.
+    """
     counts = torch.tensor([[chunk.count] for _, chunk in numbered], device=losses.device)
-    found = torch.stack(
-        [
-            losses.observed_losses(chunk)
-            if instead is None
-            else losses.losses(_others(losses, *instead, chunk.size, first), chunk.targets)
-            for first, chunk in numbered
+    weights = torch.where(summed, 1.0, counts.double() / counts.sum())
+    found = [
+        losses.observed_slopes(chunk)
+        if instead is None
+        else _along_outputs(losses, _others(losses, *instead, chunk.size, first), chunk.targets)
+        for first, chunk in numbered
+    ]
+    total = (weights * torch.stack([values for values, _ in found])).sum(0)
+    by_loss = zip(*(slopes for _, slopes in found), strict=False)
+    return total, [
+        [weight[k] * slope.double() for weight, slope in zip(weights, slopes, strict=True)]
+        for k, slopes in enumerate(by_loss)
+    ]
+
+
+def _along_outputs(losses: Losses, outputs: Any, targets: Any) -> tuple[Tensor, list[Tensor]]:
+    """All losses, and the slopes of each along the outputs, by example, if they have any."""
+
+    def sloping() -> tuple[Tensor, list[Tensor]] | None:
+        leaves: list[Tensor] = []
+
+        def leaf(output: Tensor) -> Tensor:
+            if not output.is_floating_point():
+                return output
+            leaves.append(output.detach().clone().requires_grad_())
+            return leaves[-1].clone()  # for losses that write to it
+
+        with torch.enable_grad():
+            found = losses.losses(map_tensors(leaf, outputs), targets)
+        if not found.requires_grad:
+            return None
+        slopes = [
+            torch.autograd.grad(
+                loss, leaves, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            for loss in found
         ]
-    )
-    return torch.where(summed, found, found * counts / counts.sum()).sum(0)
+        return found.detach(), [
+            torch.cat([slope.reshape(len(slope), -1) for slope in own], 1) for own in slopes
+        ]
+
+    return _or_none(sloping) or (losses.losses(outputs, targets), [])
 
 
 def _others(losses: Losses, outputs: Any, n: int, length: int, first: int = 0) -> Any:

@@ -455,6 +455,22 @@ def test_weight_norm_whose_second_derivative_pytorch_has_wrong(normalise):
     assert H.check().ok
 
 
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(3), nn.InstanceNorm2d(3, affine=True)])
+def test_normalisation_of_one_image_whose_gradient_pytorch_has_wrong(norm):
+    """Where the gradient that comes to it is not contiguous; batches of 3 are cut into 2 and 1."""
+    torch.manual_seed(0)
+
+    class Tokens(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x).flatten(2).transpose(1, 2).mean(1)
+
+    model = Tokens(nn.Conv2d(1, 3, 3, padding=1), norm, nn.CELU()).double().eval()
+    x, y = torch.randn(3, 1, 4, 4).double(), torch.arange(3)
+    H = Hessian(model, F.cross_entropy, (x, y), micro_batch=2)
+    assert_same(H @ identity(H), dense_hessian(F.cross_entropy(model(x), y), model))
+    assert H.check().ok
+
+
 @pytest.mark.parametrize("how", [dict(sparse=True), dict(scale_grad_by_freq=True)])
 def test_embeddings_have_the_derivative_of_the_loss(how):
     torch.manual_seed(0)

@@ -196,3 +196,61 @@ def test_second_difference_of_a_line_along_an_eigenvector_is_the_eigenvalue(loss
         model, {"loss": loss}, batches, [direction, {}], [-h, 0, h], [0.0]
     )["loss"][0]
     assert (left - 2 * middle + right) / h**2 == pytest.approx(top.eigenvalues.item(), rel=1e-4)
+
+
+class Summing(nn.Module):
+    """Its loss is its own, a sum over examples, and it draws random numbers."""
+
+    def __init__(self, always):
+        super().__init__()
+        self.layer, self.always = nn.Linear(4, CLASSES), always
+
+    def forward(self, x, labels):
+        x = x + 0.1 * torch.randn_like(x) if self.always else F.dropout(x, 0.3, self.training)
+        scores = self.layer(x)
+        return {"scores": scores, "loss": F.cross_entropy(scores, labels, reduction="sum")}
+
+
+@pytest.mark.parametrize("always", [False, True])
+def test_a_sum_that_is_the_models_own_where_it_draws_random_numbers(always):
+    torch.manual_seed(0)
+    model, x, y = Summing(always), torch.randn(12, 4), torch.arange(12) % CLASSES
+    batches = [{"x": x[:7], "labels": y[:7]}, {"x": x[7:], "labels": y[7:]}]
+    found = line(model, {"loss": None}, batches, {}, [0.0])
+    assert found.attributes["sums"] == "loss"
+    whole, _ = Hessian(model, None, batches).value_and_gradient()
+    assert found["loss"][0] == pytest.approx(whole)
+    first, _ = Hessian(model, None, batches[:1]).value_and_gradient()
+    assert first < whole  # of which it is a part, of the same random numbers
+    assert model.training
+
+
+class Ignoring(nn.Module):
+    """Its loss is its own, a mean over those that are not of class 1."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x, labels):
+        return {"loss": F.cross_entropy(self.layer(x), labels, ignore_index=1)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("own", [False, True])
+def test_weights_count_where_all_examples_have_nearly_the_same_loss(own, dtype):
+    """As in a network that has not learned anything: values do not tell then."""
+    torch.manual_seed(0)
+    layer = nn.Linear(4, CLASSES, bias=False).to(dtype)
+    nn.init.normal_(layer.weight, std=1e-4)
+    x, y = torch.randn(40, 4).to(dtype), torch.arange(40) % CLASSES
+    y[20:32] = 1
+    loss = nn.CrossEntropyLoss(ignore_index=1)
+    H = (
+        Hessian(Ignoring(layer), None, {"x": x, "labels": y})
+        if own
+        else Hessian(layer, loss, (x, y))
+    )
+    twin = copy.deepcopy(layer).double()
+    exact = dense_hessian(loss(twin(x.double()), y), twin)
+    assert_same((H @ identity(H)).double(), exact, 1e-5 if dtype == torch.float32 else 0.02)

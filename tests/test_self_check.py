@@ -135,3 +135,24 @@ def test_a_loss_that_moves_without_a_gradient_is_noticed():
     x, y = torch.randn(8, 6), torch.randint(0, CLASSES, (8,))
     assert Hessian(Cut(6, CLASSES), F.cross_entropy, (x, y)).check().verdict == "wrong"
     assert Hessian(nn.Linear(6, CLASSES), lambda z, _: z.mean(), (x, y)).check().ok
+
+
+def test_what_is_wrong_where_there_is_little_curvature_is_noticed():
+    """Spectral norm in training mode: its vectors follow the weights, as no derivative knows."""
+    torch.manual_seed(0)
+    steep, gentle = nn.Linear(4, 1), nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4))
+    with torch.no_grad():
+        steep.weight.mul_(100)
+    x, y = torch.randn(9, 4).double(), torch.randn(9, 1).double()
+
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.steep, self.gentle = steep, gentle
+
+        def forward(self, x):
+            return self.steep(x) + 1e-2 * self.gentle(x).tanh().sum(1, keepdim=True)
+
+    model = Both().double()
+    assert Hessian(model.train(), F.mse_loss, (x, y)).check().verdict == "wrong"
+    assert Hessian(model.eval(), F.mse_loss, (x, y)).check().verdict == "right"

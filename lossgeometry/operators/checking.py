@@ -51,15 +51,17 @@ def against_differences(
     exact: Tensor,
     steps: Sequence[float],
     tolerance: float,
+    rounding: float = 0.0,
 ) -> tuple[float, bool]:
     """Smallest relative error of central differences, and whether they tend to a derivative.
 
     ``difference(ahead, behind)`` divides the change between two places by the way between them. No
-    more of the `steps` are tried once one is within the `tolerance` of the `exact` product.
+    more of the `steps` are tried once one is within the `tolerance` of the `exact` product, which
+    may itself be off by `rounding`.
     """
     error = math.nan
     for step in steps:
-        off = (difference(step, -step) - exact).norm()
+        off = ((difference(step, -step) - exact).norm() - rounding).clamp(min=0)
         error = _smaller(error, _ratio(off, exact.norm()))
         if error <= tolerance:
             return error, True

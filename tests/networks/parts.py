@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils import spectral_norm as old_spectral_norm
@@ -235,7 +236,7 @@ def composed(rng: random.Random, kind: str, width: int) -> Part:
     return Part(inner.module, f"{choice}({inner.text})", inner.width)
 
 
-def parametrised(rng: random.Random, model: nn.Module) -> str:
+def parametrised(rng: random.Random, model: nn.Module, dtype: torch.dtype) -> str:
     """Reparametrise a weight of some layer; says which and how."""
     candidates = [
         (name, module)
@@ -252,6 +253,8 @@ def parametrised(rng: random.Random, model: nn.Module) -> str:
         ("weight_norm", "old weight_norm", "spectral_norm", "old spectral_norm")
         + square * ("symmetric", "matrix_exp", "cayley")
     )
+    if how == "matrix_exp" and dtype == torch.bfloat16:
+        how = "cayley"  # the gradient of the former is NaN (PyTorch 2.14)
     if how == "old weight_norm":
         old_weight_norm(module, dim=rng.choice((0, 1, None)))
     elif how == "old spectral_norm":

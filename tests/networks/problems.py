@@ -343,7 +343,7 @@ def _composed(rng: random.Random, seed: str, precise: bool) -> Problem:
         for parameter in built.model.head.parameters():
             nn.init.zeros_(parameter)
     changes = ["zeros in the head"] * zeroed
-    changes += [parts.parametrised(rng, built.model)] if rng.random() < 0.25 else []
+    changes += [parts.parametrised(rng, built.model, dtype)] if rng.random() < 0.25 else []
     names = [name for name, p in built.model.named_parameters() if p.requires_grad]
     if rng.random() < 0.15 and len(names) > 2:
         built.model.get_parameter(names[0]).requires_grad_(False)
