@@ -18,17 +18,19 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx_gallery.gen_gallery",
-    "fields",
+    "docstrings",
     "mathml",
     "offline",
+    "places",
 ]
+default_role = "py:obj"
 exclude_patterns = ["_build", "extensions"]
 templates_path = ["_templates"]
 suppress_warnings = ["config.cache"]  # the order of the gallery is an object
 
 # -- pages -----------------------------------------------------------------------------------------
 
-myst_enable_extensions = ["dollarmath", "deflist"]
+myst_enable_extensions = ["dollarmath", "html_image"]
 myst_heading_anchors = 3
 
 html_theme = "furo"
@@ -44,7 +46,10 @@ html_math_renderer = "mathml"
 autosummary_generate = True
 autosummary_ignore_module_all = False
 autodoc_member_order = "bysource"
-autodoc_default_options = {"members": True, "inherited-members": "Mapping,Generic,Protocol"}
+autodoc_default_options = {
+    "members": True,
+    "inherited-members": "Mapping,Generic,Module,Protocol,TrainerCallback,Callback,ValueError",
+}
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
@@ -74,6 +79,7 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "abort_on_example_error": True,
     "reset_modules_order": "both",
+    "write_computation_times": False,
 }
 
 # Agg draws, and shows nothing.

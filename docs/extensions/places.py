@@ -1,0 +1,28 @@
+"""Links between Markdown files of the repository lead to what these are here."""
+
+import re
+from typing import Any
+
+from sphinx.application import Sphinx
+
+TABLE = re.compile(r"\]\((?:\.\./)?tests/benchmarks/(\w+)\.md\)")
+FIGURE = re.compile(r"(\]\(|src=\")figures/")
+PAGE = re.compile(r"\]\(docs/(\w+\.md)")
+
+
+def to_pages(app: Sphinx, *where: Any) -> None:
+    """Change the links of a file that is read or included."""
+    *_, content = where
+    for link, page in {
+        TABLE: r"](/benchmarks.md#\1)",
+        FIGURE: r"\1../figures/",
+        PAGE: r"](/\1",
+    }.items():
+        content[0] = link.sub(page, content[0])
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """See to what is read and to what is included."""
+    app.connect("source-read", to_pages)
+    app.connect("include-read", to_pages)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
