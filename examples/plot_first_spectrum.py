@@ -57,8 +57,8 @@ for value, error, converged in zip(top.eigenvalues, top.errors, top.converged, s
 print(f"{top.matvecs} products")
 
 # %%
-# Some directions are sharp, and in a few the loss curves downwards: this is not a minimum, and no
-# network that is still being trained is at one. Bars of the errors are drawn, and too short to see.
+# In some directions the loss curves upwards steeply, in others a little downwards: the weights are
+# not at a minimum. Bars of the errors are drawn, and too short to see.
 
 with plt.rc_context(STYLE):
     figure, ax = plt.subplots(figsize=(6, 3.5))

@@ -111,7 +111,7 @@ for name, (model, batches, count) in cases.items():
 
 # %%
 # Dots are the largest eigenvalue of each mini-batch, beside their mean and its 95 % interval. Of
-# the classifier they differ more: each mini-batch has other examples that it gets wrong.
+# the classifier they differ by a factor of more than ten from one mini-batch to another.
 
 with plt.rc_context(STYLE):
     figure, ax = plt.subplots(figsize=(5, 3.5))

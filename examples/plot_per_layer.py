@@ -65,7 +65,7 @@ whole = eigsh(Hessian(model, cross_entropy, data), k=1, tol=1e-2)
 print(f"{'all layers':36} {whole.eigenvalues[0]:9.3f}   ± {whole.errors[0]:.0e}")
 
 # %%
-# Red curves upwards, blue downwards.
+# Red curves upwards; what curved downwards would be blue.
 
 names = [name.replace("blocks.layers.", "block ") for name in found]
 values = np.stack([pairs.eigenvalues.numpy() for pairs in found.values()])

@@ -1,4 +1,4 @@
-"""Links between Markdown files of the repository lead to what these are here."""
+"""Markdown files of the repository, as pages: their links lead to pages, numbers stay whole."""
 
 import re
 from typing import Any
@@ -8,10 +8,11 @@ from sphinx.application import Sphinx
 TABLE = re.compile(r"\]\((?:\.\./)?tests/benchmarks/(\w+)\.md\)")
 FIGURE = re.compile(r"(\]\(|src=\")figures/")
 PAGE = re.compile(r"\]\(docs/(\w+\.md)")
+ROW = re.compile(r"^\|.*", re.MULTILINE)
 
 
 def to_pages(app: Sphinx, *where: Any) -> None:
-    """Change the links of a file that is read or included."""
+    """Change a file that is read or included."""
     *_, content = where
     for link, page in {
         TABLE: r"](/benchmarks.md#\1)",
@@ -19,6 +20,9 @@ def to_pages(app: Sphinx, *where: Any) -> None:
         PAGE: r"](/\1",
     }.items():
         content[0] = link.sub(page, content[0])
+    content[0] = ROW.sub(
+        lambda row: row[0].replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"), content[0]
+    )
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -1,0 +1,37 @@
+"""The site shows every public name and every example, and its examples run."""
+
+import re
+import runpy
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+
+import lossgeometry
+from lossgeometry import plots
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = {path.stem.removeprefix("plot_"): path for path in ROOT.glob("examples/plot_*.py")}
+# Those that take longer than a few seconds are run by `make docs` alone.
+LONG = {"density_with_errors", "edge_of_stability", "first_spectrum", "huggingface", "pitfalls"}
+
+
+def test_the_reference_has_every_public_name():
+    page = (ROOT / "docs" / "reference.rst").read_text()
+    listed = set(re.findall(r"^(?: {3}|\.\. py:data:: )(\w+)$", page, re.MULTILINE))
+    drawing = {name for name in vars(plots) if name.startswith("plot_")}
+    assert listed >= {*lossgeometry.__all__, *drawing} - {"plots"}
+
+
+def test_the_gallery_has_every_example():
+    order = re.search(r'ORDER = """(.*?)"""', (ROOT / "docs" / "conf.py").read_text(), re.DOTALL)
+    assert sorted(order[1].split()) == sorted(EXAMPLES)
+
+
+@pytest.mark.filterwarnings("ignore:.*non-interactive, and thus cannot be shown:UserWarning")
+@pytest.mark.parametrize("name", sorted(EXAMPLES.keys() - LONG))
+def test_an_example_runs_and_draws(name):
+    runpy.run_path(str(EXAMPLES[name]), run_name="__main__")
+    (number,) = plt.get_fignums()
+    assert plt.figure(number).axes
+    plt.close("all")
