@@ -1,5 +1,6 @@
 """The site shows every public name and every example, and its examples run."""
 
+import inspect
 import re
 import runpy
 from pathlib import Path
@@ -21,6 +22,22 @@ def test_the_reference_has_every_public_name():
     listed = set(re.findall(r"^(?: {3}|\.\. py:data:: )(\w+)$", page, re.MULTILINE))
     drawing = {name for name in vars(plots) if name.startswith("plot_")}
     assert listed >= {*lossgeometry.__all__, *drawing} - {"plots"}
+
+
+FUNCTIONS = [
+    name for name in lossgeometry.__all__ if inspect.isfunction(getattr(lossgeometry, name))
+]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_public_function_says_what_it_takes_gives_and_raises(name):
+    function = getattr(lossgeometry, name)
+    sections = re.split(r"\n([A-Z][a-z]+)\n-+\n", inspect.getdoc(function))
+    sections = dict(zip(sections[1::2], sections[2::2], strict=True))
+    named = re.findall(r"^[^\s].*", sections["Parameters"], re.MULTILINE)
+    documented = {word for line in named for word in re.findall(r"\w+", line.split(" : ")[0])}
+    assert documented >= set(inspect.signature(function).parameters)
+    assert sections.keys() & {"Returns", "Yields"}
 
 
 def test_the_gallery_has_every_example():

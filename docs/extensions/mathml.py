@@ -1,6 +1,6 @@
-"""Formulas as MathML, which browsers draw themselves: no script, no font, no network.
+r"""Formulas as MathML, which browsers draw themselves: no script, no font, no network.
 
-Where there is no font for mathematics, limits above and below a sum touch it: ``\\nolimits``.
+Where there is no font for mathematics, limits above and below a sum touch it: ``\nolimits``.
 """
 
 from typing import Any

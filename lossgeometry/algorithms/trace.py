@@ -191,7 +191,23 @@ def diagonal(
 def frobenius_norm(A: SymmetricOperator, *, matvecs: int = 100, seed: int = 0) -> NormEstimate:
     """Frobenius norm: the square root of the mean of ``|Az|^2`` over random z, as of `trace`.
 
-    Raises `InputError` if `matvecs` is less than 2, or if `A` is not symmetric.
+    Parameters
+    ----------
+    A, seed
+        As of `trace`.
+    matvecs
+        Products with `A`.
+
+    Returns
+    -------
+    Estimate
+        In the units of the eigenvalues. Its interval is one of the logarithm, as a norm has no
+        sign.
+
+    Raises
+    ------
+    InputError
+        If `matvecs` is less than 2, or if `A` is not symmetric.
 
     Notes
     -----
