@@ -15,7 +15,7 @@ def to_pages(app: Sphinx, *where: Any) -> None:
     """Change a file that is read or included."""
     *_, content = where
     for link, page in {
-        TABLE: r"](/benchmarks.md#\1)",
+        TABLE: r"](#bench-\1)",
         FIGURE: r"\1../figures/",
         PAGE: r"](/\1",
     }.items():
