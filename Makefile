@@ -29,7 +29,7 @@ bench: .venv/installed-bench  ## speed and accuracy against other packages
 	.venv/bin/torchrun --nproc-per-node 2 -m tests.benchmarks.bench_scaling
 
 docs: .venv/installed-docs  ## the documentation site, in docs/_build/html
-	OMP_NUM_THREADS=1 .venv/bin/sphinx-build -W --keep-going -b html docs docs/_build/html
+	OMP_NUM_THREADS=1 .venv/bin/sphinx-build -E -W --keep-going -b html docs docs/_build/html
 
 clean:
 	rm -rf .venv
