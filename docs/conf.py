@@ -72,6 +72,7 @@ sphinx_gallery_conf = {
     "filename_pattern": r"/plot_",
     "doc_module": ("lossgeometry",),
     "backreferences_dir": "gallery/of",
+    "capture_repr": (),
     "inspect_global_variables": False,
     "remove_config_comments": True,
     "show_memory": False,

@@ -61,7 +61,7 @@ for name, network in models.items():
     top = eigsh(Hessian(network, cross_entropy, data), k=1)
     flat = flatness(xs, lines[name, "filter"]).estimates()
     print(
-        f"{name:10} largest eigenvalue {top.eigenvalues[0]:7.3f} ± {top.errors[0]:.3f}, "
+        f"{name:10} largest eigenvalue {top.eigenvalues[0]:7.3f} ± {top.errors[0]:.0e}, "
         f"along normalised directions: curvature {flat['curvature'].format()}, "
         f"width {flat['width'].format()}"
     )

@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from lossgeometry import pca_directions, surface, trajectory
+from lossgeometry import line, pca_directions, surface, towards, trajectory
 from lossgeometry.plots import STYLE, plot_contours, plot_way
 
 digits = load_digits()
@@ -51,17 +51,23 @@ _, by_chance = pca_directions(walk, model)
 print(f"the training {way.explained_variance.sum():.1%}, a random walk {by_chance.sum():.1%}")
 
 # %%
-# The loss is computed in the plane itself; the training was somewhere above or below it. How far
-# off that is can be seen at the snapshots.
+# The loss is that in the plane itself, and the training was somewhere above or below it: at each
+# snapshot, its loss and that of the point in the plane that is closest to it are two numbers.
 
 x, y = way.coordinates.T
 margin = 0.2 * np.ptp(way.coordinates)
 xs = np.linspace(x.min() - margin, x.max() + margin, 25)
 ys = np.linspace(y.min() - margin, y.max() + margin, 25)
-nll = surface(model, {"nll": cross_entropy}, (images, labels), way.directions, xs, ys)["nll"]
+metrics, data = {"nll": cross_entropy}, (images, labels)
+nll = surface(model, metrics, data, way.directions, xs, ys)["nll"]
+
+for i in (0, 5, 10):
+    own = line(model, metrics, data, towards(model, snapshots[i]), [1])["nll"][0]
+    within = surface(model, metrics, data, way.directions, x[i : i + 1], y[i : i + 1])["nll"][0, 0]
+    print(f"epoch {i:2}: {own:.3f}, in the plane {within:.3f}")
 
 with plt.rc_context(STYLE):
-    figure, ax = plt.subplots(figsize=(6, 4))
+    figure, ax = plt.subplots(figsize=(6, 2.8))
     plot_contours(xs, ys, nll, ax=ax)
     plot_way(way.coordinates, ax=ax)
     shares = way.explained_variance
