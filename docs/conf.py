@@ -24,7 +24,7 @@ extensions = [
     "places",
 ]
 default_role = "py:obj"
-exclude_patterns = ["_build", "extensions"]
+exclude_patterns = ["_build"]
 templates_path = ["_templates"]
 suppress_warnings = ["config.cache"]  # the order of the gallery is an object
 
@@ -43,8 +43,6 @@ html_math_renderer = "mathml"
 
 # -- the reference ---------------------------------------------------------------------------------
 
-autosummary_generate = True
-autosummary_ignore_module_all = False
 autodoc_member_order = "bysource"
 autodoc_default_options = {
     "members": True,
@@ -69,17 +67,14 @@ sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "gallery",
     "within_subsection_order": ExplicitOrder([f"plot_{name}.py" for name in ORDER]),
-    "filename_pattern": r"/plot_",
     "doc_module": ("lossgeometry",),
     "backreferences_dir": "gallery/of",
     "capture_repr": (),
     "inspect_global_variables": False,
     "remove_config_comments": True,
-    "show_memory": False,
     "show_signature": False,
     "download_all_examples": False,
     "abort_on_example_error": True,
-    "reset_modules_order": "both",
     "write_computation_times": False,
 }
 

@@ -14,7 +14,10 @@ from lossgeometry import plots
 ROOT = Path(__file__).parent.parent
 EXAMPLES = {path.stem.removeprefix("plot_"): path for path in ROOT.glob("examples/plot_*.py")}
 # Those that take longer than a few seconds are run by `make docs` alone.
-LONG = {"density_with_errors", "edge_of_stability", "first_spectrum", "huggingface", "pitfalls"}
+LONG = {
+    *("density_with_errors", "edge_of_stability", "first_spectrum", "huggingface"),
+    *("per_layer", "pitfalls"),
+}
 
 
 def test_the_reference_has_every_public_name():
