@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP = .venv/bin/pip --quiet --disable-pip-version-check
 RUN = .venv/bin/python -m
 
-.PHONY: figures test bench clean
+.PHONY: figures test bench docs clean
 
 figures: .venv/installed  ## measure the shipped checkpoints and draw every figure
 	$(RUN) analysis.hessian --layers
@@ -27,6 +27,9 @@ bench: .venv/installed-bench  ## speed and accuracy against other packages
 	$(RUN) tests.benchmarks.bench_landscape
 	$(RUN) tests.benchmarks.bench_training
 	.venv/bin/torchrun --nproc-per-node 2 -m tests.benchmarks.bench_scaling
+
+docs: .venv/installed-docs  ## the documentation site, in docs/_build/html
+	OMP_NUM_THREADS=1 .venv/bin/sphinx-build -E -W --keep-going -b html docs docs/_build/html
 
 clean:
 	rm -rf .venv

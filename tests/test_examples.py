@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 MODULES = [name for _, name, _ in pkgutil.walk_packages(lossgeometry.__path__, "lossgeometry.")]
 PAGES = [
     page
-    for page in (ROOT / "README.md", *ROOT.glob("docs/*.md"))
+    for page in (ROOT / "README.md", *ROOT.glob("docs/**/*.md"))
     if "```python" in page.read_text()
 ]
 

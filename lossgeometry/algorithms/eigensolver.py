@@ -53,8 +53,8 @@ def eigsh(
     """Extreme eigenvalues of a symmetric operator, after `scipy.sparse.linalg.eigsh`.
 
     Lanczos with full reorthogonalisation; when the basis is full, it goes on from the best Ritz
-    vectors. An eigenvalue has converged when its error, which is the norm of its residual and the
-    rounding of the products with `A`, is at most `tol` times its magnitude. Nothing has while
+    vectors [2]_. An eigenvalue has converged when its error, which is the norm of its residual and
+    the rounding of the products with `A`, is at most `tol` times its magnitude. Nothing has while
     another Ritz value could still, within its residual, be wanted more, or while there may be a
     more wanted eigenvalue of which the basis does not know (see Notes).
 

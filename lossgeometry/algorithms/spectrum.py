@@ -118,10 +118,19 @@ def max_eigenvalue_spectrum(
         Called, by the first process of the team, with arrays to store, after about every ten
         seconds and when interrupted.
 
+    Returns
+    -------
+    MaxEigenvalueSpectrum
+        The eigenvalues, and NEP and APE with standard errors over the mini-batches.
+
     Raises
     ------
     InputError
         No batches, or some that `solver` does not take; `k`, `solver` or `together` out of range.
+
+    References
+    ----------
+    N. Park and S. Kim, *How Do Vision Transformers Work?*, ICLR 2022.
 
     Examples
     --------

@@ -83,10 +83,13 @@ def trace(
     References
     ----------
     D. A. Girard, A fast 'Monte-Carlo cross-validation' procedure, Numer. Math. 56, 1989.
+
     M. F. Hutchinson, A stochastic estimator of the trace of the influence matrix, Commun. Stat.
     Simul. Comput. 18, 1989.
+
     R. A. Meyer, C. Musco, C. Musco and D. P. Woodruff, Hutch++: optimal stochastic trace
     estimation, SOSA 2021.
+
     E. N. Epperly, J. A. Tropp and R. J. Webber, XTrace: making the most of every sample in
     stochastic trace estimation, SIAM J. Matrix Anal. Appl. 45, 2024.
 
@@ -157,6 +160,7 @@ def diagonal(
     ----------
     C. Bekas, E. Kokiopoulou and Y. Saad, An estimator for the diagonal of a matrix, Appl. Numer.
     Math. 57, 2007.
+
     E. N. Epperly, J. A. Tropp and R. J. Webber: see `trace`.
 
     Examples
@@ -191,7 +195,23 @@ def diagonal(
 def frobenius_norm(A: SymmetricOperator, *, matvecs: int = 100, seed: int = 0) -> NormEstimate:
     """Frobenius norm: the square root of the mean of ``|Az|^2`` over random z, as of `trace`.
 
-    Raises `InputError` if `matvecs` is less than 2, or if `A` is not symmetric.
+    Parameters
+    ----------
+    A, seed
+        As of `trace`.
+    matvecs
+        Products with `A`.
+
+    Returns
+    -------
+    Estimate
+        In the units of the eigenvalues. Its interval is one of the logarithm, as a norm has no
+        sign.
+
+    Raises
+    ------
+    InputError
+        If `matvecs` is less than 2, or if `A` is not symmetric.
 
     Notes
     -----

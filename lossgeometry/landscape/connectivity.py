@@ -68,9 +68,10 @@ def linear_path(
     ----------
     model : nn.Module
     other : state dict
-        Of the same architecture. Its buffers are not used: with `recalibrate` the statistics of
-        every BatchNorm are computed anew on that data at each t, otherwise they stay those of
-        `model`.
+        Of the same architecture. Its buffers are not used.
+    recalibrate : batch, or iterable of batches, optional
+        Data on which the statistics of every BatchNorm are computed anew at each t; by default they
+        stay those of `model`.
     metrics, data, forward, count, seed
         As for `surface`.
     ts : (n,) array_like
@@ -81,10 +82,23 @@ def linear_path(
         Called with arrays to store, which are filled further afterwards, after about every ten
         seconds, when interrupted, and in the end.
 
+    Returns
+    -------
+    Path
+        With a (n,) array of each metric, and their barriers.
+
     Raises
     ------
     InputError
         If `other` does not fit the model, or `ts` does not go from 0 to 1.
+
+    See Also
+    --------
+    fit_bezier : a way around a barrier.
+
+    References
+    ----------
+    J. Frankle et al., *Linear Mode Connectivity and the Lottery Ticket Hypothesis*, ICML 2020.
 
     Examples
     --------
@@ -121,7 +135,24 @@ def bezier_path(
     resume: Mapping[str, np.ndarray] | None = None,
     save: Callable[[Arrays], object] | None = None,
 ) -> Path:
-    """Metrics on the curve whose control point is `bend`; otherwise as `linear_path`.
+    """Metrics on the curve ``(1-t)^2 model + 2t(1-t) bend + t^2 other``, for each t.
+
+    Parameters
+    ----------
+    model, other, metrics, data, ts, recalibrate, forward, count, seed, resume, save
+        As of `linear_path`.
+    bend : dict {parameter name: tensor}
+        The control point, as `fit_bezier` finds it; absent parameters are those of `model`.
+
+    Returns
+    -------
+    Path
+        With a (n,) array of each metric, and their barriers.
+
+    Raises
+    ------
+    InputError
+        If `other` or `bend` does not fit the model, or `ts` does not go from 0 to 1.
 
     Examples
     --------
@@ -168,6 +199,10 @@ def fit_bezier(
 
     Parameters
     ----------
+    model : nn.Module
+        The start, t = 0, in the mode in which its loss is to be low.
+    other : state dict
+        The end, t = 1, of the same architecture.
     loss_fn : callable
         ``loss_fn(outputs, targets) -> scalar``.
     data : batch, or iterable of batches
@@ -181,6 +216,11 @@ def fit_bezier(
         Of the random t, the order of the batches and what the model draws in training mode.
     resume, save
         As of `linear_path`, only that what is done of a step is not saved when interrupted.
+
+    Returns
+    -------
+    Bezier
+        The control point, for `bezier_path`, and the losses that the fit has met.
 
     Raises
     ------

@@ -125,8 +125,22 @@ def towards(model: nn.Module, other: Mapping[str, Tensor]) -> Direction:
     """Direction from the weights of `model` (x = 0) to those of the state dict `other` (x = 1).
 
     Only parameters move: buffers, such as the statistics of a BatchNorm, stay those of `model`.
-    Raises `InputError` if a parameter is missing from `other` or has another shape there, or if
-    weights are not finite.
+
+    Parameters
+    ----------
+    model : nn.Module
+    other : state dict
+        Of the same architecture.
+
+    Returns
+    -------
+    dict {parameter name: tensor}
+
+    Raises
+    ------
+    InputError
+        If a parameter is missing from `other` or has another shape there, or if weights are not
+        finite.
 
     Examples
     --------
@@ -154,8 +168,23 @@ def plane(model: nn.Module, second: Mapping[str, Tensor], third: Mapping[str, Te
 
     The x axis points to the second; see Garipov et al., *Loss Surfaces, Mode Connectivity, and Fast
     Ensembling of DNNs*, NeurIPS 2018, appendix A.1. One unit is one unit of Euclidean distance
-    between weights. Raises `InputError` if the states do not fit the model, are not finite or lie
-    on one line.
+    between weights.
+
+    Parameters
+    ----------
+    model : nn.Module
+    second, third : state dicts
+        Of the same architecture.
+
+    Returns
+    -------
+    Plane
+        Its two directions, for `surface`, and where the three points lie.
+
+    Raises
+    ------
+    InputError
+        If the states do not fit the model, are not finite or lie on one line.
 
     Examples
     --------
@@ -254,9 +283,26 @@ def eigenvector_directions(
 ) -> list[Direction]:
     """Columns of the (P, k) `eigenvectors` of a curvature operator as k directions.
 
-    `params` is the regular expression that chose the P parameters of the operator. One unit along
-    an eigenvector of length one is one unit of distance, so the second derivative of the loss along
-    it is the eigenvalue. Raises `InputError` if the length does not fit.
+    One unit along an eigenvector of length one is one unit of distance, so the second derivative of
+    the loss along it is the eigenvalue.
+
+    Parameters
+    ----------
+    model : nn.Module
+    eigenvectors : (P, k) Tensor
+        Of `eigsh`.
+    params : str, optional
+        The regular expression that chose the P parameters of the operator.
+
+    Returns
+    -------
+    list of dict
+        k of them.
+
+    Raises
+    ------
+    InputError
+        If P is not the number of those parameters.
 
     Examples
     --------
@@ -296,9 +342,23 @@ def gradient_direction(
 ) -> Direction:
     """Gradient of the loss over all of `data` plus ``weight_decay / 2 * |weights|^2``.
 
-    x = -0.1 is a step of gradient descent with learning rate 0.1. Loss, `data`, `forward` and
-    `count` are those of `Hessian`. The model is taken in the mode it is in; `seed` decides what it
-    draws at random.
+    x = -0.1 is a step of gradient descent with learning rate 0.1.
+
+    Parameters
+    ----------
+    model, loss_fn, data, weight_decay, forward, count
+        As of `Hessian`.
+    seed : int
+        Of what the model draws at random, in the mode it is in.
+
+    Returns
+    -------
+    dict {parameter name: tensor}
+
+    Raises
+    ------
+    InputError
+        As of `Hessian`.
 
     Examples
     --------

@@ -36,9 +36,30 @@ def line(
     resume: Slice | None = None,
     save: Callable[[Slice], None] | None = None,
 ) -> Slice:
-    """Metrics at ``weights + x * direction`` for each x: arrays of shape (len(xs),).
+    """Metrics at ``weights + x * direction`` for each x.
 
-    Options and errors are those of `surface`.
+    Parameters
+    ----------
+    model, metrics, data, weight_decay, recalibrate, seed, bf16, forward, count, team, resume, save
+        As of `surface`.
+    direction : dict {parameter name: tensor}
+        Absent parameters do not move.
+    xs : (nx,) array_like
+        Steps along it.
+
+    Returns
+    -------
+    Slice
+        A mapping of metric name to an (nx,) float64 array.
+
+    Raises
+    ------
+    InputError
+        As of `surface`.
+
+    See Also
+    --------
+    flatness : what several lines say in numbers.
 
     Examples
     --------

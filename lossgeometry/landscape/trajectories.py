@@ -37,6 +37,17 @@ def trajectory(model: nn.Module, snapshots: Sequence[Mapping[str, Tensor]]) -> T
     Li et al., *Visualizing the Loss Landscape of Neural Nets*, NeurIPS 2018, section 7.2. The
     coordinates are the steps (x, y) of a `surface` around `model` along the same directions.
 
+    Parameters
+    ----------
+    model : nn.Module
+        The origin, usually with the weights of the last snapshot.
+    snapshots : sequence of state dicts
+        At least 3, in the order of the run.
+
+    Returns
+    -------
+    Trajectory
+
     Raises
     ------
     InputError
@@ -60,10 +71,25 @@ def trajectory(model: nn.Module, snapshots: Sequence[Mapping[str, Tensor]]) -> T
 def project(
     model: nn.Module, snapshots: Sequence[Mapping[str, Tensor]], directions: Sequence[Direction]
 ) -> np.ndarray:
-    """Steps along k `directions` that come closest to each of n snapshots, (n, k).
+    """Steps along k `directions` that come closest to each of n snapshots.
 
-    The directions need not be orthogonal. Raises `InputError` if snapshots do not fit the model or
-    are not finite, or if a direction is a sum of others.
+    Parameters
+    ----------
+    model : nn.Module
+        Where the steps begin.
+    snapshots : sequence of n state dicts
+    directions : sequence of k dicts {parameter name: tensor}
+        They need not be orthogonal.
+
+    Returns
+    -------
+    np.ndarray
+        (n, k) float64.
+
+    Raises
+    ------
+    InputError
+        If snapshots do not fit the model or are not finite, or if a direction is a sum of others.
 
     Examples
     --------
@@ -91,6 +117,17 @@ def polar(model: nn.Module, snapshots: Sequence[Mapping[str, Tensor]]) -> PolarT
     """Polar view of a run, as in Figure 1b of Park and Kim, ICLR 2022.
 
     A run that goes straight to its end has angles of 0 on the way and turns of 0.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Which entries of the state dicts are parameters.
+    snapshots : sequence of n state dicts
+        In the order of the run.
+
+    Returns
+    -------
+    PolarTrajectory
 
     Raises
     ------

@@ -161,6 +161,11 @@ class GGN(_OuterProduct):
 
     See `CurvatureOperator` for the parameters.
 
+    References
+    ----------
+    N. N. Schraudolph, *Fast Curvature Matrix-Vector Products for Second-Order Gradient Descent*,
+    Neural Computation 14, 2002.
+
     Examples
     --------
     >>> import torch
@@ -206,9 +211,15 @@ class Fisher(_OuterProduct):
         None: the *empirical* Fisher, with the targets of the data. A number: the *true* Fisher,
         whose expectation over ``y ~ softmax(f(x))`` is estimated by so many draws per datum,
         frozen by `seed`; the outputs are then taken for logits. The exact expectation is `GGN`.
-    **options
+    *args, **options
         As of `CurvatureOperator`; `compile` with the targets of the data only, as what has been
         drawn for one batch would be recorded for all.
+
+    References
+    ----------
+    J. Martens, *New Insights and Perspectives on the Natural Gradient Method*, JMLR 21, 2020.
+    F. Kunstner, L. Balles and P. Hennig, *Limitations of the Empirical Fisher Approximation for
+    Natural Gradient Descent*, NeurIPS 2019.
 
     Examples
     --------

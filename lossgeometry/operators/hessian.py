@@ -23,6 +23,15 @@ class Hessian(CurvatureOperator):
 
     See `CurvatureOperator` for the parameters.
 
+    See Also
+    --------
+    eigsh, spectral_density, trace : what is computed of it.
+    per_layer : one for each part of a model.
+
+    References
+    ----------
+    B. A. Pearlmutter, *Fast Exact Multiplication by the Hessian*, Neural Computation 6, 1994.
+
     Examples
     --------
     >>> import torch

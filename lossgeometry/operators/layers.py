@@ -32,6 +32,8 @@ def per_layer(
     ----------
     operator
         `Hessian`, `GGN` or `Fisher`.
+    model, loss_fn, data
+        As of `operator`.
     by
         What a part is. For a parameter ``blocks.3.attn.qkv.weight``: "layer" is
         ``blocks.3.attn.qkv``, "module" is ``blocks.3.attn`` and "block" is ``blocks.3``.
@@ -40,8 +42,9 @@ def per_layer(
 
     Yields
     ------
-    The name of the part and its operator, in the order of the model. One is made when asked for:
-    drop it before asking for the next, and the memory of one is all that is needed.
+    tuple of str and CurvatureOperator
+        The name of the part and its operator, in the order of the model. One is made when asked
+        for: drop it before asking for the next, and the memory of one is all that is needed.
 
     Raises
     ------
