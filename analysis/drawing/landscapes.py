@@ -52,12 +52,8 @@ def draw_landscapes(
     can be rotated, for each loss, "vtu" a file for ParaView for each checkpoint; `scale` is that of
     colours and heights, "log" or "linear".
     """
-    groups: dict[str, list[Measurement]] = defaultdict(list)
-    for m in measurements:
-        groups[labels.comparable(m)].append(m)
     written = []
-    for data, members in sorted(groups.items()):
-        group = sorted(labels.measured_alike(members), key=labels.by_window)
+    for data, group in compared_surfaces(measurements).items():
         stem = compared(group, origin)
         kind = group[0].name.partition("/")[0]
         end = labels.suffix(group[0])
@@ -83,6 +79,17 @@ def draw_landscapes(
             for m, own in zip(group, labels.names(group), strict=True):
                 written.append(write_vtu(m, out / f"{short(f'{kind}_{stem}_{own}{end}')}.vtu"))
     return written
+
+
+def compared_surfaces(measurements: Iterable[Measurement]) -> dict[str, list[Measurement]]:
+    """Of each dataset, those that share a figure, from local to global."""
+    groups: dict[str, list[Measurement]] = defaultdict(list)
+    for m in measurements:
+        groups[labels.comparable(m)].append(m)
+    return {
+        data: sorted(labels.measured_alike(members), key=labels.by_window)
+        for data, members in sorted(groups.items())
+    }
 
 
 def _lines(group: Sequence[Measurement], log: bool) -> Figure:

@@ -30,29 +30,16 @@ def draw_nll(
 
     `origin` becomes a part of the names.
     """
-    groups: dict[str, list[Measurement]] = defaultdict(list)
-    for m in histories:
-        groups[labels.dataset(m)].append(m)
     written = []
-    for data, members in sorted(groups.items()):
-        longest = max(m.checkpoint["recipe"]["epochs"] for m in members)
-        by_label = labels.by_architecture(
-            m for m in members if m.checkpoint["recipe"]["epochs"] == longest
-        )
+    for data, by_label in longest_trainings(histories).items():
         with mpl.rc_context(plots.STYLE):
             figure = Figure(figsize=(8, 3.2))
             curves, plane = figure.subplots(1, 2)
             points = {}
             palette = labels.colors(by_label)
             for text, members in by_label.items():
-                # Not all need to have been evaluated at the same epochs.
-                epochs = reduce(np.intersect1d, (m.arrays["epoch"] for m in members))
-                nll = [m.arrays["train_nll"][np.isin(m.arrays["epoch"], epochs)] for m in members]
-                estimates = [across_seeds(column) for column in np.array(nll).T]
                 plots.plot_history(
-                    epochs,
-                    np.array([e.mean for e in estimates]),
-                    np.array([e.half_width for e in estimates]),
+                    *over_epochs(members, "train_nll"),
                     ylabel="train NLL",
                     label=text,
                     color=palette[text],
@@ -74,6 +61,34 @@ def draw_nll(
             stem = "_".join(filter(None, ("nll", file_stem(data), origin)))
             written += save(figure, out, stem, formats)
     return written
+
+
+def longest_trainings(
+    histories: Iterable[Measurement],
+) -> dict[str, dict[str, list[Measurement]]]:
+    """Of each dataset the seeds of each architecture, of as many epochs as were trained."""
+    groups: dict[str, list[Measurement]] = defaultdict(list)
+    for m in histories:
+        groups[labels.dataset(m)].append(m)
+    found = {}
+    for data, members in sorted(groups.items()):
+        longest = max(m.checkpoint["recipe"]["epochs"] for m in members)
+        found[data] = labels.by_architecture(
+            m for m in members if m.checkpoint["recipe"]["epochs"] == longest
+        )
+    return found
+
+
+def over_epochs(
+    seeds: Sequence[Measurement], score: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Epochs, mean of a score over the seeds and half of its interval: (n,) each."""
+    # Not all need to have been evaluated at the same epochs.
+    epochs = reduce(np.intersect1d, (m.arrays["epoch"] for m in seeds))
+    scores = [m.arrays[score][np.isin(m.arrays["epoch"], epochs)] for m in seeds]
+    estimates = [across_seeds(column) for column in np.array(scores).T]
+    means, widths = ([getattr(e, name) for e in estimates] for name in ("mean", "half_width"))
+    return epochs, np.array(means), np.array(widths)
 
 
 def draw_windows(
