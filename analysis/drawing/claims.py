@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -40,7 +40,10 @@ def draw_claims(
             figure = Figure(figsize=(8, 0.8 + 0.36 * sum(heights)))
             axes = figure.subplots(len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
             for (xlabel, rows), ax in zip(panels.items(), axes, strict=True):
-                colored = [(*row[:4], COLORS[row.verdict]) for row in rows]
+                colored = [
+                    (_text(row), row.estimate, row.low, row.high, COLORS[row.verdict])
+                    for row in rows
+                ]
                 plots.plot_forest(colored, xlabel=xlabel, ax=ax)
             handles = [
                 Line2D([], [], color=color, marker="o", label=verdict)
@@ -52,7 +55,8 @@ def draw_claims(
     return written
 
 
-class Difference(NamedTuple):
+@dataclass(frozen=True)
+class Difference:
     """A row of the picture."""
 
     text: str  # two lines
@@ -60,6 +64,7 @@ class Difference(NamedTuple):
     low: float
     high: float
     verdict: Verdict
+    corrected: Verdict | None  # by Holm
 
 
 def differences(answers: Sequence[Answer]) -> dict[str, list[Difference]]:
@@ -71,11 +76,15 @@ def differences(answers: Sequence[Answer]) -> dict[str, list[Difference]]:
                 continue
             quantity, interval = QUANTITIES[finding.part.quantity], finding.interval
             text = f"{answer.claim.key}  {answer.claim.statement}\n{finding.part.text}"
-            if finding.corrected != finding.verdict:
-                text += f"  (by Holm: {finding.corrected})"
             values = (interval.estimate, interval.low, interval.high)
             estimate, low, high = (quantity.scale * value for value in values)
             unit = f"difference in {quantity.axis}, over {finding.over}"
-            row = Difference(text, estimate, low, high, finding.verdict)
+            row = Difference(text, estimate, low, high, finding.verdict, finding.corrected)
             panels.setdefault(unit, []).append(row)
     return panels
+
+
+def _text(row: Difference) -> str:
+    """With Holm's verdict where it is another."""
+    same = row.corrected in (None, row.verdict)
+    return row.text if same else f"{row.text}  (by Holm: {row.corrected})"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from analysis.drawing.claims import COLORS, differences
 from analysis.tables.claims import answers_table
 from analysis.verdicts import Answer
-from lossgeometry.pages.charts import intervals
+from lossgeometry.pages.charts import Difference, intervals
 from lossgeometry.pages.page import Mark, Section, Table
 
 
@@ -35,12 +35,23 @@ def verdicts(answers: Mapping[str, Sequence[Answer]]) -> Section:
 
 def _study(study: str, answers: Sequence[Answer]) -> Section:
     found = {
-        unit: [(*row[:4], Mark(row.verdict, COLORS[row.verdict])) for row in rows]
+        unit: [
+            Difference(
+                row.text,
+                row.estimate,
+                row.low,
+                row.high,
+                Mark(row.verdict, COLORS[row.verdict]),
+                hollow=row.corrected != row.verdict,
+            )
+            for row in rows
+        ]
         for unit, rows in differences(answers).items()
     }
     chart = intervals(
         f"Differences on {study} with their 95 % intervals",
         found,
-        note="Green: holds; red: does not hold; gray: undecided, or too few seeds for a verdict.",
+        note="Green: holds; red: does not hold; gray: undecided, or too few seeds for a verdict. A "
+        "ring: undecided when all are judged at once (Holm).",
     )
     return Section(f"Claims on {study}", [chart, Table(*answers_table(study, answers))])

@@ -13,7 +13,7 @@ from analysis.measurements import labels
 from analysis.measurements.comparisons import studies, variant
 from analysis.measurements.schema import Measurement
 from analysis.tables.nll import end_points
-from lossgeometry.pages.charts import Curve, Key, Legend, Plot, curves
+from lossgeometry.pages.charts import GRAY, Curve, Key, Legend, Plot, curves
 from lossgeometry.pages.page import Block, Chart, Section, Table
 from lossgeometry.statistics import across_seeds
 
@@ -63,13 +63,13 @@ def _at_the_end(data: str, by_label: Mapping[str, Sequence[Measurement]]) -> Cha
         ]
         for label, members in by_label.items()
     }
-    found: dict[Key, Curve] = {}
+    found: dict[Key, list[Curve]] = {}
     for label, (x, y) in ends.items():
         numbers = (x.mean, y.mean, y.half_width, x.half_width)
         at_x, at_y, error, x_error = (np.array([number]) for number in numbers)
-        found[label, ""] = Curve(at_x, at_y, error, dots=True, x_error=x_error)
+        found[label, ""] = [Curve(at_x, at_y, error, dots=True, x_error=x_error)]
     whole = next((text for text in by_label if "global" in text), next(iter(by_label)))
-    sides: dict[str, Any] = dict(xref="x domain", yref="y domain", font=dict(color="#7f7f7f"))
+    sides: dict[str, Any] = dict(xref="x domain", yref="y domain", font=dict(color=GRAY))
     notes = [
         dict(
             text=text, x=x, y=y, xanchor=("left", "right")[x], yanchor=("bottom", "top")[y], **sides
@@ -81,12 +81,20 @@ def _at_the_end(data: str, by_label: Mapping[str, Sequence[Measurement]]) -> Cha
             (1, 1): "weaker representation",
         }.items()
     ]
-    axes = {}
-    for i, axis in enumerate("xy"):
+    spans = []
+    for i in (0, 1):
         centre = ends[whole][i].mean
         away = [abs(e[i].mean - centre) + np.nan_to_num(e[i].half_width) for e in ends.values()]
-        reach = 1.2 * max(away) or 1.0
-        axes[axis] = dict(range=[centre - reach, centre + reach])  # all regions are in sight
+        reach = np.nan_to_num(1.2 * max(away)) or 1.0  # all four regions are in sight
+        spans.append(np.array([centre - reach, centre, centre + reach]))
+    across, up = spans
+    middle = [1, 1, 1]
+    found[whole, ""] += [
+        Curve(across, up[middle], color=GRAY),
+        Curve(across[middle], up, color=GRAY),
+    ]
+    known = bool(np.isfinite(spans).all())
+    axes = {n: dict(range=own[[0, 2]].tolist()) for n, own in (("x", across), ("y", up)) if known}
     titles = [text for _, text, _ in SCORES]
     plot = Plot("", titles[0], titles[1], found, notes=notes, width=700, axes=axes)
     note = (

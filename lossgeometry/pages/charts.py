@@ -13,6 +13,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from matplotlib.colors import LogNorm
+from matplotlib.ticker import MaxNLocator
 
 from lossgeometry.pages.page import DASHES, Chart, Control, Mark, Panel
 from lossgeometry.plots.landscapes import shared_norm
@@ -43,8 +44,7 @@ class Legend:
         names = list(dict.fromkeys(own for own, _ in self.keys))
         i = names.index(name)
         color = self.colors.get(name, COLORS[i % len(COLORS)])
-        before = [n for n in names[:i] if self.colors.get(n, "") == self.colors.get(name)]
-        dash = list(DASHES)[(len(before) if self.colors else i) % len(DASHES)]
+        dash = list(DASHES)[i % len(DASHES)]
         return Mark(name, color, dash)
 
     def controls(self) -> list[Control]:
@@ -116,11 +116,14 @@ def surfaces(
             values = np.where(np.isfinite(values), values, np.nan)
             with np.errstate(invalid="ignore"):
                 heights = scaled(values)
-            first, second = map(html.escape, surface.axes)
-            x, y = (dict(title=dict(text=text)) for text in (first, second))
-            solid = dict(
-                xaxis=x, yaxis=y, zaxis=dict(title=dict(text=""), range=[low, high], **ticks)
-            )
+            texts = [html.escape(text) for text in surface.axes]
+            x, y = (dict(title=dict(text=text)) for text in texts)
+            short = [
+                text if len(text) < 16 else f"direction {i}" for i, text in enumerate(texts, 1)
+            ]
+            aside = [dict(title=dict(text=text)) for text in short]
+            height = dict(title=dict(text=""), range=[low, high], **ticks)
+            solid = dict(zip(("xaxis", "yaxis", "zaxis"), (*aside, height), strict=True))
             point = dict(
                 x=surface.xs,
                 y=surface.ys,
@@ -200,7 +203,7 @@ class Plot:
     joined: bool = True
     notes: Sequence[Mapping[str, Any]] = ()
     width: int = 300
-    foot: int = 46
+    foot: int = 52
     axes: Mapping[str, Any] = field(default_factory=dict)  # what else plotly is to know of "x", "y"
 
 
@@ -209,15 +212,17 @@ def curves(title: str, legend: Legend, plots: Sequence[Plot], *, note: str = "")
     panels = []
     for plot in plots:
         x: dict[str, Any] = dict(title=dict(text=html.escape(plot.x)))
-        y = dict(title=dict(text=html.escape(plot.y)), **(dict(type="log") if plot.log else {}))
+        y: dict[str, Any] = dict(title=dict(text=html.escape(plot.y)))
         if plot.places:
             texts = [html.escape(place) for place in plot.places]
             x |= dict(tickvals=list(range(len(texts))), ticktext=texts)
-        axes = {name: own | plot.axes.get(name, {}) for name, own in (("x", x), ("y", y))}
         traces: list[dict[str, Any]] = []
         for key, own in plot.curves.items():
             for curve in [own] if isinstance(own, Curve) else own:
                 traces.append(_curve(curve, legend, key, plot.places, joined=plot.joined))
+        if plot.log:
+            y |= _decades(np.concatenate([trace["y"] for trace in traces]))
+        axes = {name: own | plot.axes.get(name, {}) for name, own in (("x", x), ("y", y))}
         how: dict[str, Any] = dict(notes=plot.notes, width=plot.width, foot=plot.foot)
         panels.append(Panel(html.escape(plot.title), traces, axes, **how))
     return Chart(title, panels, legend.controls(), note)
@@ -246,8 +251,9 @@ def _curve(
     if curve.x_error is not None and np.isfinite(curve.x_error).all():
         about["error_x"] = dict(type="data", array=curve.x_error)
     modes = ["lines"] * (joined and len(curve.x) > 1) + ["markers"] * (curve.dots or not joined)
-    line = dict(dash=mark.dash, width=2)
-    return dict(common, x=curve.x, y=curve.y, mode="+".join(modes), line=line, **about)
+    line = dict(dash="dot", width=1) if curve.color else dict(dash=mark.dash, width=2)
+    about |= dict(line=line, marker=dict(size=9 if len(curve.x) == 1 else 6))
+    return dict(common, x=curve.x, y=curve.y, mode="+".join(modes), **about)
 
 
 def max_eigenvalues(
@@ -296,12 +302,32 @@ def max_eigenvalues(
             level = -0.05 * (names.index(name) + 1) * (top or 1)
             marker = dict(symbol="line-ns-open", size=7, opacity=0.6)
             rug |= dict(y=np.full(len(rug["x"]), level), marker=marker)
-        x = dict(type="log", title=dict(text=f"{half} Hessian max eigenvalues"))
+        seen = np.concatenate([trace["x"] for trace in [*densities, *rugs]])
+        x = _decades(seen, minus) | dict(title=dict(text=f"{half} Hessian max eigenvalues"))
         if half == "negative":
-            x |= dict(autorange="reversed", tickprefix="−")
-        y = dict(title=dict(text="density per decade"), tickformat="~g")
+            x |= dict(range=x["range"][::-1])
+        bottom = -0.05 * (len(names) + 1) * (top or 1)
+        y = dict(title=dict(text="density per decade"), range=[bottom, 1.05 * (top or 1)])
+        y |= dict(tickvals=list(MaxNLocator(4).tick_values(0, top or 1)))
         panels.append(Panel(f"{half} half", [*densities, *rugs], dict(x=x, y=y)))
     return Chart(title, panels, legend.controls(), note)
+
+
+def _decades(values: np.ndarray, sign: str = "") -> dict[str, Any]:
+    """A logarithmic axis filled by those of `values` that have a place on it, with plain ticks."""
+    positive = values[(values > 0) & np.isfinite(values)]
+    logs = np.log10(positive) if len(positive) else np.zeros(1)
+    low, high = float(logs.min()), float(logs.max())
+    margin = 0.03 * (high - low) or 0.1
+    if high - low < 1:
+        ticks = MaxNLocator(5).tick_values(10**low, 10**high)
+    else:
+        subs = (1, 2, 5) if high - low < 2 else (1, 3) if high - low < 4 else (1,)
+        powers = 10.0 ** np.arange(np.floor(low), np.ceil(high) + 1)
+        ticks = np.outer(powers, subs).ravel()
+    ticks = ticks[ticks > 0]
+    shown = dict(tickvals=ticks.tolist(), ticktext=[f"{sign}{tick:g}" for tick in ticks])
+    return dict(type="log", range=[low - margin, high + margin], **shown)
 
 
 def densities(
@@ -318,48 +344,65 @@ def densities(
     found
         Grid, density and its error, (n,) each.
     """
-    top = max((float(np.nanmax(density)) for _, density, _ in found.values()), default=1.0)
+    every = np.concatenate([density for _, density, _ in found.values()])
+    top = float(every[np.isfinite(every)].max(initial=0.0))
     traces: list[dict[str, Any]] = []
     for key, (grid, density, error) in found.items():
         traces.append(_curve(Curve(grid, density, error), legend, key) | dict(floor=FLOOR * top))
     edges = np.log10([FLOOR * top, 3 * top]).tolist() if top > 0 else None
     axes = dict(
         x=dict(title=dict(text="Hessian eigenvalue")),
-        y=dict(type="log", range=edges, title=dict(text="spectral density"), dtick=1),
+        y=dict(
+            type="log",
+            range=edges,
+            title=dict(text="spectral density"),
+            dtick=1,
+            exponentformat="power",
+        ),
     )
     return Chart(title, [Panel("", traces, axes, width=900)], legend.controls(), note)
 
 
-def intervals(
-    title: str,
-    plots: Mapping[str, Sequence[tuple[str, float, float, float, Mark]]],
-    *,
-    note: str = "",
-) -> Chart:
-    """Differences with their intervals, one below the other, and zero.
+@dataclass(frozen=True)
+class Difference:
+    """With its interval, and what it is taken for."""
 
-    Parameters
-    ----------
-    plots
-        For each unit, rows of text, estimate, low, high, and what it is taken for.
-    """
+    text: str  # in lines
+    estimate: float
+    low: float
+    high: float
+    verdict: Mark
+    hollow: bool = False  # its dot
+
+
+def intervals(title: str, plots: Mapping[str, Sequence[Difference]], *, note: str = "") -> Chart:
+    """Differences with their intervals, one below the other, and zero; a panel for each unit."""
     panels = []
     for unit, rows in plots.items():
         traces, notes = [], []
-        for i, (text, estimate, low, high, verdict) in enumerate(rows):
-            ends = dict(x=np.array([low, estimate, high]), y=np.full(3, i))
-            shown = dict(type="scatter", color=verdict.color, name=html.escape(verdict.text))
-            hover = f"{html.escape(text)}<br>{estimate:+.4g}, 95 %: {low:+.4g} to {high:+.4g}"
-            about = dict(text=[hover] * 3, hovertemplate="%{text}")
-            dots = dict(symbol=["line-ns-open", "circle", "line-ns-open"], size=9)
-            traces.append(dict(shown, **ends, mode="lines+markers", marker=dots, **about))
-            place = dict(x=0, xanchor="left", y=i - 0.38, yanchor="middle")
-            notes.append(dict(text=html.escape(text), font=dict(size=11), **place))
-        x = dict(title=dict(text=html.escape(unit)), zeroline=True, zerolinewidth=2)
-        y = dict(range=[len(rows) - 0.6, -0.75], showticklabels=False, showgrid=False)
+        for i, row in enumerate(rows):
+            ends = dict(x=np.array([row.low, row.estimate, row.high]), y=np.full(3, i))
+            hover = f"{row.estimate:+.4g}, 95 %: {row.low:+.4g} to {row.high:+.4g}"
+            dot = f"circle{'-open' * row.hollow}"
+            traces.append(
+                dict(
+                    **ends,
+                    type="scatter",
+                    mode="lines+markers",
+                    color=row.verdict.color,
+                    name=html.escape(row.verdict.text),
+                    marker=dict(symbol=["line-ns-open", dot, "line-ns-open"], size=9),
+                    hovertemplate=hover,
+                )
+            )
+            place = dict(x=0, xanchor="left", y=i - 0.12, yanchor="bottom", align="left")
+            lines = html.escape(row.text).replace("\n", "<br>")
+            notes.append(dict(place, text=lines, font=dict(size=11)))
+        x = dict(rangemode="tozero", zerolinewidth=3)
+        y = dict(range=[len(rows) - 0.7, -0.75], showticklabels=False, showgrid=False)
         y |= dict(zeroline=False)
-        height = 90 + 46 * len(rows)
-        panels.append(Panel("", traces, dict(x=x, y=y), notes=notes, width=5000, height=height))
+        how: dict[str, Any] = dict(notes=notes, width=5000, height=66 + 54 * len(rows), foot=28)
+        panels.append(Panel(html.escape(unit), traces, dict(x=x, y=y), side=14, **how))
     return Chart(title, panels, note=note)
 
 

@@ -1,7 +1,10 @@
 "use strict";
 (() => {
-  const HEAD = 38, BAR = 64; // pixels around axes, and of a colour bar
-  const CONFIG = { displaylogo: false, scrollZoom: false, responsive: false };
+  const HEAD = 38, BAR = 64; // pixels of a title, and of a colour bar
+  const CONFIG = {
+    displaylogo: false, scrollZoom: false,
+    modeBarButtons: [["toImage", "resetScale2d", "resetCameraDefault3d"]],
+  };
   const root = document.documentElement;
   const prefersDark = matchMedia("(prefers-color-scheme: dark)");
   const touch = matchMedia("(pointer: coarse)").matches;
@@ -76,7 +79,8 @@
     });
     const height = heights.reduce((sum, row) => sum + row, bar);
     const axis = (own) => ({
-      color: ink, gridcolor: rule, zerolinecolor: rule, linecolor: rule, nticks: 6, ...own,
+      color: ink, gridcolor: rule, zerolinecolor: rule, linecolor: rule, nticks: 6,
+      ...own, title: { standoff: 4, ...own.title },
     });
     const layout = {
       width, height, showlegend: false, annotations: [], hovermode: "closest",
@@ -94,6 +98,7 @@
       const bottom = top - heights[row];
       const x = (from, to) => [(left + from) / width, (right - to) / width];
       const y = (from, to) => [(bottom + from) / height, (top - to) / height];
+      const head = panel.title ? HEAD : 12;
       let where;
       if (panel.axes.scene) {
         where = { scene: `scene${n}` };
@@ -102,7 +107,7 @@
         ]);
         layout[`scene${n}`] = {
           ...Object.fromEntries(sides), aspectmode: "cube", camera, dragmode: "turntable",
-          domain: { x: x(2, 2), y: y(2, HEAD) },
+          domain: { x: x(2, 2), y: y(2, head) },
         };
       } else {
         where = { xaxis: `x${n}`, yaxis: `y${n}` };
@@ -111,7 +116,7 @@
           domain: x(panel.side, 14), anchor: `y${n}`, constrain: "domain", ...panel.axes.x,
         });
         layout[`yaxis${n}`] = axis({
-          domain: y(panel.foot, HEAD), anchor: `x${n}`, ...equal, ...panel.axes.y,
+          domain: y(panel.foot, head), anchor: `x${n}`, ...equal, ...panel.axes.y,
         });
         panel.notes.forEach((note) => layout.annotations.push({
           xref: `x${n} domain`, yref: `y${n}`, showarrow: false, ...note,
@@ -142,7 +147,7 @@
       this.form = figure.querySelector("form");
       this.plot = figure.querySelector(".plot");
       this.drawn = false;
-      this.camera = { eye: { x: 1.5, y: 1.5, z: 1.0 } };
+      this.camera = { eye: { x: 1.7, y: 1.7, z: 1.1 }, center: { x: 0, y: 0, z: -0.2 } };
       this.form.addEventListener("input", () => this.draw());
       this.form.addEventListener("submit", (event) => event.preventDefault());
     }
@@ -155,7 +160,7 @@
         const arrays = stored.map(numbers);
         const resolved = (value) => {
           if (typeof value !== "object" || value === null) return value;
-          if ("array" in value) return arrays[value.array];
+          if ("$" in value) return arrays[value.$];
           if (Array.isArray(value)) return value.map(resolved);
           return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, resolved(v)]));
         };

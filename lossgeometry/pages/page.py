@@ -67,7 +67,7 @@ class Panel:
     width: int = 300  # pixels, at least, for panels to stand side by side
     height: int = 300
     side: int = 58  # pixels on the left, for the names of ticks
-    foot: int = 46  # and below
+    foot: int = 52  # and below
 
 
 @dataclass(frozen=True)
@@ -191,6 +191,7 @@ def _table(table: Table) -> str:
         text = ""
         for column, cell in zip(table.columns, cells, strict=True):
             shown = _mark(cell) if isinstance(cell, Mark) else html.escape(cell)
+            shown = shown.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
             text += f'<td data-column="{html.escape(column)}">{shown}</td>'
         return f"<tr>{text}</tr>\n"
 
@@ -206,7 +207,7 @@ def _mark(mark: Mark) -> str:
     if mark.color is None:
         return text
     line = f'<line x1="0" y1="5" x2="26" y2="5" stroke-dasharray="{DASHES[mark.dash]}"/>'
-    return f'<svg class="mark" style="--own: {mark.color}">{line}</svg>{text}'
+    return f'<span><svg style="--own: {mark.color}">{line}</svg>{text}</span>'
 
 
 def _chart(chart: Chart) -> str:
@@ -256,7 +257,7 @@ def _json(value: dict[str, Any]) -> str:
             raise TypeError(f"{type(array).__name__} found, expected an array")
         data = base64.b64encode(array.astype("<f4").tobytes()).decode()
         text = json.dumps({"shape": array.shape, "data": data})
-        return {"array": numbers.setdefault(text, len(numbers))}
+        return {"$": numbers.setdefault(text, len(numbers))}
 
     rest = json.dumps(value, default=refer, separators=(",", ":"), allow_nan=False)
     return f'{{"arrays":[{",".join(numbers)}],{rest[1:]}'.replace("<", "\\u003c")
