@@ -49,7 +49,7 @@ def draw_landscapes(
 
     Of more than `MOST` networks, the trainings that differ in their seed alone share their panels:
     the first seed is drawn. `origin` becomes a part of the names. The format "html" is a page that
-    can be rotated, for each loss, "vtu" a file for ParaView for each checkpoint; `scale` is that of
+    can be rotated, "vtu" a file for ParaView for each checkpoint; `scale` is that of
     colours and heights, "log" or "linear".
     """
     written = []
@@ -74,7 +74,7 @@ def draw_landscapes(
                     written += save(figure, out, f"{kind}_{stem}_{name}{end}", still)
         if "html" in formats:
             page = out / f"{short(f'{kind}_{stem}{end}')}.html"
-            written += write_html(few, page, log=scale == "log")
+            written += write_html(group, page, log=scale == "log")
         if "vtu" in formats:
             for m, own in zip(group, labels.names(group), strict=True):
                 written.append(write_vtu(m, out / f"{short(f'{kind}_{stem}_{own}{end}')}.vtu"))

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from analysis.drawing.interactive import network_legend, surface_chart
 from analysis.drawing.landscapes import compared_surfaces
 from analysis.measurements import labels
-from analysis.measurements.landscapes import common_losses, interpolated, losses, names
+from analysis.measurements.landscapes import common_losses, losses, names
 from analysis.measurements.schema import Measurement
 from analysis.tables.landscapes import along_line, barriers, flatness_rows
-from lossgeometry.pages.charts import Curve, Key, Legend, Plot, Surface, curves, surfaces
+from lossgeometry.pages.charts import Curve, Key, Plot, curves
 from lossgeometry.pages.page import Block, Chart, Section, Table
 
 DIRECTIONS = {
@@ -41,43 +42,8 @@ def landscapes(measurements: Sequence[Measurement]) -> list[Block]:
     return blocks
 
 
-def surface_chart(group: Sequence[Measurement], *, log: bool = True) -> Chart:
-    """The surfaces of measurements that are compared, the first seeds of each switched on."""
-    texts, kinds = labels.captions(group), labels.kinds(group)
-    shown = [text for i, text in enumerate(texts) if kinds.index(kinds[i]) == i]
-    common = common_losses(group, "surface")
-    found = {
-        (text, ""): Surface(
-            m.arrays["surface/xs"],
-            m.arrays["surface/ys"],
-            {loss: losses(m, "surface")[loss] for loss in common},
-            names(m),
-            m.arrays["cut/marks"],
-            interpolated(m).strip(),
-        )
-        for text, m in zip(texts, group, strict=True)
-    }
-    title = f"Loss surfaces on {labels.comparable(group[0])}, {labels.split(group[0])} images"
-    note = "Around trained weights, at (0, 0); all on the scale of their loss. Drag to turn all."
-    unknown = sum(
-        int((~np.isfinite(own)).sum()) for s in found.values() for own in s.losses.values()
-    )
-    if unknown:
-        note += f" {unknown} values that are not finite are holes."
-    return surfaces(title, _legend(group, texts, kinds, shown), found, log=log, note=note)
-
-
-def _legend(
-    group: Sequence[Measurement], texts: Sequence[str], kinds: Sequence[str], shown: Sequence[str]
-) -> Legend:
-    palette = labels.colors(kinds)
-    colors = {text: palette[kind] for text, kind in zip(texts, kinds, strict=True)}
-    return Legend([(text, "") for text in texts], "checkpoint", colors=colors, shown=shown)
-
-
 def _lines(group: Sequence[Measurement]) -> Chart:
-    texts, kinds = labels.captions(group), labels.kinds(group)
-    shown = [text for i, text in enumerate(texts) if kinds.index(kinds[i]) == i]
+    texts = labels.captions(group)
     images = {"line": f"{labels.split(group[0])} images", "test_line": "clean test images"}
     along = {text: names(m)[0] for text, m in zip(texts, group, strict=True)}
     x = f"step along {next(iter(along.values()))}" if len(set(along.values())) == 1 else "step"
@@ -94,24 +60,24 @@ def _lines(group: Sequence[Measurement]) -> Chart:
             for text, m in zip(texts, group, strict=True)
         }
         plots.append(Plot(of_what, x, "error (%)", found))
-    return curves("Along the first direction", _legend(group, texts, kinds, shown), plots)
+    return curves("Along the first direction", network_legend(group, texts), plots)
 
 
 def _flights(group: Sequence[Measurement]) -> list[Block]:
     """Ways to other checkpoints, and trainings as seen from their end."""
     found: dict[str, dict[Key, Curve]] = {}
-    of_text: dict[str, tuple[Measurement, str]] = {}
-    for text, kind, m in zip(labels.captions(group), labels.kinds(group), group, strict=True):
+    of_text: dict[str, Measurement] = {}
+    for text, m in zip(labels.captions(group), group, strict=True):
         for path in ("linear", "bezier"):
             for metric, ylabel, factor in (("nll", "NLL", 1), ("error", "error (%)", 100)):
                 values = m.arrays.get(f"cut/extras/{path}/{metric}")
                 if values is not None:
                     name = f"{text}, {path}"
-                    of_text[name] = m, kind
+                    of_text[name] = m
                     curve = Curve(m.arrays["cut/extras/ts"], factor * values)
                     found.setdefault(ylabel, {})[name, ""] = curve
         if "cut/extras/polar/distances" in m.arrays:
-            of_text[text] = m, kind
+            of_text[text] = m
             distances, turns = (m.arrays[f"cut/extras/polar/{n}"] for n in ("distances", "turns"))
             for ylabel, values, start in (
                 ("distance to the end", distances, 0),
@@ -131,8 +97,6 @@ def _flights(group: Sequence[Measurement]) -> list[Block]:
         plots = [Plot(y, x, y, found[y]) for y in names_of if y in found]
         if plots:
             texts = list(dict.fromkeys(name for plot in plots for name, _ in plot.curves))
-            own = [of_text[text] for text in texts]
-            kinds = [kind for _, kind in own]
-            legend = _legend([m for m, _ in own], texts, kinds, ())
+            legend = network_legend([of_text[text] for text in texts], texts)
             charts.append(curves(title, legend, plots))
     return charts

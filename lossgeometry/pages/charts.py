@@ -320,7 +320,7 @@ def _decades(values: np.ndarray, sign: str = "") -> dict[str, Any]:
     low, high = float(logs.min()), float(logs.max())
     margin = 0.03 * (high - low) or 0.1
     if high - low < 1:
-        ticks = MaxNLocator(5).tick_values(10**low, 10**high)
+        ticks = np.asarray(MaxNLocator(5).tick_values(10**low, 10**high))
     else:
         subs = (1, 2, 5) if high - low < 2 else (1, 3) if high - low < 4 else (1,)
         powers = 10.0 ** np.arange(np.floor(low), np.ceil(high) + 1)

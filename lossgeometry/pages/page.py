@@ -182,7 +182,8 @@ def _block(block: Block, level: int = 2) -> str:
         return _chart(block)
     within = "".join(_block(inner, level + 1) for inner in block.blocks)
     head = f"<h{level}>{html.escape(block.title)}</h{level}>"
-    return f'<section id="{_id(block.title)}">\n{head}\n{within}</section>\n'
+    place = f' id="{_id(block.title)}"' if level == 2 else ""  # what is linked to
+    return f"<section{place}>\n{head}\n{within}</section>\n"
 
 
 def _table(table: Table) -> str:
