@@ -60,9 +60,10 @@ def _pooled(pooled: dict[Key, list[Measurement]], legend: Legend) -> Chart:
         f"{seeds}: epoch {', '.join(dict.fromkeys(epochs))}" for seeds, epochs in counts.items()
     )
     some = next(iter(pooled.values()))[0]
+    batches, k = some.arrays["eigenvalues"].shape
     note = (
-        f"The {some.options['k']} eigenvalues of largest magnitude of each of "
-        f"{len(some.arrays['eigenvalues'])} mini-batches of {some.options['batch_size']} images, "
+        f"The {k} eigenvalues of largest magnitude of each of {batches} mini-batches of "
+        f"{some.options['batch_size']} images, "
         "pooled over the seeds: their density (of ten or more), their share of all, and below it "
         f"every one of them. {seeds}."
     )
