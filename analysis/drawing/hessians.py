@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib as mpl
@@ -80,19 +81,21 @@ def draw_hessian_comparison(
             figure = Figure(figsize=(7, 3.8))
             axes = figure.subplots(1, 2)
             for half, ax in zip(("negative", "positive"), axes, strict=True):
-                for text, members in by_label.items():
+                for (text, members), style in zip(by_label.items(), cycle(plots.LINES)):
                     plots.plot_max_eigenvalues(
                         np.concatenate([m.arrays["eigenvalues"] for m in members]),
                         half,
                         label=text,
                         color=palette[text],
+                        linestyle=style,
                         ax=ax,
                     )
                 ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), fontsize=8)
             head(
                 figure,
                 f"Hessian max eigenvalue spectra on {data}, {labels.stage(group[0])}\n"
-                f"{labels.objective(group[0])}, {labels.seeds(by_label)}",
+                f"{labels.objective(group[0])}, {labels.seeds(by_label)}; "
+                "each half has a scale of its own",
             )
             when = "" if labels.foreign(group[0]) else f"_epoch{epoch:03d}"
             stem = f"hessian_{compared(group, origin)}{when}{labels.suffix(group[0])}"

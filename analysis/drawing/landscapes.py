@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib as mpl
@@ -102,6 +103,7 @@ def _lines(group: Sequence[Measurement], log: bool) -> Figure:
     figure = Figure(figsize=(3.2 * len(shown), height))
     axes = figure.subplots(1, len(shown))
     palette = labels.colors(kinds)
+    styles = dict(zip(dict.fromkeys(kinds), cycle(plots.LINES)))
     for m, entry, kind in zip(group, entries, kinds, strict=True):
         curves = {**losses(m, "line"), "error (%)": 100 * m.arrays["line/error"]}
         for ylabel, ax in zip(shown, axes, strict=True):
@@ -112,12 +114,14 @@ def _lines(group: Sequence[Measurement], log: bool) -> Figure:
                 ylabel=ylabel,
                 label=entry,
                 color=palette[kind],
+                linestyle=styles[kind],
                 ax=ax,
             )
     if log:
         for ax in axes[:-1]:
             plots.log_scale(ax)
-    legend(figure, axes[0], most=len(shown))
+    each = "a line for each seed" if own < len(group) else None
+    legend(figure, axes[0], most=len(shown), title=each)
     return figure
 
 
@@ -165,7 +169,7 @@ def _contours(group: Sequence[Measurement], log: bool) -> Figure:
             ax.set(title=title, xlabel=first, ylabel=second)
             if shared:
                 ax.label_outer()
-        ticks = np.asarray(norm.inverse(np.linspace(0, 1, 5)))
+        ticks = plots.labelled_levels(norm)
         scale = ScalarMappable(norm, plots.STYLE["image.cmap"])
         bar = figure.colorbar(scale, ax=row, label=loss)
         bar.set_ticks(ticks.tolist(), labels=plots.tell_apart(ticks))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import reduce
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib as mpl
@@ -37,12 +38,13 @@ def draw_nll(
             curves, plane = figure.subplots(1, 2)
             points = {}
             palette = labels.colors(by_label)
-            for text, members in by_label.items():
+            for (text, members), style in zip(by_label.items(), cycle(plots.LINES)):
                 plots.plot_history(
                     *over_epochs(members, "train_nll"),
                     ylabel="train NLL",
                     label=text,
                     color=palette[text],
+                    linestyle=style,
                     ax=curves,
                 )
                 x, y = (
@@ -134,7 +136,7 @@ def draw_windows(
                         xlabel="attention window" if own == "csan" else "kernel",
                         ylabel=ylabel,
                         names=[f"{w}×{w}" for w in windows],
-                        line=("-", "--", ":")[i % 3],
+                        line=plots.LINES[i % len(plots.LINES)],
                         label=f"{head_window} head{'s' if head_window > 1 else ''}"
                         if own == "csan"
                         else labels.NETWORKS.get(own, own),

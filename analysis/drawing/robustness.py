@@ -64,6 +64,7 @@ def draw_robustness(
                     np.arange(6),
                     *over_seeds([by_severity(m) for m in seeds]),
                     xlabel="severity (0: clean)",
+                    line=plots.LINES[i % len(plots.LINES)],
                     ax=severity,
                     **style,
                 )
@@ -124,7 +125,7 @@ def draw_contact_sheet(
 
     with mpl.rc_context(plots.STYLE):
         figure = Figure(figsize=(5.5, 10))
-        severities = [f"severity {s + 1}" for s in range(SEVERITIES)]
+        severities = ["clean", *(f"severity {s + 1}" for s in range(SEVERITIES))]
         names = [name.replace("_", " ") for name in CORRUPTIONS]
         ax = figure.subplots()
         plots.plot_contact_sheet(contact_sheet(image, seed=seed), names, severities, ax=ax)

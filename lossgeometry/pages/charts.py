@@ -309,7 +309,9 @@ def max_eigenvalues(
         bottom = -0.05 * (len(names) + 1) * (top or 1)
         y = dict(title=dict(text="density per decade"), range=[bottom, 1.05 * (top or 1)])
         y |= dict(tickvals=list(MaxNLocator(4).tick_values(0, top or 1)))
-        panels.append(Panel(f"{half} half", [*densities, *rugs], dict(x=x, y=y)))
+        panels.append(
+            Panel(f"{half} half, on a scale of its own", [*densities, *rugs], dict(x=x, y=y))
+        )
     return Chart(title, panels, legend.controls(), note)
 
 

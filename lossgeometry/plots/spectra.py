@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import SymLogNorm
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.typing import LineStyleType
 
 from lossgeometry.plots.style import entry, fitted, room
 
@@ -37,6 +38,7 @@ def plot_max_eigenvalues(
     *,
     label: str | None = None,
     color: str | None = None,
+    linestyle: LineStyleType = "-",
     ax: Axes | None = None,
 ) -> Axes:
     """Density of the Hessian max eigenvalues on one side of zero.
@@ -55,7 +57,7 @@ def plot_max_eigenvalues(
     share = len(magnitudes) / max(eigenvalues.size, 1)
     label = entry(f"{label or ''} ({share:.1%})".strip())
     grid, density = kernel_density(magnitudes, eigenvalues.size)
-    ax.plot(grid, density, color=color, label=label)
+    ax.plot(grid, density, color=color, label=label, linestyle=linestyle)
     ax.fill_between(grid, density, color=color, alpha=0.15, linewidth=0)
     ax.plot(magnitudes, np.zeros(len(magnitudes)), "|", color=color, markersize=6, alpha=0.4)
     if len(magnitudes):
