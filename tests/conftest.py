@@ -88,9 +88,17 @@ def folder(tmp_path):
     return folder
 
 
+@pytest.fixture
+def browser(driver):
+    """A real one, as it was at first after each test."""
+    yield driver
+    driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", dict(features=[]))
+
+
 @pytest.fixture(scope="session")
-def browser():
-    """A real one without a window, and without a network."""
+def driver():
+    """Of a real browser without a window, and without a network."""
     programs = [shutil.which("chromium") or shutil.which("chrome"), shutil.which("chromedriver")]
     if not all(programs):
         pytest.skip("needs chromium and chromedriver")
