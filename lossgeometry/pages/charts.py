@@ -431,7 +431,7 @@ def layers(
     end = float(np.arcsinh(largest / linear))
     bar = dict(tickvals=np.arcsinh(ticks / linear).tolist(), ticktext=[f"{t:g}" for t in ticks])
     bar |= dict(title=dict(text="eigenvalue"))
-    coloraxis = dict(cmin=-end, cmax=end, colorscale="RdBu", reversescale=True, colorbar=bar)
+    coloraxis = dict(cmin=-end, cmax=end, colorscale="RdBu", colorbar=bar)
     panels = []
     for key, (names, values) in found.items():
         texts = [html.escape(name) for name in names]
