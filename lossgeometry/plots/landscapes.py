@@ -24,6 +24,7 @@ TWIN = ("#0072b2", "#d55e00")  # of the left and the right axis
 OUTLINE: list[AbstractPathEffect] = [
     withStroke(linewidth=2.5, foreground="black")
 ]  # what is white is seen on white, too
+THIN: list[AbstractPathEffect] = [withStroke(linewidth=1.2, foreground="black")]  # of letters
 # What is no number but a hole: which values, the colour in a surface, and where beside a line.
 HOLES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str, float]] = {
     "NaN": (np.isnan, "#bdbdbd", 0.5),
@@ -120,7 +121,7 @@ def plot_way(steps: np.ndarray, *, ax: Axes | None = None) -> Axes:
     ax.plot(*steps.T, "-", color="white", linewidth=1, path_effects=OUTLINE)
     if len(steps) <= MARKERS:
         ax.plot(*steps[1:].T, "o", color="white", markeredgecolor="black", markersize=3)
-        about: dict[str, Any] = dict(color="white", fontsize=6, path_effects=OUTLINE)
+        about: dict[str, Any] = dict(color="white", fontsize=6, path_effects=THIN)
         for i, step in enumerate(steps):
             offset: dict[str, Any] = dict(xytext=(2, 3), textcoords="offset points")
             ax.annotate(str(i), step, **offset, **about)
@@ -249,7 +250,7 @@ def plot_contours(
             named = dict(zip(labelled, tell_apart(labelled), strict=True))
             shown = [level for level in named if level in inside]
             for text in ax.clabel(lines, shown, fontsize=6, fmt=named):
-                text.set_path_effects(OUTLINE)
+                text.set_path_effects(THIN)
     ax.plot(0, 0, "+", color="white", markersize=7, path_effects=OUTLINE)
     _name_holes(values, ax)
     ax.set(xlabel="step along direction 1", ylabel="step along direction 2", aspect="equal")
