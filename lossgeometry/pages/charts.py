@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import numpy as np
 from matplotlib.colors import LogNorm
@@ -25,7 +25,6 @@ GRAY = "#7f7f7f"
 VIEW, VIEWS = "view", ("surface", "contours")
 FLOOR = 1e-7  # of the largest density: what is below it is not shown
 
-Value = TypeVar("Value")
 Key: TypeAlias = tuple[str, str]  # a name, and the epoch or step; "" where there is but one
 
 
