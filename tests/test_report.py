@@ -60,7 +60,7 @@ def results():
         data = [(torch.randn(8, 4), torch.randint(3, (8,))) for _ in range(6)]
         losses = {"nll": cross_entropy}
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        how = dict(every=2, k=2, precondition=optimizer, trace=4)
+        how = dict(every=2, k=2, precondition=optimizer, trace=9)
         tracker = lg.CurvatureTracker(model, cross_entropy, data[0], **how)
         own = found[name] = {}
         for step in range(5):

@@ -86,7 +86,8 @@ def report(
     >>> from torch.nn.functional import mse_loss
     >>> model, batch = torch.nn.Linear(2, 1), (torch.ones(4, 2), torch.zeros(4, 1))
     >>> xs = torch.linspace(-1, 1, 5)
-    >>> L = surface(model, {"mse": mse_loss}, batch, random_directions(model), xs, xs)
+    >>> directions = random_directions(model, seed=0)
+    >>> L = surface(model, {"mse": mse_loss}, batch, directions, xs, xs)
     >>> report(L, tempfile.mkdtemp() + "/report.html").name
     'report.html'
     """
