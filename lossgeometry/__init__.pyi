@@ -27,6 +27,7 @@ from .operators.ggn import GGN, Fisher
 from .operators.hessian import Hessian
 from .operators.layers import per_layer
 from .operators.precondition import Preconditioned, stability_threshold
+from .pages.results import report
 from .tracking import CurvatureHistory, CurvatureTracker
 
 __all__ = [
@@ -71,6 +72,7 @@ __all__ = [
     "polar",
     "project",
     "random_directions",
+    "report",
     "spectral_density",
     "stability_threshold",
     "surface",

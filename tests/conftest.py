@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +13,7 @@ os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS
 import pytest
 import torch
 from hypothesis import settings
+from selenium import webdriver
 
 from models import load_dataset
 from models.cli import run
@@ -84,3 +86,28 @@ def folder(tmp_path):
     folder = tmp_path / "checkpoints"
     write_study(folder)
     return folder
+
+
+@pytest.fixture
+def browser(driver):
+    """A real one, as it was at first after each test."""
+    yield driver
+    driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", dict(features=[]))
+
+
+@pytest.fixture(scope="session")
+def driver():
+    """Of a real browser without a window, and without a network."""
+    programs = [shutil.which("chromium") or shutil.which("chrome"), shutil.which("chromedriver")]
+    if not all(programs):
+        pytest.skip("needs chromium and chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = programs[0]
+    for flag in ("headless", "no-sandbox", "disable-background-networking", "window-size=900,800"):
+        options.add_argument(f"--{flag}")
+    options.add_argument("--enable-unsafe-swiftshader")  # WebGL without a graphics card
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(programs[1]))
+    yield driver
+    driver.quit()

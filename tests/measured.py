@@ -5,6 +5,8 @@ import json
 import h5py
 import numpy as np
 
+from models.description import SCORES
+
 EPOCHS = 12
 CUT = dict(directions="random", lines=2)
 METRICS = ("nll", "error")
@@ -57,7 +59,7 @@ def write_study(folder):
             own = folder if seed == 0 else folder / "seed1"
             file = own / f"csan{window}.h5"
             decay = np.exp(-np.arange(EPOCHS + 1.0)) + 0.01 * window + 0.001 * seed
-            history = {"epoch": np.arange(EPOCHS + 1.0), "train_nll": decay, "test_error": decay}
+            history = {"epoch": np.arange(EPOCHS + 1.0), **dict.fromkeys(SCORES, decay)}
             write(file, "history", history, window=window, seed=seed)
             spectrum = {
                 "eigenvalues": rng.normal(5, 4, (10, 5)),

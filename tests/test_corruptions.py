@@ -128,9 +128,10 @@ def test_fog_and_frost_are_not_one_flat_veil():
 
 def test_contact_sheet():
     sheet = contact_sheet(photographs(1)[0], seed=2)
-    assert sheet.shape == (15, 5, 32, 32, 3)
+    assert sheet.shape == (15, 6, 32, 32, 3)
+    np.testing.assert_array_equal(sheet[:, 0], np.repeat(photographs(1), 15, axis=0))
     np.testing.assert_array_equal(
-        sheet[3, 1], corrupt(photographs(1), CORRUPTIONS[3], 2, seed=2)[0]
+        sheet[3, 2], corrupt(photographs(1), CORRUPTIONS[3], 2, seed=2)[0]
     )
 
 

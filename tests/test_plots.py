@@ -25,13 +25,20 @@ def figure(**options):
 
 
 def test_max_eigenvalue_density_integrates_to_the_share_of_its_half(ax):
-    eigenvalues = np.concatenate([np.full(3, -1.0) * [1, 2, 4], np.geomspace(1, 100, 9)])
+    eigenvalues = np.concatenate([-np.geomspace(1, 4, 12), np.geomspace(1, 100, 36)])
     for half, share in (("negative", 0.25), ("positive", 0.75)):
         ax.clear()
         plots.plot_max_eigenvalues(eigenvalues, half, ax=ax)
         x, y = ax.lines[0].get_data()
         assert trapezoid(y, np.log10(x)) == pytest.approx(share, abs=0.005)
         assert ax.get_legend_handles_labels()[1] == [f"({share:.1%})"]
+
+
+def test_few_eigenvalues_are_ticks_without_a_density(ax):
+    plots.plot_max_eigenvalues(np.array([[-1.0, -2.0, 3.0]]), "negative", ax=ax)
+    curve, ticks = ax.lines
+    assert len(curve.get_xdata()) == 0
+    np.testing.assert_array_equal(ticks.get_xdata(), [1, 2])
 
 
 def test_a_single_eigenvalue_is_named_on_its_axis(ax):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib as mpl
@@ -25,38 +26,65 @@ COLORS: dict[Verdict, str] = {
 def draw_claims(
     answers: Mapping[str, Sequence[Answer]], out: Path, formats: Sequence[str] = ("png",)
 ) -> list[Path]:
-    """For each study: ``claims_DATASET``, a forest plot with one panel for each unit."""
+    """For each study: ``claims_DATASET``, a forest plot with one panel for each unit.
+
+    Intervals over different things, seeds or images, have panels of their own.
+    """
     written = []
     for study, of_study in answers.items():
-        over = dict.fromkeys(f.over for answer in of_study for f in answer.findings if f.over)
-        panels: dict[str, list[tuple[str, float, float, float, str]]] = {}
-        for answer in of_study:
-            for finding in answer.findings:
-                if finding.interval is None:
-                    continue
-                quantity, interval = QUANTITIES[finding.part.quantity], finding.interval
-                values = (interval.estimate, interval.low, interval.high)
-                estimate, low, high = (quantity.scale * value for value in values)
-                text = f"{answer.claim.key}:  {finding.part.text}"
-                text += f"  [{finding.over}]" if len(over) > 1 else ""
-                if finding.corrected != finding.verdict:
-                    text += f"  (by Holm: {finding.corrected})"
-                row = (text, estimate, low, high, COLORS[finding.verdict])
-                panels.setdefault(quantity.axis, []).append(row)
+        panels = differences(of_study)
         if not panels:
             continue
         heights = [len(rows) + 1.5 for rows in panels.values()]
         with mpl.rc_context(plots.STYLE):
-            figure = Figure(figsize=(8, 0.8 + 0.3 * sum(heights)))
+            figure = Figure(figsize=(8, 0.8 + 0.36 * sum(heights)))
             axes = figure.subplots(len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
-            for (axis, rows), ax in zip(panels.items(), axes, strict=True):
-                plots.plot_forest(rows, xlabel=f"difference in {axis}", ax=ax)
+            for (xlabel, rows), ax in zip(panels.items(), axes, strict=True):
+                colored = [
+                    (_text(row), row.estimate, row.low, row.high, COLORS[row.verdict])
+                    for row in rows
+                ]
+                plots.plot_forest(colored, xlabel=xlabel, ax=ax)
             handles = [
                 Line2D([], [], color=color, marker="o", label=verdict)
                 for verdict, color in COLORS.items()
             ]
             figure.legend(handles=handles, loc="outside lower center", ncols=len(COLORS))
-            common = f" over {next(iter(over))}" if len(over) == 1 else ""  # else each row says
-            head(figure, f"Claims on {study}: differences with 95 % intervals{common}")
+            head(figure, f"Claims on {study}: differences with 95 % intervals")
             written += save(figure, out, f"claims_{file_stem(study)}", formats)
     return written
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A row of the picture."""
+
+    text: str  # two lines
+    estimate: float
+    low: float
+    high: float
+    verdict: Verdict
+    corrected: Verdict | None  # by Holm
+
+
+def differences(answers: Sequence[Answer]) -> dict[str, list[Difference]]:
+    """What was measured of one study, by the unit and by what the intervals are over."""
+    panels: dict[str, list[Difference]] = {}
+    for answer in answers:
+        for finding in answer.findings:
+            if finding.interval is None:
+                continue
+            quantity, interval = QUANTITIES[finding.part.quantity], finding.interval
+            text = f"{answer.claim.key}  {answer.claim.statement}\n{finding.part.text}"
+            values = (interval.estimate, interval.low, interval.high)
+            estimate, low, high = (quantity.scale * value for value in values)
+            unit = f"difference in {quantity.axis}, over {finding.over}"
+            row = Difference(text, estimate, low, high, finding.verdict, finding.corrected)
+            panels.setdefault(unit, []).append(row)
+    return panels
+
+
+def _text(row: Difference) -> str:
+    """With Holm's verdict where it is another."""
+    same = row.corrected in (None, row.verdict)
+    return row.text if same else f"{row.text}  (by Holm: {row.corrected})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib as mpl
@@ -70,12 +71,8 @@ def draw_hessian_comparison(
     Max eigenvalues of all seeds of a window pooled, negative and positive halves side by side, as
     in Park and Kim 2022, Figure 7 (right). `origin` becomes a part of the names.
     """
-    groups: dict[tuple[str, int], list[Measurement]] = defaultdict(list)
-    for m in measurements:
-        groups[labels.comparable(m), m.checkpoint["epoch"]].append(m)
     written = []
-    for (data, epoch), members in sorted(groups.items()):
-        group = labels.measured_alike(members)
+    for (data, epoch), group in same_stage(measurements).items():
         by_label = labels.by_architecture(group)
         if len(by_label) < 2:
             continue
@@ -84,19 +81,21 @@ def draw_hessian_comparison(
             figure = Figure(figsize=(7, 3.8))
             axes = figure.subplots(1, 2)
             for half, ax in zip(("negative", "positive"), axes, strict=True):
-                for text, members in by_label.items():
+                for (text, members), style in zip(by_label.items(), cycle(plots.LINES)):
                     plots.plot_max_eigenvalues(
                         np.concatenate([m.arrays["eigenvalues"] for m in members]),
                         half,
                         label=text,
                         color=palette[text],
+                        linestyle=style,
                         ax=ax,
                     )
                 ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), fontsize=8)
             head(
                 figure,
                 f"Hessian max eigenvalue spectra on {data}, {labels.stage(group[0])}\n"
-                f"{labels.objective(group[0])}, {labels.seeds(by_label)}",
+                f"{labels.objective(group[0])}, {labels.seeds(by_label)}; "
+                "each half has a scale of its own",
             )
             when = "" if labels.foreign(group[0]) else f"_epoch{epoch:03d}"
             stem = f"hessian_{compared(group, origin)}{when}{labels.suffix(group[0])}"
@@ -116,17 +115,8 @@ def draw_hessian_training(
     Of every training of which three snapshots or more have been measured. `origin` becomes a part
     of the names.
     """
-    groups: dict[str, dict[str, list[Measurement]]] = defaultdict(lambda: defaultdict(list))
-    known = [m for m in measurements if not labels.foreign(m)]
-    for m in sorted(known, key=lambda m: m.checkpoint["epoch"]):
-        groups[labels.dataset(m)][labels.training(m)].append(m)
     written = []
-    for data, trainings in sorted(groups.items()):
-        series = [labels.measured_alike(snapshots) for snapshots in trainings.values()]
-        series = [snapshots for snapshots in series if len(snapshots) > 2]
-        series.sort(key=lambda snapshots: labels.by_window(snapshots[0]))
-        if not series:
-            continue
+    for data, series in over_training(measurements).items():
         palette = labels.colors(labels.label(snapshots[0]) for snapshots in series)
         with mpl.rc_context(plots.STYLE):
             figure = Figure(figsize=(11, 3.2))
@@ -156,6 +146,29 @@ def draw_hessian_training(
             stem = f"hessian_{compared([first], origin)}_training{labels.suffix(first)}"
             written += save(figure, out, stem, formats)
     return written
+
+
+def same_stage(measurements: Iterable[Measurement]) -> dict[tuple[str, int], list[Measurement]]:
+    """Those that are compared, by dataset and epoch."""
+    groups: dict[tuple[str, int], list[Measurement]] = defaultdict(list)
+    for m in measurements:
+        groups[labels.comparable(m), m.checkpoint["epoch"]].append(m)
+    return {key: labels.measured_alike(members) for key, members in sorted(groups.items())}
+
+
+def over_training(measurements: Iterable[Measurement]) -> dict[str, list[list[Measurement]]]:
+    """Of each dataset, the trainings of which three snapshots or more are measured alike."""
+    groups: dict[str, dict[str, list[Measurement]]] = defaultdict(lambda: defaultdict(list))
+    known = [m for m in measurements if not labels.foreign(m)]
+    for m in sorted(known, key=lambda m: m.checkpoint["epoch"]):
+        groups[labels.dataset(m)][labels.training(m)].append(m)
+    found = {}
+    for data, trainings in sorted(groups.items()):
+        series = [labels.measured_alike(snapshots) for snapshots in trainings.values()]
+        series = [snapshots for snapshots in series if len(snapshots) > 2]
+        if series:
+            found[data] = sorted(series, key=lambda snapshots: labels.by_window(snapshots[0]))
+    return found
 
 
 def draw_layers(

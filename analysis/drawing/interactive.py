@@ -2,90 +2,62 @@
 
 from __future__ import annotations
 
-import html
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from matplotlib.colors import LogNorm
 
 from analysis.measurements import labels
-from analysis.measurements.landscapes import common_losses, losses, names
+from analysis.measurements.landscapes import common_losses, interpolated, losses, names
 from analysis.measurements.schema import Measurement
-from lossgeometry import plots
 from lossgeometry.errors import InputError
+from lossgeometry.pages.charts import Legend, Surface, surfaces
+from lossgeometry.pages.page import Chart, write_page
 from models.files import replacing
 
 
 def write_html(group: Sequence[Measurement], path: Path, *, log: bool = True) -> list[Path]:
-    """One self-contained page: a surface to rotate, whose values show under the pointer.
+    """One self-contained page: surfaces to rotate, whose values show under the pointer.
 
-    Buttons switch between the checkpoints and between their losses; heights and colours of one loss
-    are on the same scale for all. Needs plotly (``pip install 'locality-landscapes[export]'``).
+    Needs plotly (``pip install 'locality-landscapes[export]'``).
     """
-    graph = _require("plotly.graph_objects")
-    figure = graph.Figure()
-    views: list[tuple[str, dict[str, Any]]] = []
-    for loss in common_losses(group, "surface"):
-        norm = plots.shared_norm([losses(m, "surface")[loss] for m in group], log=log)
-        ticks = np.asarray(norm.inverse(np.linspace(0, 1, 6)))
-        scaled = np.log10 if isinstance(norm, LogNorm) else np.asarray
-        height = dict(tickvals=scaled(ticks).tolist(), ticktext=plots.tell_apart(ticks))
-        low, *_, high = height["tickvals"]
-        axis = dict(title=dict(text=loss), range=[low, high], **height)
-        for m, caption in zip(group, labels.captions(group), strict=True):
-            values = losses(m, "surface")[loss]
-            values = np.where(np.isfinite(values), values, np.nan)  # a hole
-            first, second = map(html.escape, names(m))
-            figure.add_surface(
-                x=m.arrays["surface/xs"],
-                y=m.arrays["surface/ys"],
-                z=scaled(values),
-                customdata=values,
-                cmin=low,
-                cmax=high,
-                colorscale=plots.STYLE["image.cmap"],
-                colorbar=dict(
-                    title=dict(text=loss), tickvals=axis["tickvals"], ticktext=axis["ticktext"]
-                ),
-                hovertemplate=f"{first} %{{x:.3f}}<br>{second} %{{y:.3f}}<br>"
-                f"{loss} %{{customdata:.5g}}<extra></extra>",
-                visible=not views,
-            )
-            scene = {
-                "scene.xaxis.title.text": first,
-                "scene.yaxis.title.text": second,
-                "scene.zaxis": axis,
-            }
-            views.append((f"{html.escape(caption)}, {loss}", scene))
-    buttons = [
-        dict(
-            label=label,
-            method="update",
-            args=[{"visible": [j == i for j in range(len(views))]}, scene],
+    return [write_page(path, "Loss landscape", [surface_chart(group, log=log)])]
+
+
+def surface_chart(group: Sequence[Measurement], *, log: bool = True) -> Chart:
+    """The surfaces of measurements that are compared, the first seeds of each switched on."""
+    texts = labels.captions(group)
+    common = common_losses(group, "surface")
+    found = {
+        (text, ""): Surface(
+            m.arrays["surface/xs"],
+            m.arrays["surface/ys"],
+            {loss: losses(m, "surface")[loss] for loss in common},
+            names(m),
+            m.arrays["cut/marks"],
+            interpolated(m).strip(),
         )
-        for i, (label, scene) in enumerate(views)
-    ]
-    figure.update_layout(
-        title=html.escape(
-            f"Loss landscape on {labels.comparable(group[0])}, {labels.split(group[0])} images"
-        ),
-        scene=dict(
-            xaxis=dict(title=dict(text=views[0][1]["scene.xaxis.title.text"])),
-            yaxis=dict(title=dict(text=views[0][1]["scene.yaxis.title.text"])),
-            zaxis=views[0][1]["scene.zaxis"],
-            aspectmode="cube",
-            camera_eye=dict(x=1.6, y=1.6, z=1.1),
-        ),
-        height=700,
-        margin=dict(l=0, r=0, t=60, b=10),
-        updatemenus=[dict(type="buttons", x=0.01, xanchor="left", buttons=buttons)],
+        for text, m in zip(texts, group, strict=True)
+    }
+    title = f"Loss surfaces on {labels.comparable(group[0])}, {labels.split(group[0])} images"
+    note = "Around trained weights, at (0, 0); all on the scale of their loss. Drag to turn all."
+    unknown = sum(
+        int((~np.isfinite(own)).sum()) for s in found.values() for own in s.losses.values()
     )
-    with replacing(path) as partial:
-        partial.write_text(figure.to_html(div_id="landscape"))
-    return [path]
+    if unknown:
+        note += f" {unknown} values that are not finite are holes."
+    return surfaces(title, network_legend(group, texts), found, log=log, note=note)
+
+
+def network_legend(group: Sequence[Measurement], texts: Sequence[str]) -> Legend:
+    """Of networks by their names, those of one kind in one colour, the first of it switched on."""
+    kinds = labels.kinds(group)
+    palette = labels.colors(kinds)
+    firsts = {kind: m.path for kind, m in reversed(list(zip(kinds, group, strict=True)))}
+    shown = [text for text, m in zip(texts, group, strict=True) if m.path in firsts.values()]
+    colors = {text: palette[kind] for text, kind in zip(texts, kinds, strict=True)}
+    return Legend([(text, "") for text in texts], "checkpoint", colors=colors, shown=shown)
 
 
 def write_vtu(measurement: Measurement, path: Path) -> Path:
@@ -93,7 +65,12 @@ def write_vtu(measurement: Measurement, path: Path) -> Path:
 
     Cells with a point that is not finite are left out. Needs meshio.
     """
-    meshio = _require("meshio")
+    try:
+        meshio = importlib.import_module("meshio")
+    except ImportError as error:
+        raise InputError(
+            "formats: meshio is not installed, expected pip install 'locality-landscapes[export]'"
+        ) from error
     values = losses(measurement, "surface")
     height = values["NLL"]
     ys, xs = np.meshgrid(
@@ -113,13 +90,3 @@ def write_vtu(measurement: Measurement, path: Path) -> Path:
     with replacing(path) as partial:
         mesh.write(partial, file_format="vtu")
     return path
-
-
-def _require(package: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise InputError(
-            f"formats: {package.partition('.')[0]} is not installed, expected "
-            "pip install 'locality-landscapes[export]'"
-        ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib as mpl
@@ -49,15 +50,11 @@ def draw_landscapes(
 
     Of more than `MOST` networks, the trainings that differ in their seed alone share their panels:
     the first seed is drawn. `origin` becomes a part of the names. The format "html" is a page that
-    can be rotated, for each loss, "vtu" a file for ParaView for each checkpoint; `scale` is that of
+    can be rotated, "vtu" a file for ParaView for each checkpoint; `scale` is that of
     colours and heights, "log" or "linear".
     """
-    groups: dict[str, list[Measurement]] = defaultdict(list)
-    for m in measurements:
-        groups[labels.comparable(m)].append(m)
     written = []
-    for data, members in sorted(groups.items()):
-        group = sorted(labels.measured_alike(members), key=labels.by_window)
+    for data, group in compared_surfaces(measurements).items():
         stem = compared(group, origin)
         kind = group[0].name.partition("/")[0]
         end = labels.suffix(group[0])
@@ -78,11 +75,22 @@ def draw_landscapes(
                     written += save(figure, out, f"{kind}_{stem}_{name}{end}", still)
         if "html" in formats:
             page = out / f"{short(f'{kind}_{stem}{end}')}.html"
-            written += write_html(few, page, log=scale == "log")
+            written += write_html(group, page, log=scale == "log")
         if "vtu" in formats:
             for m, own in zip(group, labels.names(group), strict=True):
                 written.append(write_vtu(m, out / f"{short(f'{kind}_{stem}_{own}{end}')}.vtu"))
     return written
+
+
+def compared_surfaces(measurements: Iterable[Measurement]) -> dict[str, list[Measurement]]:
+    """Of each dataset, those that share a figure, from local to global."""
+    groups: dict[str, list[Measurement]] = defaultdict(list)
+    for m in measurements:
+        groups[labels.comparable(m)].append(m)
+    return {
+        data: sorted(labels.measured_alike(members), key=labels.by_window)
+        for data, members in sorted(groups.items())
+    }
 
 
 def _lines(group: Sequence[Measurement], log: bool) -> Figure:
@@ -95,6 +103,7 @@ def _lines(group: Sequence[Measurement], log: bool) -> Figure:
     figure = Figure(figsize=(3.2 * len(shown), height))
     axes = figure.subplots(1, len(shown))
     palette = labels.colors(kinds)
+    styles = dict(zip(dict.fromkeys(kinds), cycle(plots.LINES)))
     for m, entry, kind in zip(group, entries, kinds, strict=True):
         curves = {**losses(m, "line"), "error (%)": 100 * m.arrays["line/error"]}
         for ylabel, ax in zip(shown, axes, strict=True):
@@ -105,12 +114,14 @@ def _lines(group: Sequence[Measurement], log: bool) -> Figure:
                 ylabel=ylabel,
                 label=entry,
                 color=palette[kind],
+                linestyle=styles[kind],
                 ax=ax,
             )
     if log:
         for ax in axes[:-1]:
             plots.log_scale(ax)
-    legend(figure, axes[0], most=len(shown))
+    each = "a line for each seed" if own < len(group) else None
+    legend(figure, axes[0], most=len(shown), title=each)
     return figure
 
 
@@ -158,7 +169,7 @@ def _contours(group: Sequence[Measurement], log: bool) -> Figure:
             ax.set(title=title, xlabel=first, ylabel=second)
             if shared:
                 ax.label_outer()
-        ticks = np.asarray(norm.inverse(np.linspace(0, 1, 5)))
+        ticks = plots.labelled_levels(norm)
         scale = ScalarMappable(norm, plots.STYLE["image.cmap"])
         bar = figure.colorbar(scale, ax=row, label=loss)
         bar.set_ticks(ticks.tolist(), labels=plots.tell_apart(ticks))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import reduce
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib as mpl
@@ -30,32 +31,20 @@ def draw_nll(
 
     `origin` becomes a part of the names.
     """
-    groups: dict[str, list[Measurement]] = defaultdict(list)
-    for m in histories:
-        groups[labels.dataset(m)].append(m)
     written = []
-    for data, members in sorted(groups.items()):
-        longest = max(m.checkpoint["recipe"]["epochs"] for m in members)
-        by_label = labels.by_architecture(
-            m for m in members if m.checkpoint["recipe"]["epochs"] == longest
-        )
+    for data, by_label in longest_trainings(histories).items():
         with mpl.rc_context(plots.STYLE):
             figure = Figure(figsize=(8, 3.2))
             curves, plane = figure.subplots(1, 2)
             points = {}
             palette = labels.colors(by_label)
-            for text, members in by_label.items():
-                # Not all need to have been evaluated at the same epochs.
-                epochs = reduce(np.intersect1d, (m.arrays["epoch"] for m in members))
-                nll = [m.arrays["train_nll"][np.isin(m.arrays["epoch"], epochs)] for m in members]
-                estimates = [across_seeds(column) for column in np.array(nll).T]
+            for (text, members), style in zip(by_label.items(), cycle(plots.LINES)):
                 plots.plot_history(
-                    epochs,
-                    np.array([e.mean for e in estimates]),
-                    np.array([e.half_width for e in estimates]),
+                    *over_epochs(members, "train_nll"),
                     ylabel="train NLL",
                     label=text,
                     color=palette[text],
+                    linestyle=style,
                     ax=curves,
                 )
                 x, y = (
@@ -74,6 +63,34 @@ def draw_nll(
             stem = "_".join(filter(None, ("nll", file_stem(data), origin)))
             written += save(figure, out, stem, formats)
     return written
+
+
+def longest_trainings(
+    histories: Iterable[Measurement],
+) -> dict[str, dict[str, list[Measurement]]]:
+    """Of each dataset the seeds of each architecture, of as many epochs as were trained."""
+    groups: dict[str, list[Measurement]] = defaultdict(list)
+    for m in histories:
+        groups[labels.dataset(m)].append(m)
+    found = {}
+    for data, members in sorted(groups.items()):
+        longest = max(m.checkpoint["recipe"]["epochs"] for m in members)
+        found[data] = labels.by_architecture(
+            m for m in members if m.checkpoint["recipe"]["epochs"] == longest
+        )
+    return found
+
+
+def over_epochs(
+    seeds: Sequence[Measurement], score: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Epochs, mean of a score over the seeds and half of its interval: (n,) each."""
+    # Not all need to have been evaluated at the same epochs.
+    epochs = reduce(np.intersect1d, (m.arrays["epoch"] for m in seeds))
+    scores = [m.arrays[score][np.isin(m.arrays["epoch"], epochs)] for m in seeds]
+    estimates = [across_seeds(column) for column in np.array(scores).T]
+    means, widths = ([getattr(e, name) for e in estimates] for name in ("mean", "half_width"))
+    return epochs, np.array(means), np.array(widths)
 
 
 def draw_windows(
@@ -119,7 +136,7 @@ def draw_windows(
                         xlabel="attention window" if own == "csan" else "kernel",
                         ylabel=ylabel,
                         names=[f"{w}×{w}" for w in windows],
-                        line=("-", "--", ":")[i % 3],
+                        line=plots.LINES[i % len(plots.LINES)],
                         label=f"{head_window} head{'s' if head_window > 1 else ''}"
                         if own == "csan"
                         else labels.NETWORKS.get(own, own),

@@ -35,9 +35,8 @@ def draw_robustness(
     """
     written = []
     for name, members in studies(measurements).items():
-        last = max(m.checkpoint["epoch"] for m in members)
-        final = [m for m in members if m.checkpoint["epoch"] == last]
-        by_label = labels.by_architecture(labels.measured_alike(final))
+        final = at_the_end(members)
+        by_label = labels.by_architecture(final)
         palette = labels.colors(by_label)
         first = next(iter(by_label.values()))[0]
         counts = {len(seeds) for seeds in by_label.values()}
@@ -63,14 +62,15 @@ def draw_robustness(
                 style: dict[str, Any] = dict(ylabel="error (%)", label=text, color=palette[text])
                 plots.plot_points(
                     np.arange(6),
-                    *_over_seeds([_by_severity(m) for m in seeds]),
+                    *over_seeds([by_severity(m) for m in seeds]),
                     xlabel="severity (0: clean)",
+                    line=plots.LINES[i % len(plots.LINES)],
                     ax=severity,
                     **style,
                 )
                 plots.plot_points(
                     np.arange(len(names)) + shift * (i - (len(by_label) - 1) / 2),
-                    *_over_seeds([m.arrays["error"].mean(axis=1) for m in seeds]),
+                    *over_seeds([m.arrays["error"].mean(axis=1) for m in seeds]),
                     xlabel="",
                     names=names,
                     line="none",
@@ -100,12 +100,18 @@ def mean_corruption_error(seeds: Sequence[Measurement]) -> Estimate:
     return across_images(seeds[0].arrays["image_error"])
 
 
-def _by_severity(m: Measurement) -> np.ndarray:
+def at_the_end(members: Sequence[Measurement]) -> list[Measurement]:
+    """Those of the last epoch that was measured, all measured alike."""
+    last = max(m.checkpoint["epoch"] for m in members)
+    return labels.measured_alike([m for m in members if m.checkpoint["epoch"] == last])
+
+
+def by_severity(m: Measurement) -> np.ndarray:
     """Error without corruption and at each severity: (6,)."""
     return np.concatenate([[m.arrays["clean_error"]], m.arrays["error"].mean(axis=0)])
 
 
-def _over_seeds(errors: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def over_seeds(errors: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and half-interval, in per cent, of (n,) errors of each seed."""
     estimates = [across_seeds(column) for column in 100 * np.array(errors).T]
     return np.array([e.mean for e in estimates]), np.array([e.half_width for e in estimates])
@@ -119,7 +125,7 @@ def draw_contact_sheet(
 
     with mpl.rc_context(plots.STYLE):
         figure = Figure(figsize=(5.5, 10))
-        severities = [f"severity {s + 1}" for s in range(SEVERITIES)]
+        severities = ["clean", *(f"severity {s + 1}" for s in range(SEVERITIES))]
         names = [name.replace("_", " ") for name in CORRUPTIONS]
         ax = figure.subplots()
         plots.plot_contact_sheet(contact_sheet(image, seed=seed), names, severities, ax=ax)

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
+Content = tuple[str, list[str], list[list[str]]]  # of a table: title, columns, rows
+
 BETWEEN = 3  # characters from one column to the next
 
 

@@ -5,13 +5,25 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from analysis.tables import print_table
+from analysis.tables import Content, print_table
 from analysis.verdicts import QUANTITIES, Answer
 
 
 def print_answers(study: str, answers: Sequence[Answer]) -> None:
     """Table of one study, and below it what has not been measured."""
-    rows, missing = [], defaultdict(list)
+    print_table(*answers_table(study, answers))
+    missing: dict[str, list[str]] = defaultdict(list)
+    for answer in answers:
+        for finding in answer.findings:
+            missing[answer.claim.key] += finding.missing
+    for key, lines in missing.items():
+        for line in dict.fromkeys(lines):
+            print(f"{key}: not measured: {line}")
+
+
+def answers_table(study: str, answers: Sequence[Answer]) -> Content:
+    """Every difference of one study with its interval, and what is said of it."""
+    rows = []
     for answer in answers:
         claim = answer.claim
         if len(answer.findings) > 1:
@@ -40,13 +52,5 @@ def print_answers(study: str, answers: Sequence[Answer]) -> None:
                     "",
                 ]
             )
-            for line in finding.missing:
-                missing[claim.key].append(line)
-    print_table(
-        f"Claims on {study}",
-        ["claim", "difference", "95 % interval", "over", "verdict", "by Holm", "in the paper"],
-        rows,
-    )
-    for key, lines in missing.items():
-        for line in dict.fromkeys(lines):
-            print(f"{key}: not measured: {line}")
+    columns = ["claim", "difference", "95 % interval", "over", "verdict", "by Holm", "in the paper"]
+    return f"Claims on {study}", columns, rows

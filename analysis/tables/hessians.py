@@ -8,28 +8,23 @@ import numpy as np
 
 from analysis.measurements import labels
 from analysis.measurements.schema import Measurement
-from analysis.tables import print_table
+from analysis.tables import Content, print_table
 
 
 def print_spectra(measurements: Sequence[Measurement]) -> None:
     """Table of all measurements, then of each what its numbers are worth."""
-    names = labels.names(measurements)
-    print_table(
-        f"Hessian of {labels.objective(measurements[0])}; ± one standard error",
-        [
-            "checkpoint",
-            labels.kind(measurements),
-            "epoch",
-            "NEP %",
-            "APE",
-            "smallest",
-            "largest",
-            "trace",
-        ],
-        [_row(name, m) for name, m in zip(names, measurements, strict=True)],
-    )
-    for name, m in zip(names, measurements, strict=True):
+    print_table(*spectra_table(measurements))
+    for name, m in zip(labels.names(measurements), measurements, strict=True):
         report(name, m)
+
+
+def spectra_table(measurements: Sequence[Measurement]) -> Content:
+    """NEP, APE, the extreme eigenvalues and the trace of each measurement."""
+    title = f"Hessian of {labels.objective(measurements[0])}; ± one standard error"
+    columns = ["checkpoint", labels.kind(measurements), "epoch"]
+    columns += ["NEP %", "APE", "smallest", "largest", "trace"]
+    names = labels.names(measurements)
+    return title, columns, [_row(name, m) for name, m in zip(names, measurements, strict=True)]
 
 
 def _row(name: str, measurement: Measurement) -> list[str]:

@@ -8,10 +8,8 @@ import numpy as np
 
 from analysis.measurements import labels
 from analysis.measurements.schema import Measurement
-from analysis.tables import print_table
+from analysis.tables import Content, print_table
 from lossgeometry.landscape.flatness import Flatness, barrier, flatness
-
-Table = tuple[str, list[str], list[list[str]]]  # title, columns, rows
 
 
 def print_landscapes(measurements: Sequence[Measurement]) -> None:
@@ -33,7 +31,7 @@ def print_landscapes(measurements: Sequence[Measurement]) -> None:
         print(f"stored in {m.path}:/{m.name}")
 
 
-def along_line(measurements: Sequence[Measurement]) -> Table:
+def along_line(measurements: Sequence[Measurement]) -> Content:
     """Loss and error at the weights, and at the farther end of the line."""
     rows = []
     for own, m in zip(labels.names(measurements), measurements, strict=True):
@@ -68,7 +66,7 @@ def flatness_of(measurement: Measurement) -> Flatness | None:
     return flatness(arrays["line/xs"], np.stack(lines)) if lines else None
 
 
-def flatness_rows(measurements: Sequence[Measurement]) -> Table:
+def flatness_rows(measurements: Sequence[Measurement]) -> Content:
     """How flat the minimum is along random directions, with 95 % intervals over them alone.
 
     The images, and what augmentation and mixup drew for them, are the same along all.
@@ -96,7 +94,7 @@ def flatness_rows(measurements: Sequence[Measurement]) -> Table:
     return f"Flatness of the NLL over {n} random directions; ± 95 % interval", columns, rows
 
 
-def barriers(measurements: Sequence[Measurement]) -> Table:
+def barriers(measurements: Sequence[Measurement]) -> Content:
     """Height of the barriers on the paths to another checkpoint."""
     rows = []
     for own, m in zip(labels.names(measurements), measurements, strict=True):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from analysis.measurements import labels
 from analysis.measurements.schema import Measurement
-from analysis.tables import print_table
+from analysis.tables import Content, print_table
 from lossgeometry.statistics import across_seeds
 
 
@@ -31,7 +31,17 @@ def print_end_points(
     objectives: Iterable[Measurement],
     spectra: Iterable[Measurement],
 ) -> None:
-    """Tables over seeds: NLL and error at the end; NEP and APE there and at the end of warm-up."""
+    """Print the tables of `end_points`."""
+    for table in end_points(histories, objectives, spectra):
+        print_table(*table)
+
+
+def end_points(
+    histories: Iterable[Measurement],
+    objectives: Iterable[Measurement],
+    spectra: Iterable[Measurement],
+) -> list[Content]:
+    """Over seeds: NLL and error at the end; NEP and APE there and at the end of warm-up."""
     objective = {m.checkpoint["sha256"]: m.arrays for m in objectives}
     spectrum = {(labels.training(m), m.checkpoint["epoch"]): m.arrays for m in spectra}
     datasets: dict[str, list[Measurement]] = defaultdict(list)
@@ -66,22 +76,19 @@ def print_end_points(
                 row.append(_over_seeds(values, ".1f", scale, of=len(members)))
         eigenvalues.append([*start, *row])
     first = ["dataset", "window", "epochs", "seeds"]
-    print_table(
+    title = (
         "Mean ± half of the 95 % interval over seeds, at the end of training; "
-        "objective: of augmented training images, as it is minimised, without L2",
-        [
-            *first,
-            *("train NLL", "train error %", "objective NLL", "objective error %"),
-            *("test NLL", "test error %"),
-        ],
-        scores,
+        "objective: of augmented training images, as it is minimised, without L2"
     )
+    columns = [
+        f"{of} {what}" for of in ("train", "objective", "test") for what in ("NLL", "error %")
+    ]
+    tables: list[Content] = [(title, first + columns, scores)]
     if spectrum:
-        print_table(
-            "Max eigenvalues at the end of warm-up (early) and of training; ± as above",
-            [*first, "NEP %, early", "APE, early", "NEP %", "APE"],
-            eigenvalues,
-        )
+        title = "Max eigenvalues at the end of warm-up (early) and of training; ± as above"
+        columns = ["NEP %, early", "APE, early", "NEP %", "APE"]
+        tables.append((title, first + columns, eigenvalues))
+    return tables
 
 
 def _over_seeds(values: Sequence[float], digits: str, scale: float, *, of: int) -> str:

@@ -7,6 +7,7 @@ PyTorch.
 
 from lossgeometry.plots.forest import plot_forest
 from lossgeometry.plots.landscapes import (
+    labelled_levels,
     plot_contours,
     plot_evaluated,
     plot_line,
@@ -27,6 +28,7 @@ from lossgeometry.plots.spectra import (
 )
 from lossgeometry.plots.style import (
     LEGEND,
+    LINES,
     STYLE,
     fitted,
     literal,

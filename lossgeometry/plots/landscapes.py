@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, LogNorm, Normalize
 from matplotlib.patches import Patch
-from matplotlib.patheffects import withStroke
+from matplotlib.patheffects import AbstractPathEffect, withStroke
 from matplotlib.ticker import MaxNLocator
 from matplotlib.typing import LineStyleType
 
@@ -21,7 +21,10 @@ from lossgeometry.statistics import across_seeds
 
 MARKERS = 20  # points of a way that can still be told apart
 TWIN = ("#0072b2", "#d55e00")  # of the left and the right axis
-OUTLINE = [withStroke(linewidth=2.5, foreground="black")]  # what is white is seen on white, too
+OUTLINE: list[AbstractPathEffect] = [
+    withStroke(linewidth=2.5, foreground="black")
+]  # what is white is seen on white, too
+THIN: list[AbstractPathEffect] = [withStroke(linewidth=1.2, foreground="black")]  # of letters
 # What is no number but a hole: which values, the colour in a surface, and where beside a line.
 HOLES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str, float]] = {
     "NaN": (np.isnan, "#bdbdbd", 0.5),
@@ -110,11 +113,18 @@ def _plot_gaps(
 
 
 def plot_way(steps: np.ndarray, *, ax: Axes | None = None) -> Axes:
-    """Points in the plane of a surface, (n, 2), joined in their order; the first is hollow."""
+    """Points in the plane of a surface, (n, 2), joined in their order; the first is hollow.
+
+    They are numbered from 0, unless there are many.
+    """
     ax = ax or plt.gca()
     ax.plot(*steps.T, "-", color="white", linewidth=1, path_effects=OUTLINE)
     if len(steps) <= MARKERS:
         ax.plot(*steps[1:].T, "o", color="white", markeredgecolor="black", markersize=3)
+        about: dict[str, Any] = dict(color="white", fontsize=6, path_effects=THIN)
+        for i, step in enumerate(steps):
+            offset: dict[str, Any] = dict(xytext=(2, 3), textcoords="offset points")
+            ax.annotate(str(i), step, **offset, **about)
     first: dict[str, Any] = dict(markerfacecolor="none", markeredgecolor="white", markersize=5)
     ax.plot(*steps[0], "o", **first, path_effects=OUTLINE)
     return ax
@@ -194,6 +204,17 @@ def shared_norm(surfaces: Sequence[np.ndarray], *, log: bool = True) -> Normaliz
     return LogNorm(low, high) if log and low > 0 else Normalize(low, high)
 
 
+def labelled_levels(norm: Normalize, levels: int = 14) -> np.ndarray:
+    """The levels of `plot_contours` that have labels, for the ticks of a colour bar."""
+    return _edges(norm, levels)[1:-1:2]
+
+
+def _edges(norm: Normalize, levels: int) -> np.ndarray:
+    edges = np.asarray(norm.inverse(np.linspace(0, 1, levels + 1)))
+    edges[[0, -1]] = norm.vmin, norm.vmax  # but for rounding, which would leave the lowest blank
+    return edges
+
+
 def plot_contours(
     xs: np.ndarray,
     ys: np.ndarray,
@@ -212,8 +233,7 @@ def plot_contours(
     ax = ax or plt.gca()
     norm = norm or shared_norm([values])
     surface = np.ma.masked_invalid(np.asarray(values, dtype=float))
-    edges = np.asarray(norm.inverse(np.linspace(0, 1, levels + 1)))
-    edges[[0, -1]] = norm.vmin, norm.vmax  # but for rounding, which would leave the lowest blank
+    edges = _edges(norm, levels)
     if surface.mask.any():  # contours end at the last finite points: here is what is around each
         ax.pcolormesh(xs, ys, surface, norm=norm, shading="nearest")
         for _, where, color in _holes(values):
@@ -226,9 +246,11 @@ def plot_contours(
         inside = edges[(edges > surface.min()) & (edges < surface.max())]
         if len(inside):
             lines = ax.contour(xs, ys, surface, levels=inside, colors="white", linewidths=0.5)
-            named = dict(zip(edges[1:-1:2], tell_apart(edges[1:-1:2]), strict=True))
+            labelled = labelled_levels(norm, levels)
+            named = dict(zip(labelled, tell_apart(labelled), strict=True))
             shown = [level for level in named if level in inside]
-            ax.clabel(lines, shown, fontsize=6, fmt=named)
+            for text in ax.clabel(lines, shown, fontsize=6, fmt=named):
+                text.set_path_effects(THIN)
     ax.plot(0, 0, "+", color="white", markersize=7, path_effects=OUTLINE)
     _name_holes(values, ax)
     ax.set(xlabel="step along direction 1", ylabel="step along direction 2", aspect="equal")

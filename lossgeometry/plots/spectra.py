@@ -10,8 +10,26 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import SymLogNorm
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.typing import LineStyleType
 
 from lossgeometry.plots.style import entry, fitted, room
+
+FEW = 10  # values: a density of fewer shows the kernel
+
+
+def kernel_density(magnitudes: np.ndarray, of: int) -> tuple[np.ndarray, np.ndarray]:
+    """Density per decade of positive `magnitudes` (n,), times their share of so many in all.
+
+    A Gaussian kernel density of their logarithms, of Scott's bandwidth, with the points that it is
+    at. Both are empty where there are fewer values than `FEW`, or all are the same.
+    """
+    logs = np.log10(magnitudes)
+    if len(logs) < FEW or np.ptp(logs) == 0:
+        return np.empty(0), np.empty(0)
+    width = logs.std(ddof=1) * len(logs) ** -0.2
+    grid = np.linspace(logs.min() - 3 * width, logs.max() + 3 * width, 200)
+    bells = np.exp(-(((grid[:, None] - logs) / width) ** 2) / 2) / (width * np.sqrt(2 * np.pi))
+    return 10**grid, len(logs) / of * bells.mean(axis=1)
 
 
 def plot_max_eigenvalues(
@@ -20,12 +38,13 @@ def plot_max_eigenvalues(
     *,
     label: str | None = None,
     color: str | None = None,
+    linestyle: LineStyleType = "-",
     ax: Axes | None = None,
 ) -> Axes:
     """Density of the Hessian max eigenvalues on one side of zero.
 
-    The curve is a Gaussian kernel density (Scott's bandwidth) of the eigenvalues on that side, in
-    the logarithm of their magnitude, times their share of all; the ticks below are the eigenvalues.
+    The curve is their `kernel_density`, times their share of all; of few there is none. The ticks
+    below are the eigenvalues.
 
     Parameters
     ----------
@@ -37,16 +56,9 @@ def plot_max_eigenvalues(
     magnitudes = np.abs(finite[finite < 0 if half == "negative" else finite > 0])
     share = len(magnitudes) / max(eigenvalues.size, 1)
     label = entry(f"{label or ''} ({share:.1%})".strip())
-    logs = np.log10(magnitudes)
-    if len(logs) > 1 and np.ptp(logs) > 0:
-        width = logs.std(ddof=1) * len(logs) ** -0.2  # Scott's rule
-        grid = np.linspace(logs.min() - 3 * width, logs.max() + 3 * width, 400)
-        bells = np.exp(-(((grid[:, None] - logs) / width) ** 2) / 2) / (width * np.sqrt(2 * np.pi))
-        density = share * bells.mean(axis=1)
-        ax.plot(10**grid, density, color=color, label=label)
-        ax.fill_between(10**grid, density, color=color, alpha=0.15, linewidth=0)
-    else:
-        ax.plot([], [], color=color, label=label)
+    grid, density = kernel_density(magnitudes, eigenvalues.size)
+    ax.plot(grid, density, color=color, label=label, linestyle=linestyle)
+    ax.fill_between(grid, density, color=color, alpha=0.15, linewidth=0)
     ax.plot(magnitudes, np.zeros(len(magnitudes)), "|", color=color, markersize=6, alpha=0.4)
     if len(magnitudes):
         ax.set_xscale("log")

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.typing import LineStyleType
 
 STYLE: dict[Any, Any] = {
     "figure.constrained_layout.use": True,
@@ -26,6 +27,14 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "locality-landscapes",  # the same bytes every time
 }
 
+LINES: tuple[LineStyleType, ...] = (  # to be told apart without their colours, too
+    "-",
+    "--",
+    ":",
+    "-.",
+    (0, (7, 1.5)),
+    (0, (7, 1.5, 1.5, 1.5)),
+)
 LEGEND = 2.4  # inches of an entry
 LEAST = 0.8  # inches of the name of a tick, before it is broken
 

@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
+from matplotlib.typing import LineStyleType
 
 from lossgeometry.plots.style import entry, fitted, log_scale, room
 
@@ -21,11 +22,12 @@ def plot_history(
     ylabel: str,
     label: str | None = None,
     color: str | None = None,
+    linestyle: LineStyleType = "-",
     ax: Axes | None = None,
 ) -> Axes:
     """A quantity over the epochs with its interval: (n,) arrays; NaN is no interval."""
     ax = ax or plt.gca()
-    (curve,) = ax.plot(epochs, mean, color=color, label=entry(label))
+    (curve,) = ax.plot(epochs, mean, color=color, label=entry(label), linestyle=linestyle)
     ax.fill_between(
         epochs,
         mean - half_width,
@@ -73,7 +75,8 @@ def plot_optimisation_plane(
                 "",
                 (x, 100 * y),
                 (x0, 100 * y0),
-                arrowprops=dict(arrowstyle="->", color=color, shrinkA=5, shrinkB=5),
+                arrowprops=dict(arrowstyle="->", color=color, alpha=0.5, shrinkA=5, shrinkB=5),
+                zorder=1,  # no arrow hides a point
             )
     ax.axvline(x0, color="gray", linewidth=0.7, linestyle=":")
     ax.axhline(100 * y0, color="gray", linewidth=0.7, linestyle=":")
@@ -119,7 +122,7 @@ def plot_points(
     xlabel: str,
     ylabel: str,
     names: Sequence[str] | None = None,
-    line: str = "-",
+    line: LineStyleType = "-",
     label: str | None = None,
     color: str | None = None,
     ax: Axes | None = None,

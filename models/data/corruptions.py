@@ -305,11 +305,13 @@ def corrupted_dataset(
 
 
 def contact_sheet(image: np.ndarray, *, seed: int = 0) -> np.ndarray:
-    """One (height, width, channels) image under everything: (15, 5, height, width, channels)."""
+    """One (h, w, channels) image as it is, and under everything: (15, 1 + 5, h, w, channels)."""
     severities = range(1, SEVERITIES + 1)
     return np.stack(
         [
-            np.concatenate([corrupt(image[None], name, s, seed=seed) for s in severities])
+            np.concatenate(
+                [image[None], *(corrupt(image[None], name, s, seed=seed) for s in severities)]
+            )
             for name in CORRUPTIONS
         ]
     )

@@ -1,0 +1,1 @@
+"""What goes into the report of a study: the page that is sent. No PyTorch is needed."""
