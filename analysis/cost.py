@@ -95,7 +95,7 @@ def print_plan(
                 [
                     str(training.options.out),
                     start.architecture.get("network", "csan"),
-                    str(token_range(start.architecture)),
+                    str(token_range(start.architecture) or "–"),
                     str(start.architecture.get("head_window", "–")),
                     str(start.seed),
                     f"{cost.images:,}",

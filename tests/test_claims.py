@@ -17,7 +17,8 @@ from analysis.intervals import Interval, of_shared_units, over_units, paired, un
 from analysis.measurements import labels
 from analysis.measurements.comparisons import studies
 from analysis.measurements.files import collect
-from analysis.verdicts import CLAIMS, MARGIN, Answer, Finding, decide, holm, judge, significance
+from analysis.statements import OF_WINDOWS
+from analysis.verdicts import MARGIN, Answer, Finding, decide, holm, judge, significance
 from models.cli import run
 from tests.measured import EPOCHS, write
 
@@ -160,7 +161,7 @@ def test_many_differences_take_more_to_hold(tmp_path):
 
 
 def test_a_conjunction_is_as_strong_as_its_weakest_part():
-    claim = next(claim for claim in CLAIMS if claim.key == "C3")
+    claim = next(claim for claim in OF_WINDOWS if claim.key == "C3")
 
     def conjunction(*parts):
         found = zip(claim.parts, parts, strict=True)
@@ -281,9 +282,9 @@ def test_intervals_cover_at_their_nominal_rate():
     rng = np.random.default_rng(0)
     skewed = [over_units(rng.exponential(1.0, 60) - rng.exponential(0.5, 60)) for _ in range(2000)]
     assert np.mean([i.low <= 0.5 <= i.high for i in skewed]) == pytest.approx(0.945, abs=0.015)
-    pairs = [paired(rng.normal(1, 2, 3), rng.normal(0, 2, 3)) for _ in range(2000)]
+    pairs = [paired([rng.normal(1, 2, 3), rng.normal(0, 2, 3)]) for _ in range(2000)]
     assert np.mean([i.low <= 1 <= i.high for i in pairs]) == pytest.approx(0.95, abs=0.015)
-    apart = [unpaired(rng.normal(1, 2, 3), rng.normal(0, 1, 5)) for _ in range(2000)]
+    apart = [unpaired([rng.normal(1, 2, 3), rng.normal(0, 1, 5)]) for _ in range(2000)]
     assert 0.94 < np.mean([i.low <= 1 <= i.high for i in apart]) < 0.99
 
 

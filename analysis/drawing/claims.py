@@ -11,7 +11,8 @@ from matplotlib.lines import Line2D
 
 from analysis.drawing import head, save
 from analysis.measurements.comparisons import file_stem
-from analysis.verdicts import QUANTITIES, Answer, Verdict
+from analysis.statements import QUANTITIES
+from analysis.verdicts import Answer, Verdict
 from lossgeometry import plots
 
 COLORS: dict[Verdict, str] = {

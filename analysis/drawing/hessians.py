@@ -119,7 +119,7 @@ def draw_hessian_training(
     groups: dict[str, dict[str, list[Measurement]]] = defaultdict(lambda: defaultdict(list))
     known = [m for m in measurements if not labels.foreign(m)]
     for m in sorted(known, key=lambda m: m.checkpoint["epoch"]):
-        groups[labels.dataset(m)][labels.training(m)].append(m)
+        groups[labels.comparable(m)][labels.training(m)].append(m)
     written = []
     for data, trainings in sorted(groups.items()):
         series = [labels.measured_alike(snapshots) for snapshots in trainings.values()]

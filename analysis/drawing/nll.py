@@ -32,7 +32,7 @@ def draw_nll(
     """
     groups: dict[str, list[Measurement]] = defaultdict(list)
     for m in histories:
-        groups[labels.dataset(m)].append(m)
+        groups[labels.comparable(m)].append(m)
     written = []
     for data, members in sorted(groups.items()):
         longest = max(m.checkpoint["recipe"]["epochs"] for m in members)
