@@ -248,7 +248,7 @@ def _values(
         return {m.checkpoint["seed"]: m for m in reversed(own)}
 
     if quantity in ("nep", "ape"):
-        of_batch = _negative_share if quantity == "nep" else _positive_mean
+        of_batch = _negative_share if quantity == "nep" else positive_mean
         return {
             seed: _Value(float(m.arrays[quantity]), of_batch(m.arrays["eigenvalues"]))
             for seed, m in kind("hessian/train").items()
@@ -277,7 +277,7 @@ def _negative_share(eigenvalues: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(eigenvalues), np.nan, eigenvalues < 0).mean(axis=1)
 
 
-def _positive_mean(eigenvalues: np.ndarray) -> np.ndarray:
+def positive_mean(eigenvalues: np.ndarray) -> np.ndarray:
     """What each mini-batch (n,) of (n, k) eigenvalues adds to APE, a ratio of two sums.
 
     To first order; the mean is APE. A mini-batch that has none that are positive adds nothing.
