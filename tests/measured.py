@@ -151,7 +151,7 @@ def write_families(folder, truth=None, *, seeds=5, images=400, batches=40, lands
             rng = np.random.default_rng((i, seed))
             file = folder / f"seed{seed}" / f"{stem}.h5"
             how = dict(MEMBERS[name], seed=seed)
-            end, wrong = nll + rng.normal(0, 0.01), rng.permutation(images) < round(error * images)
+            end, wrong = nll + rng.normal(0, 0.01), rng.random(images) < error
             decay = end + 2 * np.exp(-np.arange(EPOCHS + 1.0))
             history = {"epoch": np.arange(EPOCHS + 1.0), "train_nll": decay, "test_nll": decay}
             history |= {"train_error": 0 * decay, "test_error": np.full(len(decay), wrong.mean())}

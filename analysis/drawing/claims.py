@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -29,8 +30,11 @@ def draw_claims(
     """For each study: ``claims_DATASET``, a forest plot with one panel for each unit."""
     written = []
     for study, of_study in answers.items():
-        over = dict.fromkeys(f.over for answer in of_study for f in answer.findings if f.over)
         panels: dict[str, list[tuple[str, float, float, float, str]]] = {}
+        over: dict[str, dict[str, None]] = defaultdict(dict)
+        for finding in (finding for answer in of_study for finding in answer.findings):
+            if finding.over:
+                over[QUANTITIES[finding.part.quantity].axis][finding.over] = None
         for answer in of_study:
             for finding in answer.findings:
                 if finding.interval is None:
@@ -39,7 +43,7 @@ def draw_claims(
                 values = (interval.estimate, interval.low, interval.high)
                 estimate, low, high = (quantity.scale * value for value in values)
                 text = f"{answer.claim.key}:  {finding.part.text}"
-                text += f"  [{finding.over}]" if len(over) > 1 else ""
+                text += f"  [{finding.over}]" if len(over[quantity.axis]) > 1 else ""
                 if finding.corrected != finding.verdict:
                     text += f"  (by Holm: {finding.corrected})"
                 row = (text, estimate, low, high, COLORS[finding.verdict])
@@ -51,13 +55,13 @@ def draw_claims(
             figure = Figure(figsize=(8, 0.8 + 0.3 * sum(heights)))
             axes = figure.subplots(len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
             for (axis, rows), ax in zip(panels.items(), axes, strict=True):
-                plots.plot_forest(rows, xlabel=f"difference in {axis}", ax=ax)
+                common = f", {next(iter(over[axis]))}" if len(over[axis]) == 1 else ""
+                plots.plot_forest(rows, xlabel=f"difference in {axis}{common}", ax=ax)
             handles = [
                 Line2D([], [], color=color, marker="o", label=verdict)
                 for verdict, color in COLORS.items()
             ]
             figure.legend(handles=handles, loc="outside lower center", ncols=len(COLORS))
-            common = f" over {next(iter(over))}" if len(over) == 1 else ""  # else each row says
-            head(figure, f"Claims on {study}: differences with 95 % intervals{common}")
+            head(figure, f"Claims on {study}: differences with 95 % intervals")
             written += save(figure, out, f"claims_{file_stem(study)}", formats)
     return written

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.drawing import compared, head, legend, save
@@ -79,20 +80,9 @@ def draw_hessian_comparison(
         by_label = labels.by_architecture(group)
         if len(by_label) < 2:
             continue
-        palette = labels.colors(by_label)
         with mpl.rc_context(plots.STYLE):
             figure = Figure(figsize=(7, 3.8))
-            axes = figure.subplots(1, 2)
-            for half, ax in zip(("negative", "positive"), axes, strict=True):
-                for text, members in by_label.items():
-                    plots.plot_max_eigenvalues(
-                        np.concatenate([m.arrays["eigenvalues"] for m in members]),
-                        half,
-                        label=text,
-                        color=palette[text],
-                        ax=ax,
-                    )
-                ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), fontsize=8)
+            plot_halves(by_label, labels.colors(by_label), figure.subplots(1, 2))
             head(
                 figure,
                 f"Hessian max eigenvalue spectra on {data}, {labels.stage(group[0])}\n"
@@ -102,6 +92,22 @@ def draw_hessian_comparison(
             stem = f"hessian_{compared(group, origin)}{when}{labels.suffix(group[0])}"
             written += save(figure, out, stem, formats)
     return written
+
+
+def plot_halves(
+    groups: Mapping[str, Sequence[Measurement]], colors: Mapping[str, str], axes: Sequence[Axes]
+) -> None:
+    """Negative and positive max eigenvalues, those of all seeds of a group pooled, on two axes."""
+    for half, ax in zip(("negative", "positive"), axes, strict=True):
+        for text, members in groups.items():
+            plots.plot_max_eigenvalues(
+                np.concatenate([m.arrays["eigenvalues"] for m in members]),
+                half,
+                label=text,
+                color=colors[text],
+                ax=ax,
+            )
+        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), fontsize=8)
 
 
 def draw_hessian_training(

@@ -28,6 +28,16 @@ NETWORKS = {  # as they are called in their papers, in the order of curves and p
     "pit": "PiT",
     "swin": "Swin",
 }
+FAMILY_COLORS = dict(
+    zip(
+        (
+            *("CSAN", "ConvNeXt", "RepLKNet", "VAN", "gated"),
+            *("ResNet", "ViT (CLS)", "ViT (GAP)", "PiT", "Swin"),
+        ),
+        (*COLORS, "#8c564b", "#7f7f7f", "#bcbd22"),
+        strict=True,
+    )
+)
 
 
 CHECKPOINTS = Path("checkpoints")
