@@ -42,7 +42,8 @@ def draw_claims(
                 quantity, interval = QUANTITIES[finding.part.quantity], finding.interval
                 values = (interval.estimate, interval.low, interval.high)
                 estimate, low, high = (quantity.scale * value for value in values)
-                text = f"{answer.claim.key}:  {finding.part.text}"
+                formula = finding.part.text.replace(" - [", "\n- [")
+                text = f"{answer.claim.key}:  {formula}"
                 text += f"  [{finding.over}]" if len(over[quantity.axis]) > 1 else ""
                 if finding.corrected != finding.verdict:
                     text += f"  (by Holm: {finding.corrected})"

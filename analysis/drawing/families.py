@@ -132,8 +132,8 @@ def _plane(by_kind: Mapping[str, Group], name: str) -> Figure | None:
         for text, members in of_text.items():
             x, y = (across_seeds([float(m.arrays[key][-1]) for m in members]) for key, *_ in ENDS)
             # The others are of no range: each stands for itself.
-            name, member = (own, text.removeprefix(f"{own} ")) if _range(members) else (text, "")
-            points[name].append((member, x.mean, x.half_width, y.mean, y.half_width))
+            label, place = (own, text.removeprefix(f"{own} ")) if _range(members) else (text, "")
+            points[label].append((place, x.mean, x.half_width, y.mean, y.half_width))
     figure = Figure(figsize=(6, 4.6))
     ax = figure.subplots()
     plots.plot_families(points, colors=labels.FAMILY_COLORS, ax=ax)
