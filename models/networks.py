@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -57,8 +57,13 @@ def count_parameters(model: nn.Module) -> int:
 
 def parameters_of(architecture: Mapping[str, Any]) -> int:
     """How many parameters the network has that an architecture describes."""
+    return _parameters_of(tuple(architecture.items()))
+
+
+@lru_cache
+def _parameters_of(options: tuple[tuple[str, Any], ...]) -> int:
     with torch.device("meta"):
-        return count_parameters(build_network(architecture))
+        return count_parameters(build_network(dict(options)))
 
 
 def with_parameters(architecture: Mapping[str, Any], parameters: int) -> dict[str, Any]:

@@ -327,7 +327,7 @@ def test_less_data_is_drawn_beside_all_of_it(dispute, monkeypatch):
         *("ResNet", "ViT (CLS)", "ViT (CLS), 144 images")
     ]
     assert [text.rpartition(" (")[0] for text in entries["figure6_digits_dispute"]] == [
-        *("ViT (GAP)", "ViT (CLS)")
+        *("ViT (CLS)", "ViT (GAP)")
     ]
 
 

@@ -62,12 +62,15 @@ def _is_early(m: Measurement) -> bool:
 
 def _on_fewer_images(whole: Sequence[Measurement], found: Sequence[Measurement]) -> Group:
     """Spectra of the same trainings on a part of the images."""
+    own = {m.path for m in whole}
     but_images = {labels.training(m, but="images") for m in whole}
     fewer: Group = defaultdict(list)
     for m in found:
-        part = m.checkpoint["images"] is not None and m.name == SPECTRUM and _is_early(m)
-        if part and labels.training(m, but="images") in but_images and m not in whole:
-            fewer[f"{labels.label(m)}, {m.checkpoint['images']} images"].append(m)
+        images = m.checkpoint["images"]
+        if m.name != SPECTRUM or not _is_early(m) or images is None or m.path in own:
+            continue
+        if labels.training(m, but="images") in but_images:
+            fewer[f"{labels.label(m)}, {images} images"].append(m)
     return fewer
 
 
