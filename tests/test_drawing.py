@@ -341,14 +341,22 @@ def test_what_has_not_been_measured_is_not_drawn(dispute, monkeypatch):
     assert not drawn_families(alone, monkeypatch)
 
 
-def test_families_have_figures_of_their_own(dispute, tmp_path, monkeypatch):
+def test_families_have_figures_of_their_own(tmp_path, monkeypatch):
     """What is drawn of CSANs is drawn of each other family, and of the pyramids."""
-    monkeypatch.chdir(dispute.parent.parent)
-    written = {path.name for path in draw_all(Path("checkpoints/dispute"), tmp_path)}
-    own = ("digits", *(f"digits_{name}" for name in ("ConvNeXt", "RepLKNet", "VAN", "gated")))
-    for name in (*own, "digits_pyramids"):
-        assert f"nll_{name}.png" in written
-        assert f"hessian_{name}_epoch012.png" in written
-        assert (f"windows_{name}.png" in written) == (name != "digits_pyramids")
-    assert {"claims_digits.png", "claims_digits_dispute.png"} < written
-    assert "landscape_digits_pyramids_contours.png" in written
+    monkeypatch.chdir(tmp_path)
+    curve = np.exp(-np.arange(EPOCHS + 1.0))
+    history = {"epoch": np.arange(EPOCHS + 1.0), "train_nll": curve, "test_error": curve}
+    for name in ("CSAN 5×5", "ConvNeXt 5×5", "ConvNeXt global", "ResNet", "Swin"):
+        file = Path("checkpoints/dispute", f"{name.replace(' ', '-')}.h5")
+        write(file, "history", history, **MEMBERS[name])
+    written = {path.name for path in draw_all(Path("checkpoints"), tmp_path)}
+    assert written == {
+        *(f"nll_digits{name}.png" for name in ("", "_ConvNeXt", "_pyramids")),
+        "windows_digits_ConvNeXt.png",
+        *("ranges_digits_dispute.png", "figure5_digits_dispute.png"),
+    }
+    histories = collect([Path("checkpoints")], "history")
+    assert sorted(labels.names(histories)) == sorted(m.path.stem for m in histories)
+    assert set(labels.by_architecture(histories)) == {
+        *("5×5", "ConvNeXt 5×5", "ConvNeXt 15×15 (global)", "ResNet", "Swin")
+    }
