@@ -331,7 +331,8 @@ def describe_network(options: Options, preset: Preset, train_set: ImageDataset) 
         if name == "vit":
             shared["pooling"] = options.pooling
         else:  # the last but one stage has the tokens of the others
-            shared["patch_size"] = max(csan["patch_size"] // 2 ** (csan["depth"] // 2 - 2), 1)
+            finer = 2 ** max(csan["depth"] // 2 - 2, 0)
+            shared["patch_size"] = max(csan["patch_size"] // finer, 1)
         return with_width(shared, parameters_of(csan))
     size = 7 if options.kernel_size is None else options.kernel_size
 

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from analysis.objective import build_objective
+from analysis.plan import blank_dataset
 from lossgeometry import GGN, Hessian, InputError
 from models import load_dataset
 from models.checkpoint import load_checkpoint
@@ -117,8 +118,6 @@ def options(out, network, **more):
 @pytest.mark.parametrize("dataset", ["digits", "cifar100"])
 @pytest.mark.parametrize("network", PYRAMIDS)
 def test_they_are_as_large_as_the_csan_of_their_preset(network, dataset):
-    from analysis.plan import blank_dataset
-
     with torch.device("meta"):
         models = [
             untrained(asked, blank_dataset(asked)).model
@@ -129,6 +128,20 @@ def test_they_are_as_large_as_the_csan_of_their_preset(network, dataset):
         ]
     one, other = map(count_parameters, models)
     assert other == pytest.approx(one, rel=0.06)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "depth", "patch_size"),
+    [
+        *(("digits", 2, 1), ("digits", 4, 1), ("cifar100", 2, 4), ("cifar100", 4, 4)),
+        *(("cifar100", 6, 2), ("cifar100", 8, 1)),
+    ],
+)
+def test_the_last_but_one_stage_has_the_tokens_of_the_vit(dataset, depth, patch_size):
+    asked = Options("a.pt", "swin", dataset=dataset, depth=depth, dim=12)
+    with torch.device("meta"):
+        start = untrained(asked, blank_dataset(asked))
+    assert start.architecture["patch_size"] == patch_size
 
 
 @pytest.mark.parametrize("network", PYRAMIDS)
