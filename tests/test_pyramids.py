@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from analysis.cost import cost_of
 from analysis.objective import build_objective
-from analysis.plan import blank_dataset
+from analysis.plan import Training, blank_dataset
 from lossgeometry import GGN, Hessian, InputError
 from models import load_dataset
 from models.checkpoint import load_checkpoint
@@ -142,6 +143,15 @@ def test_the_last_but_one_stage_has_the_tokens_of_the_vit(dataset, depth, patch_
     with torch.device("meta"):
         start = untrained(asked, blank_dataset(asked))
     assert start.architecture["patch_size"] == patch_size
+
+
+@pytest.mark.parametrize("network", PYRAMIDS)
+def test_what_they_cost_is_counted(network):
+    training = Training((), Options("a.pt", network, dataset="digits", dim=12), (), 0)
+    cost = cost_of(training)
+    assert cost.parameters == count_parameters(training.start.model)
+    # A multiplication and an addition with each weight and image at the least, three times over.
+    assert cost.flops > 6 * cost.parameters * cost.image_steps
 
 
 @pytest.mark.parametrize("network", PYRAMIDS)
