@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Sequence
@@ -31,7 +32,8 @@ class Cost:
 
 def cost_of(training: Training) -> Cost:
     """Count what a training takes; a dataset that is known is not needed."""
-    recipe, model = training.start.recipe, training.start.model.eval()
+    recipe, model = training.start.recipe, copy.deepcopy(training.start.model).eval()
+    model.requires_grad_(False)  # or the counter stumbles over a PiT's class token
     everything, size, channels, _ = dataset_form(training.start.dataset)
     images = training.options.images or everything
     steps = recipe.epochs * max(images // recipe.batch_size, 1)
@@ -95,7 +97,7 @@ def print_plan(
                 [
                     str(training.options.out),
                     start.architecture.get("network", "csan"),
-                    str(token_range(start.architecture)),
+                    str(token_range(start.architecture) or "–"),
                     str(start.architecture.get("head_window", "–")),
                     str(start.seed),
                     f"{cost.images:,}",

@@ -60,15 +60,16 @@ def over_units(differences: np.ndarray | Sequence[float]) -> Interval:
     return Interval(float(values.mean()), ((float(variance), max(len(values) - 1, 1)),))
 
 
-def paired(first: Sequence[float], second: Sequence[float]) -> Interval:
-    """Of the mean difference of (n,) networks from (n,) others, each pair of one seed (Student)."""
-    return over_units(np.subtract(first, second))
+def paired(terms: np.ndarray | Sequence[np.ndarray]) -> Interval:
+    """Of the sum over (k, n) terms, k signed networks of each of n seeds (Student)."""
+    return over_units(np.sum(terms, axis=0))
 
 
-def unpaired(first: Sequence[float], second: Sequence[float]) -> Interval:
-    """The same without regard to which seeds belong together."""
-    one, other = over_units(first), over_units(second)
-    return Interval(one.estimate - other.estimate, one.parts + other.parts)
+def unpaired(terms: np.ndarray | Sequence[np.ndarray]) -> Interval:
+    """The same without regard to which seeds belong together, of which each term has its own."""
+    own = [over_units(term) for term in terms]
+    estimate = sum(interval.estimate for interval in own)
+    return Interval(estimate, tuple(part for interval in own for part in interval.parts))
 
 
 def of_shared_units(differences: np.ndarray) -> tuple[float, float]:

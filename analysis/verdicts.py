@@ -1,6 +1,7 @@
-"""The claims of the dispute, and whether each holds in what was measured.
+"""Whether each claim of `analysis.statements` holds in what was measured.
 
-Every claim is a difference between two networks, or a conjunction of such differences. A difference
+Every claim is a difference between networks, or a conjunction of such differences. (D5 is about the
+difference of two differences, which is judged as any other.) A difference
 
 - that is claimed to be positive holds if its whole 95 % interval is above 0, does not hold if the
   whole interval is below 0, and is undecided otherwise;
@@ -10,26 +11,27 @@ Every claim is a difference between two networks, or a conjunction of such diffe
 
 A conjunction holds if all of its parts do, and does not hold if one of them does not.
 
-The interval is Student's over differences between networks of one seed, and there is no verdict
-with fewer than three seeds: of one network it is over the images or mini-batches, and says nothing
-about other seeds. Where what is measured is a sample that all seeds share (test images,
-mini-batches; not the training set, which is all there is), what its choice adds is added
-(`analysis.intervals`).
+The interval is Student's over the differences at each seed, and there is no verdict with fewer
+than three seeds: of one network it is over the images or mini-batches, and says nothing about other
+seeds. Where what is measured is a sample that all seeds share (test images, mini-batches; not the
+training set, which is all there is), what its choice adds is added (`analysis.intervals`).
 
-Beside each verdict stand two others. Holm's is what is left when all differences of a study are
-judged at once, at a family-wise 5 % (Holm 1979). The unpaired one does not use which seeds belong
-together, and is named where it is another.
+Beside each verdict stand two others. Holm's is what is left when all differences of one table, C1
+to C6 of the windows of a study or D1 to F6 of its families, are judged at once, at a family-wise
+5 % (Holm 1979). The unpaired one does not use which seeds belong together, and is named where it is
+another.
 
 When this was fixed: the rule of the two signs and of Student's interval before any network of
 CIFAR-100 was measured, but six hours after those of the digits that C1, C2, C3 and C5 are about.
 The interval over shared units, Holm's verdicts, and that single networks get none, came after all
-of these results.
+of these results, and before any network of the study that decides D1 to F6 was trained.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -40,6 +42,7 @@ from analysis.intervals import Interval, of_shared_units, over_units, paired, un
 from analysis.measurements import comparisons, labels
 from analysis.measurements.files import collect, sparing
 from analysis.measurements.schema import Measurement
+from analysis.statements import OF_FAMILIES, OF_WINDOWS, QUANTITIES, Claim, Part, Variant
 from lossgeometry.errors import InputError
 
 MARGIN = 0.01  # of the error: what counts as no worse
@@ -47,103 +50,6 @@ SEEDS = 3  # that a verdict takes
 LEVEL = 0.05
 
 Verdict = Literal["holds", "does not hold", "undecided", "no verdict", "not measured"]
-Variant = tuple[int, int]  # window, head window
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """What is compared, and where it comes from."""
-
-    symbol: str
-    scale: float  # from what is stored to what is shown
-    axis: str
-    unit: str  # that both networks were measured on
-    sampled: bool  # whether the units are some of many, rather than all there are
-    command: str  # that measures it
-
-
-QUANTITIES = {
-    "train_nll": Quantity("NLL_train", 1, "train NLL", "train images", False, "nll"),
-    "error": Quantity("error", 100, "error (%)", "test images", True, "nll"),
-    "corruption": Quantity("corruption error", 100, "error (%)", "test images", True, "robustness"),
-    "nep": Quantity("NEP", 100, "NEP (%)", "mini-batches", True, "hessian"),
-}
-
-
-@dataclass(frozen=True)
-class Part:
-    """A difference between two networks, and the side of 0 that it is claimed to be on."""
-
-    quantity: str  # of QUANTITIES
-    first: Variant
-    second: Variant
-    sign: Literal[">", "<="] = ">"
-
-    @property
-    def text(self) -> str:
-        """In a formula, e.g. ``NLL_train(8) - NLL_train(5) > 0``."""
-        symbol = QUANTITIES[self.quantity].symbol
-        heads = self.first[1] > 1 or self.second[1] > 1
-        one, other = (
-            f"{symbol}({w}" + (f", {h} head{'s' if h > 1 else ''})" if heads else ")")
-            for w, h in (self.first, self.second)
-        )
-        when = " at the end of warm-up" if self.quantity == "nep" else ""
-        return f"{one} - {other} {'≤' if self.sign == '<=' else '>'} 0{when}"
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A conjunction of parts."""
-
-    key: str
-    statement: str
-    parts: tuple[Part, ...]
-    paper: str  # the verdict that it reads off its own figure
-
-
-CLAIMS = (
-    Claim(
-        "C1",
-        "global attention is harder to optimise",
-        (Part("train_nll", (8, 1), (5, 1)),),
-        "holds",
-    ),
-    Claim(
-        "C2",
-        "moderate locality improves the model",
-        (Part("error", (8, 1), (5, 1)),),
-        "holds",
-    ),
-    Claim(
-        "C3",
-        "too local regularises",
-        (Part("train_nll", (3, 1), (5, 1)), Part("error", (3, 1), (5, 1), "<=")),
-        "holds",
-    ),
-    Claim(
-        "C4",
-        "stronger representation generalises better",
-        (Part("corruption", (3, 1), (5, 1)),),
-        "holds",
-    ),
-    Claim(
-        "C5",
-        "locality convexifies",
-        (Part("nep", (8, 1), (5, 1)), Part("nep", (8, 1), (3, 1))),
-        "holds",
-    ),
-    Claim(
-        "C6",
-        "head interaction is what hurts",
-        tuple(
-            Part(quantity, (window, 3), (window, 1))
-            for window in (3, 5, 8)
-            for quantity in ("train_nll", "error")
-        ),
-        "–",
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -204,13 +110,25 @@ def judge(
 
 
 def _answers(measurements: Sequence[Measurement]) -> dict[str, list[Answer]]:
-    return {
-        study: _corrected(
-            [Answer(claim, tuple(_find(p, members) for p in claim.parts)) for claim in CLAIMS]
-        )
-        for study, members in comparisons.studies(measurements).items()
+    trained = [m for m in measurements if not labels.foreign(m)]
+    tables = {
+        study: _table(OF_WINDOWS, members, comparisons.in_study)
+        for study, members in comparisons.studies(trained).items()
         if any(m.name == "history" and labels.network(m) == "csan" for m in members)
     }
+    for study, members in comparisons.families(trained).items():
+        tables[study] = _table(OF_FAMILIES, members, comparisons.in_families)
+    return tables
+
+
+def _table(
+    claims: Iterable[Claim], members: Sequence[Measurement], text: Callable[[Measurement], str]
+) -> list[Answer]:
+    """The answers to claims about `members`, which a variant is found among by its `text`."""
+    of_text: dict[str, list[Measurement]] = defaultdict(list)
+    for m in members:
+        of_text[text(m)].append(m)
+    return _corrected([Answer(c, tuple(_find(p, of_text) for p in c.parts)) for c in claims])
 
 
 def decide(interval: Interval, sign: Literal[">", "<="]) -> Verdict:
@@ -259,21 +177,21 @@ def _corrected(answers: Sequence[Answer]) -> list[Answer]:
     return [replace(a, findings=tuple(correct(f) for f in a.findings)) for a in answers]
 
 
-def _find(part: Part, measurements: Sequence[Measurement]) -> Finding:
-    """Measure a part in one study."""
-    quantity = QUANTITIES[part.quantity]
-    of_seed = {v: _values(part.quantity, v, measurements) for v in (part.first, part.second)}
-    first, second = of_seed[part.first], of_seed[part.second]
-    common = sorted(first.keys() & second.keys())
+def _find(part: Part, members: Mapping[str, Sequence[Measurement]]) -> Finding:
+    """Measure a part in one study, whose `members` are by the texts of variants."""
+    quantity, variants = QUANTITIES[part.quantity], (*part.plus, *part.minus)
+    of_seed = [_values(part.quantity, v, members) for v in variants]
+    common = sorted(set.intersection(*map(set, of_seed)))
     if not common:
-        lacking = [v for v, values in of_seed.items() if not values]
-        missing = [_missing(part.quantity, v, measurements) for v in lacking]
+        lacking = [v for v, values in zip(variants, of_seed, strict=True) if not values]
+        missing = [_missing(part.quantity, v, members) for v in lacking]
         missing = missing or ["a seed in common"]
         return Finding(part, None, "", "not measured", missing=tuple(missing))
-    units = _differences([(first[seed].units, second[seed].units) for seed in common])
+    signs = np.repeat([1, -1], [len(part.plus), len(part.minus)])
+    units = _contrast([[values[seed].units for seed in common] for values in of_seed], signs)
     if len(common) >= SEEDS:
-        values = [first[s].value for s in common], [second[s].value for s in common]
-        intervals, over = [paired(*values), unpaired(*values)], f"{len(common)} seeds"
+        terms = signs[:, None] * [[values[s].value for s in common] for values in of_seed]
+        intervals, over = [paired(terms), unpaired(terms)], f"{len(common)} seeds"
         if units is not None and quantity.sampled:
             shared = of_shared_units(units)
             intervals = [replace(i, parts=(*i.parts, shared)) for i in intervals]
@@ -281,8 +199,11 @@ def _find(part: Part, measurements: Sequence[Measurement]) -> Finding:
         verdict, otherwise = (decide(interval, part.sign) for interval in intervals)
         return Finding(part, intervals[0], over, verdict, unpaired=otherwise)
     if units is None:
-        lacking = [v for v in of_seed if any(of_seed[v][s].units is None for s in common)]
-        missing = [_missing(part.quantity, v, measurements) for v in lacking]
+        missing = [
+            _missing(part.quantity, v, members)
+            for v, values in zip(variants, of_seed, strict=True)
+            if any(values[s].units is None for s in common)
+        ]
         missing = missing or ["all networks measured on the same images"]
         return Finding(part, None, "", "not measured", missing=tuple(missing))
     over = (
@@ -291,12 +212,14 @@ def _find(part: Part, measurements: Sequence[Measurement]) -> Finding:
     return Finding(part, over_units(units.mean(axis=0)), over, "no verdict")
 
 
-def _differences(pairs: Sequence[tuple[np.ndarray | None, np.ndarray | None]]) -> np.ndarray | None:
-    """Of pairs of networks, on each unit: (seeds, units); None unless all are of the same units."""
-    arrays = [units for pair in pairs for units in pair if units is not None]
-    if len(arrays) < 2 * len(pairs) or len({len(units) for units in arrays}) > 1:
+def _contrast(
+    networks: Sequence[Sequence[np.ndarray | None]], signs: np.ndarray
+) -> np.ndarray | None:
+    """Of each seed on each unit: (seeds, units); None unless all networks are of the same units."""
+    arrays = [units for seeds in networks for units in seeds if units is not None]
+    if len(arrays) < sum(map(len, networks)) or len({len(units) for units in arrays}) > 1:
         return None
-    return np.array(arrays[::2], dtype=float) - np.array(arrays[1::2], dtype=float)
+    return np.tensordot(signs, np.array(networks, dtype=float), axes=1)
 
 
 @dataclass(frozen=True)
@@ -308,24 +231,27 @@ class _Value:
 
 
 def _values(
-    quantity: str, variant: Variant, measurements: Sequence[Measurement]
+    quantity: str, variant: Variant, members: Mapping[str, Sequence[Measurement]]
 ) -> dict[int, _Value]:
-    """A quantity of all networks of a window and head window, by their seeds."""
+    """A quantity of all networks of a variant, by their seeds."""
+    epoch = QUANTITIES[quantity].epoch
 
-    def kind(name: str, *, epoch: str = "epochs") -> dict[int, Measurement]:
+    def kind(name: str) -> dict[int, Measurement]:
         found = [
             m
-            for m in measurements
+            for of_text in members.values()
+            for m in of_text
             if m.name == name and m.checkpoint["epoch"] == m.checkpoint["recipe"][epoch]
         ]
-        alike = labels.measured_alike(found) if found else []
-        own = [m for m in alike if comparisons.variant(m) == variant]
+        alike = {m.path for m in labels.measured_alike(found)} if found else set()
+        own = [m for m in members.get(variant.text, ()) if m.name == name and m.path in alike]
         return {m.checkpoint["seed"]: m for m in reversed(own)}
 
-    if quantity == "nep":
+    if quantity in ("nep", "ape"):
+        of_batch = _negative_share if quantity == "nep" else positive_mean
         return {
-            seed: _Value(float(m.arrays["nep"]), _negative_share(m.arrays["eigenvalues"]))
-            for seed, m in kind("hessian/train", epoch="warmup_epochs").items()
+            seed: _Value(float(m.arrays[quantity]), of_batch(m.arrays["eigenvalues"]))
+            for seed, m in kind("hessian/train").items()
         }
     if quantity == "corruption":
         return {
@@ -351,24 +277,37 @@ def _negative_share(eigenvalues: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(eigenvalues), np.nan, eigenvalues < 0).mean(axis=1)
 
 
-def _missing(quantity: str, variant: Variant, measurements: Sequence[Measurement]) -> str:
+def positive_mean(eigenvalues: np.ndarray) -> np.ndarray:
+    """What each mini-batch (n,) of (n, k) eigenvalues adds to APE, a ratio of two sums.
+
+    To first order; the mean is APE. A mini-batch that has none that are positive adds nothing.
+    """
+    sums = np.where(eigenvalues < 0, 0, eigenvalues).sum(axis=1)
+    counts = (eigenvalues > 0).sum(axis=1)
+    if not counts.any():
+        return np.full(len(counts), np.nan)
+    ape = sums.sum() / counts.sum()
+    return ape + (sums - ape * counts) / counts.mean()
+
+
+def _missing(quantity: str, variant: Variant, members: Mapping[str, Sequence[Measurement]]) -> str:
     """What of a network has not been measured, and the command that does."""
-    window, heads = variant
-    known = [m for m in measurements if m.name == "history" and comparisons.variant(m) == variant]
-    what = f"window {window}, head window {heads}"
+    known = [m for m in members.get(variant.text, ()) if m.name == "history"]
+    if not known and not variant.options:
+        return f"no training {variant.name}; studies/dispute.toml declares one"
     if not known:
-        example = next(m for m in measurements if m.name == "history").checkpoint
+        every = (m for of_text in members.values() for m in of_text)
+        example = next(m for m in every if m.name == "history").checkpoint
         data = shlex.quote(example["dataset"])
         images = "" if example["images"] is None else f" --images {example['images']}"
         return (
-            f"no training with {what}: python -m models.train --dataset {data}"
-            f"{images} --window {window} --head-window {heads} "
-            f"--epochs {example['recipe']['epochs']} --out NAME.pt"
+            f"no training {variant.name}: python -m models.train --dataset {data}"
+            f"{images} {variant.options} --epochs {example['recipe']['epochs']} --out NAME.pt"
         )
     path = known[0].path.with_suffix(".pt")
-    if quantity == "nep":
+    if QUANTITIES[quantity].epoch == "warmup_epochs":
         path = (
             path.with_suffix("") / f"epoch{known[0].checkpoint['recipe']['warmup_epochs']:03d}.pt"
         )
     command = f"python -m analysis.{QUANTITIES[quantity].command} --ckpt {shlex.quote(str(path))}"
-    return f"{QUANTITIES[quantity].symbol} with {what}: {command}"
+    return f"{QUANTITIES[quantity].symbol} {variant.name}: {command}"

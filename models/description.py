@@ -13,6 +13,8 @@ from lossgeometry.errors import InputError, shown
 
 MAX_SEED = 2**63 - 1
 SCORES = ("train_nll", "train_error", "test_nll", "test_error")
+# Networks of `models.pyramids`, whose range is not an option.
+PYRAMIDS = ("resnet", "vit", "pit", "swin")
 _PLAIN = re.compile(r"[\w.+-]{1,80}")  # such texts become parts of file names
 
 
@@ -35,12 +37,14 @@ def require_number(name: str, value: object, low: float, high: float) -> None:
     require(fits, name, value, f"a number from {low:g} to {high:g}")
 
 
-def token_range(architecture: Mapping[str, Any]) -> int:
+def token_range(architecture: Mapping[str, Any]) -> int | None:
     """Tokens along each side of the square, around a token, that its mixer sees.
 
-    Of the networks of `models.networks`, as their `range` is, without building them: 2 g - 1 on
-    g x g tokens is global.
+    Of the networks of `models.isotropic`, as their `range` is, without building them: 2 g - 1 on
+    g x g tokens is global. Those of `PYRAMIDS` are of no one range: None.
     """
+    if architecture.get("network") in PYRAMIDS:
+        return None
     grid = architecture["image_size"] // architecture["patch_size"]
     if "window" in architecture:
         window = architecture["window"]

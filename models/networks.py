@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -10,7 +12,8 @@ from torch import nn
 
 from models.convnext import ConvNeXt
 from models.csan import CSAN
-from models.description import require
+from models.description import PYRAMIDS, require
+from models.pyramids import build_pyramid
 from models.replknet import RepLKNet
 from models.van import VAN, GatedConvNet
 
@@ -20,6 +23,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "replknet": RepLKNet,
     "van": VAN,
     "gated": GatedConvNet,
+    **{name: partial(build_pyramid, name) for name in PYRAMIDS},
 }
 
 CSAN_OPTIONS = ("heads", "window", "head_window", "border", "pooling")  # beside the skeleton's
@@ -53,14 +57,19 @@ def count_parameters(model: nn.Module) -> int:
 
 def parameters_of(architecture: Mapping[str, Any]) -> int:
     """How many parameters the network has that an architecture describes."""
+    return _parameters_of(tuple(architecture.items()))
+
+
+@lru_cache
+def _parameters_of(options: tuple[tuple[str, Any], ...]) -> int:
     with torch.device("meta"):
-        return count_parameters(build_network(architecture))
+        return count_parameters(build_network(dict(options)))
 
 
 def with_parameters(architecture: Mapping[str, Any], parameters: int) -> dict[str, Any]:
     """An architecture with the mlp_ratio that brings it closest to so many parameters.
 
-    What a large kernel takes is given up by the perceptrons, which keep one hidden unit.
+    The perceptrons keep at least one hidden unit.
     """
 
     def of_width(hidden: int) -> dict[str, Any]:
@@ -68,3 +77,21 @@ def with_parameters(architecture: Mapping[str, Any], parameters: int) -> dict[st
 
     one, two = (parameters_of(of_width(hidden)) for hidden in (1, 2))
     return of_width(max(1 + round((parameters - one) / (two - one)), 1))
+
+
+def with_width(architecture: Mapping[str, Any], parameters: int) -> dict[str, Any]:
+    """An architecture of `models.pyramids` with the dim that brings it closest to so many.
+
+    Of those up to twice its own that its heads divide; of a ResNet, which has none, of the even
+    ones.
+    """
+    step = architecture.get("heads", 2)
+
+    def of_width(steps: int) -> dict[str, Any]:
+        return {**architecture, "dim": step * steps}
+
+    def count(steps: int) -> int:
+        return parameters_of(of_width(steps))
+
+    above = bisect_left(range(1, 2 * architecture["dim"] // step), parameters, key=count) + 1
+    return of_width(min((max(above - 1, 1), above), key=lambda n: abs(count(n) - parameters)))

@@ -14,11 +14,15 @@ from tyro.conf import arg
 
 from lossgeometry.errors import InputError
 from models.cli import DataRoot, Device, Minutes, Seed, deadline_in, run
+from models.description import PYRAMIDS
 
 if TYPE_CHECKING:
     from models.checkpoint import Checkpoint
     from models.data.datasets import ImageDataset
     from models.recipes import Preset
+
+KERNELS = ("convnext", "replknet", "van", "gated")  # networks whose range is that of a kernel
+REFERENCE_KERNEL = 5  # beside which their perceptrons are as wide as it takes
 
 
 @dataclass(frozen=True)
@@ -38,14 +42,19 @@ class Options:
     out: Annotated[Path, arg(metavar="FILE", help="the checkpoint to write")]
     network: Annotated[
         str,
-        arg(help="csan (window attention), convnext, replknet, van, or gated (its plain kernel)"),
+        arg(
+            help="csan (window attention), convnext, replknet, van, gated (its plain kernel), or "
+            "resnet, vit, pit, swin"
+        ),
     ] = "csan"
     window: Annotated[
         int | None, arg(help="of csan: tokens along each side of the attention window; default: 8")
     ] = None
     kernel_size: Annotated[
         int | None,
-        arg(help="of the others: tokens along each side of the depthwise kernel; default: 7"),
+        arg(
+            help="of convnext to gated: tokens along each side of the depthwise kernel; default: 7"
+        ),
     ] = None
     dilation: Annotated[
         int | None,
@@ -59,7 +68,7 @@ class Options:
             "clamp"
         ),
     ] = None
-    pooling: Annotated[str, arg(help="gap or cls")] = "gap"
+    pooling: Annotated[str, arg(help="of csan and vit: gap or cls")] = "gap"
     dataset: Annotated[
         str | None,
         arg(
@@ -94,8 +103,9 @@ class Options:
     mlp_ratio: Annotated[
         float | None,
         arg(
-            help="hidden width of csan's perceptrons by that of the tokens; those of the others "
-            "are so wide that there are as many parameters; default: as the preset says"
+            help="hidden width of csan's perceptrons by that of the tokens; other networks are "
+            "so wide that there are as many parameters, with a kernel of 5; default: as the "
+            "preset says"
         ),
     ] = None
     snapshots: Annotated[
@@ -286,10 +296,15 @@ def untrained(options: Options, train_set: ImageDataset) -> Checkpoint:
 def describe_network(options: Options, preset: Preset, train_set: ImageDataset) -> dict[str, Any]:
     """The architecture that `options` ask for, as `models.networks.build_network` reads it.
 
+    Networks are as large as the CSAN of the same options: those of kernels by the width of their
+    perceptrons, which is that beside a kernel of `REFERENCE_KERNEL` whatever the kernel, so that a
+    larger one takes nothing from the rest of the network; pyramids by the width of their tokens.
+
     Raises `InputError` if an option is given that the network does not have.
     """
-    from models.networks import CSAN_OPTIONS, parameters_of, with_parameters
+    from models.networks import CSAN_OPTIONS, parameters_of, with_parameters, with_width
 
+    name = options.network
     chosen = {key: getattr(options, key) for key in ("dim", "depth", "heads", "mlp_ratio")}
     csan: dict[str, Any] = {
         **preset.architecture,
@@ -302,25 +317,48 @@ def describe_network(options: Options, preset: Preset, train_set: ImageDataset) 
         "border": options.border or preset.architecture.get("border", "clamp"),
         "pooling": options.pooling,
     }
-    kernel = {"kernel_size": options.kernel_size, "dilation": options.dilation}
-    unused: dict[str, Any] = {} if options.network == "van" else {"dilation": options.dilation}
-    if options.network == "csan":
-        unused = kernel
-    else:
-        unused |= {"window": options.window, "border": options.border, "heads": options.heads}
-        unused |= {} if options.head_window == 1 else {"head_window": options.head_window}
-        unused |= {} if options.pooling == "gap" else {"pooling": options.pooling}
-    for name, value in unused.items():
-        if value is not None:
-            raise InputError(f"{name}: {value} found, which {options.network} does not have")
-    if options.network == "csan":
+    _require_own(name, options)
+    if name == "csan":
         return csan
-    size = 7 if options.kernel_size is None else options.kernel_size
-    own: dict[str, Any] = {"network": options.network, "kernel_size": size}
-    if options.network == "van":
-        own["dilation"] = options.dilation or (3 if size > 5 else 1)
     shared = {key: value for key, value in csan.items() if key not in CSAN_OPTIONS}
-    return with_parameters({**shared, **own}, parameters_of(csan))
+    shared["network"] = name
+    if name in PYRAMIDS:
+        if name == "resnet":
+            for option in ("mlp_ratio", "position_std"):
+                shared.pop(option, None)
+        else:
+            shared["heads"] = csan["heads"]
+        if name == "vit":
+            shared["pooling"] = options.pooling
+        else:  # the last but one stage has the tokens of the others
+            finer = 2 ** max(csan["depth"] // 2 - 2, 0)
+            shared["patch_size"] = max(csan["patch_size"] // finer, 1)
+        return with_width(shared, parameters_of(csan))
+    size = 7 if options.kernel_size is None else options.kernel_size
+
+    def of_kernel(size: int) -> dict[str, Any]:
+        if name != "van":
+            return {**shared, "kernel_size": size}
+        return {**shared, "kernel_size": size, "dilation": 3 if size > 5 else 1}
+
+    reference = with_parameters(of_kernel(REFERENCE_KERNEL), parameters_of(csan))
+    own = {**of_kernel(size), "mlp_ratio": reference["mlp_ratio"]}
+    return own if options.dilation is None else own | {"dilation": options.dilation}
+
+
+def _require_own(network: str, options: Options) -> None:
+    """Raise `InputError` if an option is given that the network does not have."""
+    owners = {
+        **dict.fromkeys(("window", "head_window", "border"), ("csan",)),
+        "heads": ("csan", "vit", "pit", "swin"),
+        "pooling": ("csan", "vit"),
+        "kernel_size": KERNELS,
+        "dilation": ("van",),
+    }
+    for name, networks in owners.items():
+        value = getattr(options, name)
+        if network not in networks and value != getattr(Options, name):
+            raise InputError(f"{name}: {value} found, which {network} does not have")
 
 
 if __name__ == "__main__":

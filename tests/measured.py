@@ -24,16 +24,19 @@ def write(
     dim=48,
     recipe=None,
     dataset="digits",
+    images=None,
+    network=None,
     **options,
 ):
+    """`network` are options of one that is no CSAN."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    architecture = dict(window=window, head_window=head_window, patch_size=1, image_size=8, dim=dim)
-    architecture |= dict(border="clamp", pooling="gap")
+    csan = dict(window=window, head_window=head_window, border="clamp", pooling="gap")
+    architecture = dict(patch_size=1, image_size=8, dim=dim) | (network or csan)
     checkpoint = dict(
         architecture=architecture,
         recipe=dict(epochs=EPOCHS, warmup_epochs=2) | (recipe or {}),
         dataset=dataset,
-        images=None,
+        images=images,
         epoch=epoch,
         seed=seed,
         sha256="0",
@@ -108,3 +111,67 @@ def landscape(grid, kind):
 
 def text(**value):
     return np.frombuffer(json.dumps(value).encode(), dtype=np.uint8)
+
+
+def _convolution(network, kernel_size):
+    return dict(network=network, kernel_size=kernel_size)
+
+
+# What the members of a comparison of families are called, and their options.
+MEMBERS = {
+    **{f"CSAN {'global' if w == 8 else f'{w}×{w}'}": dict(window=w) for w in (3, 5, 8)},
+    **{
+        f"{name} {'global' if k == 15 else f'{k}×{k}'}": dict(network=_convolution(network, k))
+        for name, network in (
+            *(("ConvNeXt", "convnext"), ("RepLKNet", "replknet")),
+            *(("VAN", "van"), ("gated", "gated")),
+        )
+        for k in (3, 5, 15)
+    },
+    **{name: dict(network=dict(network=name.lower())) for name in ("ResNet", "PiT", "Swin")},
+    **{f"ViT ({p.upper()})": dict(network=dict(network="vit", pooling=p)) for p in ("cls", "gap")},
+}
+# Train NLL, error, NEP and APE. D1, D5, F4 and F6 hold, D2 does not; nothing is known of the rest.
+FAMILIES = {
+    **dict.fromkeys(MEMBERS, (0.3, 0.05, 0.1, 20.0)),
+    "CSAN global": (0.6, 0.10, 0.1, 20.0),
+    "ConvNeXt global": (0.1, 0.04, 0.1, 20.0),
+    "ResNet": (0.1, 0.02, 0.05, 90.0),
+    "ViT (CLS)": (0.5, 0.09, 0.4, 10.0),
+}
+
+
+def write_families(folder, truth=None, *, seeds=5, images=400, batches=40, landscapes=()):
+    """Networks whose values scatter about the `truth`, as a study of several families leaves them.
+
+    The first seeds of the members named in `landscapes` have surfaces and trajectories, too.
+    """
+    grid = np.linspace(-1, 1, 9)
+    for i, (name, (nll, error, nep, ape)) in enumerate((truth or FAMILIES).items()):
+        stem = name.lower().translate(str.maketrans("", "", " ×()"))
+        for seed in range(seeds):
+            rng = np.random.default_rng((i, seed))
+            file = folder / f"seed{seed}" / f"{stem}.h5"
+            how = dict(MEMBERS[name], seed=seed)
+            end, wrong = nll + rng.normal(0, 0.01), rng.random(images) < error
+            decay = end + 2 * np.exp(-np.arange(EPOCHS + 1.0))
+            history = {"epoch": np.arange(EPOCHS + 1.0), "train_nll": decay, "test_nll": decay}
+            history |= {"train_error": 0 * decay, "test_error": np.full(len(decay), wrong.mean())}
+            write(file, "history", history, **how)
+            outcomes = {"train/nll": np.full(images, end), "train/correct": np.ones(images, bool)}
+            outcomes |= {"test/nll": np.full(images, end), "test/correct": ~wrong}
+            write(file, "outcomes", outcomes, **how)
+            for epoch, path in ((2, file.with_suffix("") / "epoch002.h5"), (EPOCHS, file)):
+                size = rng.gamma(4, ape / 4, (batches, 5))
+                eigenvalues = np.where(rng.random(size.shape) < nep, -size, size)
+                spectrum = {"eigenvalues": eigenvalues, "nep": (eigenvalues < 0).mean()}
+                spectrum |= {"ape": eigenvalues[eigenvalues > 0].mean()}
+                spectrum |= {"density/grid": grid, "density/density": np.exp(-(grid**2))}
+                spectrum |= {"density/standard_error": np.full(len(grid), 0.01), "trace": ape}
+                spectrum |= {f"{key}_standard_error": 0.1 for key in ("nep", "ape", "trace")}
+                write(path, "hessian/train", spectrum, epoch=epoch, **how)
+            if name in landscapes and seed == 0:
+                for kind in ("", "_pca"):
+                    arrays = landscape(grid, kind)
+                    arrays["surface/nll"] = nll * arrays["surface/nll"]
+                    write(file, f"landscape{kind}/train", arrays, **how, **CUT)

@@ -3,6 +3,7 @@
 import itertools
 import re
 import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -17,9 +18,19 @@ from analysis.intervals import Interval, of_shared_units, over_units, paired, un
 from analysis.measurements import labels
 from analysis.measurements.comparisons import studies
 from analysis.measurements.files import collect
-from analysis.verdicts import CLAIMS, MARGIN, Answer, Finding, decide, holm, judge, significance
+from analysis.statements import OF_WINDOWS
+from analysis.verdicts import (
+    MARGIN,
+    Answer,
+    Finding,
+    decide,
+    holm,
+    judge,
+    positive_mean,
+    significance,
+)
 from models.cli import run
-from tests.measured import EPOCHS, write
+from tests.measured import EPOCHS, FAMILIES, MEMBERS, write, write_families
 
 N = 400  # images
 BATCHES = 60
@@ -160,7 +171,7 @@ def test_many_differences_take_more_to_hold(tmp_path):
 
 
 def test_a_conjunction_is_as_strong_as_its_weakest_part():
-    claim = next(claim for claim in CLAIMS if claim.key == "C3")
+    claim = next(claim for claim in OF_WINDOWS if claim.key == "C3")
 
     def conjunction(*parts):
         found = zip(claim.parts, parts, strict=True)
@@ -281,9 +292,9 @@ def test_intervals_cover_at_their_nominal_rate():
     rng = np.random.default_rng(0)
     skewed = [over_units(rng.exponential(1.0, 60) - rng.exponential(0.5, 60)) for _ in range(2000)]
     assert np.mean([i.low <= 0.5 <= i.high for i in skewed]) == pytest.approx(0.945, abs=0.015)
-    pairs = [paired(rng.normal(1, 2, 3), rng.normal(0, 2, 3)) for _ in range(2000)]
+    pairs = [paired([rng.normal(1, 2, 3), rng.normal(0, 2, 3)]) for _ in range(2000)]
     assert np.mean([i.low <= 1 <= i.high for i in pairs]) == pytest.approx(0.95, abs=0.015)
-    apart = [unpaired(rng.normal(1, 2, 3), rng.normal(0, 1, 5)) for _ in range(2000)]
+    apart = [unpaired([rng.normal(1, 2, 3), rng.normal(0, 1, 5)]) for _ in range(2000)]
     assert 0.94 < np.mean([i.low <= 1 <= i.high for i in apart]) < 0.99
 
 
@@ -304,3 +315,125 @@ def test_shared_units_are_covered(seeds, of_seed, of_unit, rest):
         alone.append(over_seeds.low <= 0 <= over_seeds.high)
     assert 0.93 <= np.mean(covered) <= 0.99
     assert of_unit < 3 or np.mean(alone) < 0.75
+
+
+def of_families(folder):
+    answers = judge([folder])
+    (study,) = [name for name in answers if name.endswith("dispute")]
+    return {answer.claim.key: answer for answer in answers[study]}
+
+
+def test_claims_about_families_are_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_families(Path("checkpoints/dispute"))
+    found = of_families(Path("checkpoints"))
+    assert {key: answer.verdict for key, answer in found.items()} == {
+        **dict(D1="holds", D2="does not hold", D3="undecided", D4="undecided", D5="holds"),
+        **dict(D6="does not hold", F4="holds", F5="undecided", F6="holds"),
+    }
+    assert {key: answer.corrected for key, answer in found.items()} == {
+        key: answer.verdict for key, answer in found.items()
+    }
+    first, second = found["D5"].findings
+    assert first.part.text == (
+        "NLL_train(CSAN global) - NLL_train(CSAN 5×5) - "
+        "[NLL_train(ConvNeXt global) - NLL_train(ConvNeXt 5×5)] > 0"
+    )
+    assert first.interval.estimate == pytest.approx(0.5, abs=0.03)
+    assert second.interval.estimate == pytest.approx(0.3, abs=0.03)
+    assert first.over == "5 seeds"
+    ape = found["F4"].findings[1]
+    assert ape.over == "5 seeds × 40 mini-batches"
+    assert ape.interval.estimate == pytest.approx(80, abs=15)
+    (written, _) = draw_claims(judge([Path("checkpoints")]), tmp_path / "figures")
+    assert written.name == "claims_digits.png"
+
+
+def test_families_are_those_of_one_folder(tmp_path, monkeypatch):
+    """Of another, and of one size only that most of a network are of."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path("checkpoints/dispute")
+    truth = {name: FAMILIES[name] for name in ("CSAN 5×5", "CSAN global", "VAN 5×5")}
+    write_families(folder, truth, seeds=3)
+    history = {"train_nll": [9.0], "test_error": [0.5]}
+    for place, dim in (("checkpoints/csan8.h5", 48), ("checkpoints/dispute/wide.h5", 96)):
+        write(Path(place), "history", history, window=8, dim=dim)
+    found = of_families(Path("checkpoints"))
+    assert found["D1"].findings[0].interval.estimate == pytest.approx(0.3, abs=0.03)
+    assert found["D4"].verdict == "not measured"
+    assert found["D4"].findings[0].missing == (
+        "no training of VAN global; studies/dispute.toml declares one",
+    )
+    lacking = found["F6"].findings[0].missing
+    assert lacking[0] == "no training of ViT (CLS); studies/dispute.toml declares one"
+
+
+def test_a_spectrum_that_is_missing_is_named_with_its_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Path("checkpoints/dispute")
+    write_families(folder, {name: FAMILIES[name] for name in ("ViT (CLS)", "ResNet")}, seeds=1)
+    Path(folder, "seed0/resnet/epoch002.h5").unlink()
+    (nep, ape) = of_families(Path("checkpoints"))["F4"].findings
+    assert nep.missing == (
+        "NEP of ResNet: python -m analysis.hessian --ckpt "
+        "checkpoints/dispute/seed0/resnet/epoch002.pt",
+    )
+    assert ape.missing[0].startswith("APE of ResNet: ")
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize("truth", [0.0, 0.2])
+def test_an_interaction_is_covered(seeds, truth):
+    """Of D5, over seeds, whose networks may have something in common."""
+    rng = np.random.default_rng(0)
+    covered, power = [], []
+    for _ in range(1500):
+        of_seed = rng.normal(0, 1, seeds)
+        means = np.array([1 + truth, 1, 1, 1])  # ours far, theirs near; ours near, theirs far
+        values = means[:, None] + of_seed + rng.normal(0, 0.1, (4, seeds))
+        terms = np.array([1, 1, -1, -1])[:, None] * values
+        found = paired(terms)
+        covered.append(found.low <= truth <= found.high)
+        power.append(decide(found, ">"))
+        assert unpaired(terms).estimate == pytest.approx(found.estimate)
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.017)
+    wrong = np.mean([verdict == "does not hold" for verdict in power])
+    assert wrong < 0.04
+    assert truth > 0 or np.mean([verdict == "holds" for verdict in power]) < 0.04
+
+
+def test_the_interval_of_d5_covers_what_was_planted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [f"{n} {r}" for n in ("CSAN", "ConvNeXt", "RepLKNet") for r in ("5×5", "global")]
+    rng, covered = np.random.default_rng(0), []
+    for study in range(30):
+        for i, name in enumerate(names):
+            for seed in range(3):
+                nll = 0.3 + 0.2 * (i == 1) + rng.normal(0, 0.05)
+                history = {"train_nll": [nll], "test_error": [0.1]}
+                file = Path(f"checkpoints/{study}/dispute/seed{seed}/{i}.h5")
+                write(file, "history", history, seed=seed, **MEMBERS[name])
+        found = of_families(Path(f"checkpoints/{study}"))["D5"].findings
+        covered += [f.interval.low <= 0.2 <= f.interval.high for f in found]
+    assert np.mean(covered) > 0.85
+
+
+def test_what_mini_batches_add_to_ape_is_that_of_a_ratio():
+    """Its variance is that of APE over samples of mini-batches; none need have a positive one."""
+    rng = np.random.default_rng(0)
+
+    def sample():
+        size = rng.gamma(4, 5, (60, 5))
+        return np.where(rng.random(size.shape) < rng.random((60, 1)), -size, size)
+
+    apes, variances = [], []
+    for _ in range(800):
+        eigenvalues = sample()
+        ape = eigenvalues[eigenvalues > 0].mean()
+        units = positive_mean(eigenvalues)
+        assert units.mean() == pytest.approx(ape)
+        apes.append(ape)
+        variances.append(units.var(ddof=1) / len(units))
+    assert np.mean(variances) == pytest.approx(np.var(apes), rel=0.15)
+    assert np.isnan(positive_mean(-np.ones((3, 5)))).all()
+    assert np.isnan(positive_mean(np.array([[1.0, np.nan], [1, 1]]))).all()

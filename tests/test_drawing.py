@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from analysis import figures
-from analysis.drawing import landscapes
+from analysis.drawing import families, landscapes
 from analysis.drawing.everything import draw_all
 from analysis.drawing.hessians import draw_hessian_training
 from analysis.drawing.nll import draw_nll
 from analysis.measurements import labels
 from analysis.measurements.files import collect
 from lossgeometry import InputError, plots
-from tests.measured import CUT, EPOCHS, landscape, write
+from tests.measured import CUT, EPOCHS, MEMBERS, landscape, write, write_families
 
 
 def test_draws_every_figure_once(folder, tmp_path):
@@ -253,3 +253,110 @@ def test_checkpoints_of_one_name_are_told_apart(tmp_path, monkeypatch):
         for origin in [labels.origin([m])]
     )
     assert not one & other
+
+
+@pytest.fixture(scope="module")
+def dispute(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("work") / "checkpoints" / "dispute"
+    write_families(folder, landscapes=("ViT (CLS)", "ResNet"), seeds=3, images=50, batches=6)
+    return folder
+
+
+def drawn_families(measurements, monkeypatch):
+    """Figures by their names, which have not been written."""
+    drawn = {}
+    monkeypatch.setattr(
+        families, "save", lambda figure, out, name, _: [drawn.setdefault(name, figure)]
+    )
+    families.draw_families(measurements, Path("figures"))
+    return drawn
+
+
+def all_of(folder):
+    return [m for kind in families.KINDS for m in collect([folder], kind)]
+
+
+def test_figures_of_families(dispute, monkeypatch):
+    monkeypatch.chdir(dispute.parent.parent)
+    folder = Path("checkpoints")
+    drawn = drawn_families(all_of(folder), monkeypatch)
+    assert set(drawn) == {
+        f"{stem}_digits_dispute" for stem in ("ranges", "figure1", "figure4", "figure5", "figure6")
+    }
+    ranges = drawn["ranges_digits_dispute"]
+    nll, _ = ranges.axes
+    assert [text.get_text() for text in nll.get_xticklabels()] == ["3×3", "5×5", "global"]
+    assert [text.get_text() for text in ranges.legends[0].texts] == [
+        *("CSAN", "ConvNeXt", "RepLKNet", "VAN", "gated")
+    ]
+    ends = {
+        container.get_label(): dict(zip(*np.round(container[0].get_data(), 1), strict=True))
+        for container in nll.containers
+    }
+    # From global, which is drawn first, to 3; those of five families are side by side.
+    assert list(ends["CSAN"].values()) == [0.6, 0.3, 0.3]
+    assert list(ends["ConvNeXt"].values()) == [0.1, 0.3, 0.3]
+    plane = drawn["figure5_digits_dispute"]
+    assert "digits, dispute" in plane.get_suptitle()
+    labels_of_plane = {text.get_text() for text in plane.legends[0].texts}
+    assert labels_of_plane == {
+        *("CSAN", "ConvNeXt", "RepLKNet", "VAN", "gated", "ResNet", "ViT (CLS)", "ViT (GAP)"),
+        *("PiT", "Swin", "global", "5×5", "3×3"),
+    }
+    arrows = [text for text in plane.axes[0].texts if text.arrow_patch]
+    assert len(arrows) == 5 * 2
+    one, *_ = arrows
+    assert one.xyann[0] == pytest.approx(0.6, abs=0.02)  # from global attention
+    assert one.xy[0] == pytest.approx(0.3, abs=0.02)
+    assert len(drawn["figure1_digits_dispute"].axes) == 2 + 1 + 2
+
+
+def test_less_data_is_drawn_beside_all_of_it(dispute, monkeypatch):
+    monkeypatch.chdir(dispute.parent.parent)
+    vit = dict(network=MEMBERS["ViT (CLS)"]["network"], epoch=2)
+    few = Path("checkpoints/few/vit.h5")
+    spectrum = {"eigenvalues": np.ones((3, 5)), "nep": 0.0, "ape": 1.0}
+    write(few, "hessian/train", spectrum, images=144, **vit)
+    write(few.with_name("end.h5"), "hessian/train", spectrum, images=99, **{**vit, "epoch": 12})
+    drawn = drawn_families(all_of(Path("checkpoints")), monkeypatch)
+    entries = {
+        name: [text.get_text() for text in drawn[name].axes[0].get_legend().texts]
+        for name in ("figure4_digits_dispute", "figure6_digits_dispute")
+    }
+    assert [text.rpartition(" (")[0] for text in entries["figure4_digits_dispute"]] == [
+        *("ResNet", "ViT (CLS)", "ViT (CLS), 144 images")
+    ]
+    assert [text.rpartition(" (")[0] for text in entries["figure6_digits_dispute"]] == [
+        *("ViT (CLS)", "ViT (GAP)")
+    ]
+
+
+def test_what_has_not_been_measured_is_not_drawn(dispute, monkeypatch):
+    monkeypatch.chdir(dispute.parent.parent)
+    some = [m for m in all_of(dispute) if labels.network(m) in ("csan", "vit")]
+    assert set(drawn_families(some, monkeypatch)) == {
+        f"{stem}_digits_dispute" for stem in ("ranges", "figure5", "figure6")
+    }
+    alone = [m for m in some if labels.network(m) == "csan"]
+    assert not drawn_families(alone, monkeypatch)
+
+
+def test_families_have_figures_of_their_own(tmp_path, monkeypatch):
+    """What is drawn of CSANs is drawn of each other family, and of the pyramids."""
+    monkeypatch.chdir(tmp_path)
+    curve = np.exp(-np.arange(EPOCHS + 1.0))
+    history = {"epoch": np.arange(EPOCHS + 1.0), "train_nll": curve, "test_error": curve}
+    for name in ("CSAN 5×5", "ConvNeXt 5×5", "ConvNeXt global", "ResNet", "Swin"):
+        file = Path("checkpoints/dispute", f"{name.replace(' ', '-')}.h5")
+        write(file, "history", history, **MEMBERS[name])
+    written = {path.name for path in draw_all(Path("checkpoints"), tmp_path)}
+    assert written == {
+        *(f"nll_digits{name}.png" for name in ("", "_ConvNeXt", "_pyramids")),
+        "windows_digits_ConvNeXt.png",
+        *("ranges_digits_dispute.png", "figure5_digits_dispute.png"),
+    }
+    histories = collect([Path("checkpoints")], "history")
+    assert sorted(labels.names(histories)) == sorted(m.path.stem for m in histories)
+    assert set(labels.by_architecture(histories)) == {
+        *("5×5", "ConvNeXt 5×5", "ConvNeXt 15×15 (global)", "ResNet", "Swin")
+    }

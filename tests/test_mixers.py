@@ -1,11 +1,13 @@
 """Networks of one skeleton: what their mixers see, what they compute, and their sizes."""
 
 import copy
+import math
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from analysis.plan import blank_dataset
 from lossgeometry import GGN, Hessian, InputError
 from models import CSAN
 from models.depthwise import DepthwiseConvolution
@@ -14,16 +16,13 @@ from models.networks import (
     NETWORKS,
     build_network,
     count_parameters,
-    parameters_of,
-    with_parameters,
 )
 from models.replknet import LargeKernel, fold
+from models.train import Options, untrained
 from models.van import large_kernel_attention
 from tests.dense import assert_same, dense, identity
 
 SMALL = dict(image_size=4, channels=1, classes=3, patch_size=1, dim=3, depth=1, mlp_ratio=1.0)
-DIGITS = dict(image_size=8, channels=1, classes=10, patch_size=1, dim=48, depth=4)
-CIFAR = dict(image_size=32, channels=3, classes=100, patch_size=4, dim=96, depth=6)
 KERNELS = {
     "convnext": [dict(kernel_size=k) for k in (3, 5, 15)],
     "replknet": [dict(kernel_size=k) for k in (3, 5, 15)],
@@ -92,7 +91,7 @@ def test_attention_states_its_range_likewise(window):
 
 
 def test_which_weights_depend_on_the_data():
-    depend = {name: network.data_dependent for name, network in NETWORKS.items()}
+    depend = {name: NETWORKS[name].data_dependent for name in ("csan", *KERNELS)}
     assert depend == dict(csan=True, convnext=False, replknet=False, van=True, gated=True)
     # A static mixer is linear.
     x, y = torch.randn(2, 1, 64, 4, dtype=torch.float64)
@@ -163,12 +162,25 @@ def test_products_are_those_of_the_dense_matrix(name, kernel, training):
         assert_same(found, dense(kind, copy.deepcopy(model), F.cross_entropy, x, y))
 
 
-@pytest.mark.parametrize("sizes", [{**DIGITS, "mlp_ratio": 4.0}, DIGITS, CIFAR])
-@pytest.mark.parametrize(("name", "kernel"), CONVOLUTIONS)
-def test_networks_are_as_large_as_the_csan_of_their_sizes(name, kernel, sizes):
-    target = parameters_of({"mlp_ratio": 2.0, **sizes, "heads": 3, "window": 3})
-    architecture = with_parameters({"network": name, **sizes, **kernel}, target)
-    assert count_parameters(build_network(architecture)) == pytest.approx(target, rel=0.01)
+@pytest.mark.parametrize("dataset", ["digits", "cifar100"])
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_larger_kernel_takes_nothing_from_the_rest_of_the_network(name, dataset):
+    """With one of 5 a network is as large as the CSAN; with others the kernel alone differs."""
+
+    def parameters(name, kernel_size=None):
+        asked = Options("a.pt", name, kernel_size=kernel_size, dataset=dataset, mlp_ratio=4.0)
+        with torch.device("meta"):
+            start = untrained(asked, blank_dataset(asked))
+        return {key: p.shape for key, p in start.model.named_parameters()}
+
+    sizes = {k: parameters(name, k) for k in (3, 5, 15)}
+    five = sum(map(math.prod, sizes[5].values()))
+    csan = sum(map(math.prod, parameters("csan").values()))
+    assert five == pytest.approx(csan, rel=0.002 if dataset == "digits" else 0.001)
+    for kernel_size, own in sizes.items():
+        differ = {key for key in sizes[5] if own[key] != sizes[5][key]}
+        assert all(own[key][:2] == sizes[5][key][:2] and len(own[key]) == 4 for key in differ)
+        assert (kernel_size == 5) == (not differ)
 
 
 @pytest.mark.parametrize(

@@ -423,7 +423,9 @@ def normalised(digits):
     """A RepLKNet with batches of 48, which a CPU would take in parts."""
 
     def make(out, **options):
-        options = dict(network="replknet", kernel_size=3, window=None) | options
+        # Of a size at which rounding is alike: AdamW makes whole steps of it where a bias before a
+        # BatchNorm has no gradient.
+        options = dict(network="replknet", kernel_size=5, window=None) | options
         start = tiny(out, digits, **options)
         recipe = dataclasses.replace(start.recipe, batch_size=48, mixup=0.3, crop_padding=1)
         return dataclasses.replace(start, recipe=recipe)
@@ -489,6 +491,8 @@ def test_memory_that_does_not_suffice_for_a_batch_changes_no_statistics(
         (dict(network="gated", heads=3), "heads: 3 found"),
         (dict(network="convnext", pooling="cls"), "pooling: cls found"),
         (dict(kernel_size=3), "kernel_size: 3 found, which csan does not have"),
+        (dict(network="pit", pooling="cls"), "pooling: cls found, which pit does not have"),
+        (dict(network="resnet", heads=3), "heads: 3 found, which resnet does not have"),
     ],
 )
 def test_options_that_a_network_does_not_have_are_refused(tmp_path, digits, options, complaint):

@@ -46,11 +46,12 @@ def short(stem: str) -> str:
 def compared(group: Sequence[Measurement], origin: str = "") -> str:
     """Part of a file name: what is compared.
 
-    The dataset and the `origin`, or the checkpoints, if the models are no CSANs.
+    The dataset, the family and the `origin`, or the checkpoints, if little is known of them.
     """
-    dataset = file_stem(labels.dataset(group[0]))
-    own = [labels.name(m) for m in group] if labels.foreign(group[0]) else [origin]
-    return "_".join([dataset, *filter(None, own)])
+    foreign = labels.foreign(group[0])
+    what = labels.dataset(group[0]) if foreign else labels.comparable(group[0])
+    own = [labels.name(m) for m in group] if foreign else [origin]
+    return "_".join([file_stem(what), *filter(None, own)])
 
 
 def head(figure: Figure, text: str) -> None:

@@ -12,7 +12,8 @@ from matplotlib.lines import Line2D
 
 from analysis.drawing import head, save
 from analysis.measurements.comparisons import file_stem
-from analysis.verdicts import QUANTITIES, Answer, Verdict
+from analysis.statements import QUANTITIES
+from analysis.verdicts import Answer, Verdict
 from lossgeometry import plots
 
 COLORS: dict[Verdict, str] = {
@@ -75,7 +76,8 @@ def differences(answers: Sequence[Answer]) -> dict[str, list[Difference]]:
             if finding.interval is None:
                 continue
             quantity, interval = QUANTITIES[finding.part.quantity], finding.interval
-            text = f"{answer.claim.key}  {answer.claim.statement}\n{finding.part.text}"
+            formula = finding.part.text.replace(" - [", "\n- [")
+            text = f"{answer.claim.key}  {answer.claim.statement}\n{formula}"
             values = (interval.estimate, interval.low, interval.high)
             estimate, low, high = (quantity.scale * value for value in values)
             unit = f"difference in {quantity.axis}, over {finding.over}"

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from analysis.drawing.claims import draw_claims
+from analysis.drawing.families import KINDS as OF_FAMILIES
+from analysis.drawing.families import draw_families
 from analysis.drawing.hessians import (
     draw_hessian_comparison,
     draw_hessian_training,
@@ -73,4 +75,5 @@ def draw_all(
     draw(draw_nll, histories)
     draw(draw_windows, histories)
     draw(draw_robustness, collect([folder], "robustness", left_out))
+    draw(draw_families, [m for kind in OF_FAMILIES for m in collect([folder], kind, left_out)])
     return written + draw_claims(judge([folder], left_out), out, still)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.drawing import compared, head, legend, save
@@ -76,21 +77,9 @@ def draw_hessian_comparison(
         by_label = labels.by_architecture(group)
         if len(by_label) < 2:
             continue
-        palette = labels.colors(by_label)
         with mpl.rc_context(plots.STYLE):
             figure = Figure(figsize=(7, 3.8))
-            axes = figure.subplots(1, 2)
-            for half, ax in zip(("negative", "positive"), axes, strict=True):
-                for (text, members), style in zip(by_label.items(), cycle(plots.LINES)):
-                    plots.plot_max_eigenvalues(
-                        np.concatenate([m.arrays["eigenvalues"] for m in members]),
-                        half,
-                        label=text,
-                        color=palette[text],
-                        linestyle=style,
-                        ax=ax,
-                    )
-                ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), fontsize=8)
+            plot_halves(by_label, labels.colors(by_label), figure.subplots(1, 2))
             head(
                 figure,
                 f"Hessian max eigenvalue spectra on {data}, {labels.stage(group[0])}\n"
@@ -101,6 +90,23 @@ def draw_hessian_comparison(
             stem = f"hessian_{compared(group, origin)}{when}{labels.suffix(group[0])}"
             written += save(figure, out, stem, formats)
     return written
+
+
+def plot_halves(
+    groups: Mapping[str, Sequence[Measurement]], colors: Mapping[str, str], axes: Sequence[Axes]
+) -> None:
+    """Negative and positive max eigenvalues, those of all seeds of a group pooled, on two axes."""
+    for half, ax in zip(("negative", "positive"), axes, strict=True):
+        for (text, members), style in zip(groups.items(), cycle(plots.LINES)):
+            plots.plot_max_eigenvalues(
+                np.concatenate([m.arrays["eigenvalues"] for m in members]),
+                half,
+                label=text,
+                color=colors[text],
+                linestyle=style,
+                ax=ax,
+            )
+        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), fontsize=8)
 
 
 def draw_hessian_training(
@@ -161,7 +167,7 @@ def over_training(measurements: Iterable[Measurement]) -> dict[str, list[list[Me
     groups: dict[str, dict[str, list[Measurement]]] = defaultdict(lambda: defaultdict(list))
     known = [m for m in measurements if not labels.foreign(m)]
     for m in sorted(known, key=lambda m: m.checkpoint["epoch"]):
-        groups[labels.dataset(m)][labels.training(m)].append(m)
+        groups[labels.comparable(m)][labels.training(m)].append(m)
     found = {}
     for data, trainings in sorted(groups.items()):
         series = [labels.measured_alike(snapshots) for snapshots in trainings.values()]

@@ -71,7 +71,7 @@ def longest_trainings(
     """Of each dataset the seeds of each architecture, of as many epochs as were trained."""
     groups: dict[str, list[Measurement]] = defaultdict(list)
     for m in histories:
-        groups[labels.dataset(m)].append(m)
+        groups[labels.comparable(m)].append(m)
     found = {}
     for data, members in sorted(groups.items()):
         longest = max(m.checkpoint["recipe"]["epochs"] for m in members)

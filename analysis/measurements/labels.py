@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.measurements.schema import Measurement
-from models.description import token_range
+from models.description import PYRAMIDS, token_range
 
 RANDOM = ("mixup", "cutmix", "randaugment_ops", "crop_padding", "flip")  # options of a recipe
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#000000")
@@ -23,7 +23,21 @@ NETWORKS = {  # as they are called in their papers, in the order of curves and p
     "replknet": "RepLKNet",
     "van": "VAN",
     "gated": "gated",
+    "resnet": "ResNet",
+    "vit": "ViT",
+    "pit": "PiT",
+    "swin": "Swin",
 }
+FAMILY_COLORS = dict(
+    zip(
+        (
+            *("CSAN", "ConvNeXt", "RepLKNet", "VAN", "gated"),
+            *("ResNet", "ViT (CLS)", "ViT (GAP)", "PiT", "Swin"),
+        ),
+        (*COLORS, "#8c564b", "#7f7f7f", "#bcbd22"),
+        strict=True,
+    )
+)
 
 
 CHECKPOINTS = Path("checkpoints")
@@ -82,16 +96,21 @@ def home(measurement: Measurement) -> Path:
 def origin(measurements: Sequence[Measurement]) -> str:
     """For the names of their figures: the folder that they are all in, nothing for `CHECKPOINTS`.
 
-    Models that are no CSANs are named themselves: nothing.
+    Models of which the training is not known are named themselves: nothing.
     """
     if not measurements or foreign(measurements[0]):
         return ""
     homes = [home(m).resolve() for m in measurements]
-    common = Path(os.path.commonpath(homes))
-    for folder in (CHECKPOINTS, Path()):
-        if common.is_relative_to(folder.resolve()):
-            return "-".join(common.relative_to(folder.resolve()).parts)
-    return "-".join(common.parts[1:])
+    return below_checkpoints(Path(os.path.commonpath(homes)))
+
+
+def below_checkpoints(folder: Path) -> str:
+    """A folder for names of figures: nothing for `CHECKPOINTS`, ``a-b`` for one below."""
+    folder = folder.resolve()
+    for above in (CHECKPOINTS.resolve(), Path().resolve()):
+        if folder.is_relative_to(above):
+            return "-".join(folder.relative_to(above).parts)
+    return "-".join(folder.parts[1:])
 
 
 def foreign(measurement: Measurement) -> bool:
@@ -105,6 +124,12 @@ def network(measurement: Measurement) -> str:
     return "model" if foreign(measurement) else architecture.get("network", "csan")
 
 
+def family(measurement: Measurement) -> str:
+    """What a network is called in its paper, whatever its range; nothing if it is not known."""
+    own = network(measurement)
+    return "" if own == "model" else NETWORKS.get(own, own)
+
+
 def kind(measurements: Iterable[Measurement]) -> str:
     """What their labels are: of a "window", a "network", or a "model"."""
     networks = {network(m) for m in measurements}
@@ -114,18 +139,21 @@ def kind(measurements: Iterable[Measurement]) -> str:
 def label(measurement: Measurement) -> str:
     """What distinguishes the architecture: ``3×3``, ``8×8 (global)``, ``3×3, 3 heads``.
 
-    Of another network of `models.networks`, its name and its range: ``ConvNeXt 5×5``. Of a model
-    that is none of these, its name.
+    Of another network of `models.networks`, its name and its range, ``ConvNeXt 5×5``, or its
+    pooling, ``ViT (CLS)``. Of a model that is none of these, its name.
     """
     architecture = measurement.checkpoint["architecture"]
     if foreign(measurement):
         return architecture["model"].partition(":")[2].partition("?")[0]
     if "network" in architecture:
-        own, reach = network(measurement), token_range(architecture)
+        own, reach = family(measurement), token_range(architecture)
+        if reach is None:
+            pooling = architecture.get("pooling")
+            return own if pooling is None else f"{own} ({pooling.upper()})"
         whole = reach * architecture["patch_size"] > 2 * (
             architecture["image_size"] - architecture["patch_size"]
         )
-        return f"{NETWORKS.get(own, own)} {reach}×{reach}" + " (global)" * whole
+        return f"{own} {reach}×{reach}" + " (global)" * whole
     window = architecture["window"]
     text = f"{window}×{window}"
     if window * architecture["patch_size"] >= architecture["image_size"]:
@@ -236,8 +264,15 @@ def dataset_name(spec: str) -> str:
 
 
 def comparable(measurement: Measurement) -> str:
-    """What shares a figure: the CSANs of a dataset, or the other models on it; for its title."""
-    return dataset(measurement) + (", other models" if foreign(measurement) else "")
+    """What shares a figure: the CSANs of a dataset, another family, or the pyramids; for its title.
+
+    Models of which the training is not known share another.
+    """
+    own = network(measurement)
+    if own == "csan":
+        return dataset(measurement)
+    rest = {"model": "other models", **dict.fromkeys(PYRAMIDS, "pyramids")}
+    return f"{dataset(measurement)}, {rest.get(own, family(measurement))}"
 
 
 def training(measurement: Measurement, *, but: str = "") -> str:
@@ -328,5 +363,5 @@ def by_window(measurement: Measurement) -> tuple[float, int, str]:
     if "network" in architecture:
         own = network(measurement)
         order = list(NETWORKS).index(own) if own in NETWORKS else len(NETWORKS)
-        return 2.0**32 * order + token_range(architecture), 1, str(measurement.path)
+        return 2.0**32 * order + (token_range(architecture) or 0), 1, str(measurement.path)
     return architecture["window"], architecture["head_window"], str(measurement.path)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lossgeometry.errors import InputError
-from models.description import SCORES, require, require_description, require_integer
+from models.description import PYRAMIDS, SCORES, require, require_description, require_integer
 
 LARGEST = 1e100  # of a finite value: more cannot be drawn
 _KINDS = {"float": "fiu", "bool": "b", "text": "S", "bytes": "u"}
@@ -129,15 +129,18 @@ def _require_architecture(kind: str, architecture: Mapping[str, Any]) -> None:
     """What labels are made of: of a network its range, of another model its spec."""
     if "model" in architecture and kind != "history":  # of others there is no history
         return
-    convolves = "network" in architecture
-    sizes = ("kernel_size",) if convolves else ("window", "head_window")
+    named = "network" in architecture
+    sizes: tuple[str, ...] = ("kernel_size",) if named else ("window", "head_window")
+    if architecture.get("network") in PYRAMIDS:
+        sizes = ()
     for name in (*sizes, "patch_size", "image_size"):
         require_integer(name, architecture.get(name), 1, 2**20)
     if "dilation" in architecture:
         require_integer("dilation", architecture["dilation"], 1, 2**20)
     patch, image = architecture["patch_size"], architecture["image_size"]
     require(image % patch == 0, "patch_size", patch, f"a divisor of {image}")
-    for name in ("network",) if convolves else ("border", "pooling"):
+    words = ("network", *(("pooling",) if "pooling" in architecture else ()))
+    for name in words if named else ("border", "pooling"):
         require(isinstance(architecture.get(name), str), name, architecture.get(name), "a word")
 
 

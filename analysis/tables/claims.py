@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+from analysis.statements import QUANTITIES
 from analysis.tables import Content, print_table
-from analysis.verdicts import QUANTITIES, Answer
+from analysis.verdicts import Answer
 
 
 def print_answers(study: str, answers: Sequence[Answer]) -> None:

@@ -39,6 +39,7 @@ from lossgeometry.plots.style import (
 )
 from lossgeometry.plots.training import (
     plot_curvature,
+    plot_families,
     plot_history,
     plot_optimisation_plane,
     plot_points,

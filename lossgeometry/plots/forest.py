@@ -9,6 +9,8 @@ from matplotlib.axes import Axes
 
 from lossgeometry.plots.style import fitted, room
 
+TEXTS = 0.6  # of the width, at most
+
 
 def plot_forest(
     rows: Sequence[tuple[str, float, float, float, str]],
@@ -28,7 +30,7 @@ def plot_forest(
         ax.plot([low, high], [i, i], color=color, linewidth=2, solid_capstyle="butt")
         ax.plot(estimate, i, "o", color=color, markersize=5)
     ax.axvline(0, color="gray", linewidth=0.8, linestyle=":")
-    texts = [fitted(text, room(ax), 8) for text, *_ in rows]
+    texts = [fitted(text, TEXTS * room(ax), 8) for text, *_ in rows]
     ax.set_yticks(range(len(rows)), texts, fontsize=8)
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.grid(visible=False, axis="y")

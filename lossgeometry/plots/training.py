@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -109,6 +110,46 @@ def plot_optimisation_plane(
         if np.isfinite(centre):
             reach = 1.2 * max(abs(value - centre) + width for value, width in finite)
             limits(centre - (reach or 1), centre + (reach or 1))  # all four regions are in sight
+    ax.xaxis.set_major_locator(MaxNLocator(5))
+    ax.set(xlabel="train NLL", ylabel="test error (%)")
+    return ax
+
+
+def plot_families(
+    families: Mapping[str, Sequence[tuple[str, float, float, float, float]]],
+    *,
+    colors: Mapping[str, str] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Train NLL against test error of several families of networks (Park and Kim 2022, Figure 5).
+
+    In each, arrows lead from its first network to the others: to lower train NLL where what they
+    have in its place helps the optimisation, to lower error at higher train NLL where it is a
+    regularisation.
+
+    Parameters
+    ----------
+    families : mapping of label to networks
+        Each a name, its train NLL with the half-interval, and its test error with that. NaN is no
+        interval. Networks of one name have one marker, which the legend names, too; one that has
+        none is a diamond.
+    """
+    ax = ax or plt.gca()
+    names = dict.fromkeys(name for members in families.values() for name, *_ in members if name)
+    markers = {"": "D", **dict(zip(names, itertools.cycle("os^vP")))}
+    for i, (label, members) in enumerate(families.items()):
+        color = colors[label] if colors else f"C{i}"
+        _, x0, _, y0, _ = members[0]
+        for k, (name, x, dx, y, dy) in enumerate(members):
+            style: dict[str, Any] = dict(color=color, alpha=0.8, markersize=5, capsize=2)
+            ax.errorbar(x, 100 * y, 100 * dy, dx, fmt=markers[name], **style)
+            if k > 0 and np.isfinite([x, y, x0, y0]).all():
+                arrow = dict(arrowstyle="->", color=color, shrinkA=5, shrinkB=5)
+                ax.annotate("", (x, 100 * y), (x0, 100 * y0), arrowprops=arrow)
+        marker = "" if members[0][0] else markers[""]
+        ax.plot([], [], color=color, marker=marker, label=entry(label))
+    for name in names:
+        ax.plot([], [], marker=markers[name], color="gray", linestyle="", label=entry(name))
     ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.set(xlabel="train NLL", ylabel="test error (%)")
     return ax
