@@ -24,9 +24,9 @@ from lossgeometry.running.processes import Processes
 from lossgeometry.seeds import derive_seed
 from models import CSAN, load_checkpoint, load_dataset
 from models import train as training
-from models.checkpoint import FORMAT
 from models.data.augment import Augmentation
 from models.isotropic import Isotropic, StochasticDepth
+from models.provenance import FORMAT
 from models.recipes import PRESETS, Recipe
 from models.train import Options, untrained
 from models.training import evaluate, train

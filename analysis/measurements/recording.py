@@ -16,8 +16,8 @@ from analysis.measurements.files import fits, load, measurement_file, same_data
 from analysis.measurements.schema import Measurement
 from lossgeometry.errors import InputError, one_line
 from lossgeometry.running.distributed import ALONE, Team
-from models.checkpoint import Checkpoint, versions
 from models.files import locked, patiently, replacing
+from models.provenance import Provenance, versions
 
 
 class Recording:
@@ -29,7 +29,7 @@ class Recording:
     ----------
     name : str
         Where in the HDF5 file it belongs.
-    checkpoint : Checkpoint
+    checkpoint : Provenance
     options : mapping
         Those that decide the result.
     now : callable
@@ -53,7 +53,7 @@ class Recording:
     def __init__(
         self,
         name: str,
-        checkpoint: Checkpoint,
+        checkpoint: Provenance,
         options: Mapping[str, Any],
         now: Callable[[], Mapping[str, str]],
         *,
@@ -98,7 +98,7 @@ class Recording:
         return store(name, arrays, checkpoint=self.checkpoint, **common, **how)
 
 
-def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+def describe(checkpoint: Provenance) -> dict[str, Any]:
     """What a measurement remembers of the checkpoint it was made of."""
     return {
         "architecture": checkpoint.architecture,
@@ -115,7 +115,7 @@ def store(
     name: str,
     arrays: Mapping[str, np.ndarray],
     *,
-    checkpoint: Checkpoint,
+    checkpoint: Provenance,
     options: Mapping[str, Any],
     data: Mapping[str, str] | None = None,
     in_place_of: str | None = None,
@@ -188,7 +188,7 @@ def _copy_all_but(left_out: Collection[str | None], path: Path, new: h5py.File) 
 def stored(
     name: str,
     *,
-    checkpoint: Checkpoint,
+    checkpoint: Provenance,
     options: Mapping[str, Any],
     data: Callable[[], Mapping[str, str]] | None = None,
     at_least: Collection[str] = (),

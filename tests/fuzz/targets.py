@@ -119,7 +119,6 @@ def _trainings() -> Target:
     from models.resuming import read_state
 
     start = Checkpoint(
-        CSAN(**bases.ARCHITECTURE),
         bases.ARCHITECTURE,
         "digits",
         None,
@@ -127,6 +126,7 @@ def _trainings() -> Target:
         0,
         0,
         {},
+        model=CSAN(**bases.ARCHITECTURE),
     )
     content = bases.resume_content(start)
     entries = entries_of(bases.saved(content))
