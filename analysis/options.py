@@ -122,7 +122,7 @@ class CheckpointOptions:
         if self.dataset is None:
             raise InputError("dataset: none given, expected what --model was trained on")
 
-        from models.data.datasets import form
+        from models.data.arrays import form
         from models.data.preparation import prepared
         from models.foreign import load_foreign
 
@@ -233,7 +233,7 @@ class MeasurementOptions(CheckpointOptions):
 
     def fingerprints(self, checkpoint: Checkpoint) -> dict[str, str]:
         """Of the images that a checkpoint is measured on, as they are now, if they are there."""
-        from models.data.datasets import fingerprints
+        from models.data.arrays import fingerprints
 
         images = checkpoint.images if self.split == "train" else None
         return fingerprints(checkpoint.dataset, {self.split: images}, data_root=self.data_root)

@@ -21,7 +21,8 @@ from lossgeometry.running.devices import full_precision
 from lossgeometry.running.distributed import ALONE, Team
 from lossgeometry.seeds import derive_seed, seed_everything, untouched_rng
 from models.checkpoint import Checkpoint
-from models.data.datasets import ImageDataset, Split, fingerprints, load_dataset
+from models.data.arrays import Split, fingerprints
+from models.data.datasets import ImageDataset, load_dataset
 from models.isotropic import random_branches
 from models.training import evaluating, parts, shares
 

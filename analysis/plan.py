@@ -42,7 +42,8 @@ from analysis.measurements.recording import describe
 from lossgeometry.errors import InputError, shown
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.cli import parse
-from models.data.datasets import ImageDataset, fingerprints, load_dataset
+from models.data.arrays import fingerprints
+from models.data.datasets import ImageDataset, load_dataset
 from models.resuming import epochs_done, same_training, state_files
 from models.stack import FREE
 from models.train import Options, choose_preset, square, untrained

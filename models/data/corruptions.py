@@ -255,7 +255,7 @@ def corrupt(images: np.ndarray, name: str, severity: int, *, seed: int = 0) -> n
 
 def official_arrays(dataset: ImageDataset, data_root: str | Path | None = None) -> Path | None:
     """Folder of the official corrupted test images of a dataset, if it is there."""
-    from models.data.datasets import DATA_ROOT
+    from models.data.arrays import DATA_ROOT
 
     folder = OFFICIAL.get(dataset.name)
     if folder is None:
