@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -18,6 +18,9 @@ from lossgeometry.errors import InputError, one_line
 from lossgeometry.running.distributed import ALONE, Team
 from models.files import locked, patiently, replacing
 from models.provenance import Provenance, versions
+
+if TYPE_CHECKING:
+    from models.checkpoint import Checkpoint
 
 
 class Recording:
@@ -91,11 +94,27 @@ class Recording:
         """Store the result in place of the progress."""
         final = {name: np.asarray(array) for name, array in arrays.items()}
         write = partial(self._store, self.name, final, in_place_of=self._unfinished)
-        return self.team.first(write)
+        self.found = self.team.first(write)
+        return self.found
 
     def _store(self, name: str, arrays: Mapping[str, np.ndarray], **how: Any) -> Measurement:
         common: dict[str, Any] = dict(options=self._options, data=self.data)
         return store(name, arrays, checkpoint=self.checkpoint, **common, **how)
+
+
+def complete(
+    recordings: Iterable[Recording],
+    load: Callable[[Provenance], Checkpoint],
+    measure: Callable[[Recording, Checkpoint], Mapping[str, Any]],
+) -> list[Measurement]:
+    """What is stored, and of the other recordings what `measure` makes.
+
+    The weights of all these are loaded before the first is measured: what is wrong with one is said
+    now, rather than after hours.
+    """
+    recordings = list(recordings)
+    weights = {r: load(r.checkpoint) for r in recordings if r.found is None}
+    return [r.found or r.finish(measure(r, weights[r])) for r in recordings]
 
 
 def describe(checkpoint: Provenance) -> dict[str, Any]:

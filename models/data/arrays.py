@@ -158,11 +158,22 @@ def _fingerprint(
     return read_images(spec, split, data_root=data_root).first(images).fingerprint
 
 
+def official_corruptions(name: str, data_root: str | Path | None = None) -> Path | None:
+    """Folder of the official corrupted test images of a dataset, if it is there."""
+    folder = {"cifar10": "CIFAR-10-C", "cifar100": "CIFAR-100-C"}.get(name)
+    path = _root(data_root) / folder if folder else None
+    return path if path and (path / "labels.npy").exists() else None
+
+
+def _root(data_root: str | Path | None) -> Path:
+    return Path(data_root or os.environ.get(DATA_ROOT, "data"))
+
+
 def _location(name: str, data_root: str | Path | None) -> Path:
     if name == "digits":
         return DIGITS
     if name in DOWNLOADABLE:
-        return Path(data_root or os.environ.get(DATA_ROOT, "data")) / f"{name}.h5"
+        return _root(data_root) / f"{name}.h5"
     return Path(name)
 
 
