@@ -106,12 +106,9 @@ def test_batchnorm_normalises_over_the_mini_batch_in_training_only(here, unrende
         assert attributes["mode"] == mode
         model = build_model(BATCHNORM, classes=2, channels=3)
         model.load_state_dict(torch.load("batchnorm.pt")["state_dict"])
-        objective = hessian.Options(objective=objective, batch_size=4).build(
-            options.CheckpointOptions(model=BATCHNORM, dataset="pets").load([Path("batchnorm.pt")])[
-                0
-            ],
-            1,
-        )
+        ours = options.CheckpointOptions(model=BATCHNORM, dataset="pets")
+        (checkpoint,) = ours.describe([Path("batchnorm.pt")])
+        objective = hessian.Options(objective=objective, batch_size=4).build(checkpoint, 1)
         ((x, y),) = objective.batches
         expected = objective.loss(model.train(mode == "train")(x), y)
         assert at_the_weights == pytest.approx(expected.item(), rel=1e-5)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from analysis.measurements import labels
@@ -22,6 +23,7 @@ from lossgeometry import plots
 from models.files import replacing
 
 TITLE = 1.2 * plots.STYLE["font.size"]  # of a figure
+DPI = 150
 LONGEST = 180  # bytes of a name, to which endings are added
 
 
@@ -30,7 +32,11 @@ def save(figure: Figure, out: Path, stem: str, formats: Sequence[str]) -> list[P
     paths = [out / f"{short(stem)}.{extension}" for extension in formats]
     for path in paths:
         with replacing(path) as partial:
-            figure.savefig(partial, format=path.suffix[1:], dpi=150)
+            if path.suffix == ".png":  # the same picture, without savefig's first pass for nothing
+                figure.set_dpi(DPI)
+                FigureCanvasAgg(figure).print_png(partial)
+            else:
+                figure.savefig(partial, format=path.suffix[1:], dpi=DPI)
     return paths
 
 
