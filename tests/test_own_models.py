@@ -150,7 +150,7 @@ def test_a_hessian_that_fails_its_check_is_refused(here, call_module, monkeypatc
 
 
 def test_no_history_is_of_a_model_without_one(here):
-    given = options.CheckpointOptions(model=VIT, dataset="pets").load([Path("vit.pt")])[0]
+    given = options.CheckpointOptions(model=VIT, dataset="pets").describe([Path("vit.pt")])[0]
     scores = dict.fromkeys(("epoch", *SCORES), np.zeros(1))
     with pytest.raises(InputError, match="window: None is not usable"):
         store("history", scores, checkpoint=given, options={})
@@ -165,7 +165,7 @@ def test_the_objective_is_that_of_the_preset(here):
         (dict(), 0.0, False),
     ):
         chosen = options.MeasurementOptions(**common, **given)
-        objective = chosen.build(chosen.load([Path("vit.pt")])[0], 3)
+        objective = chosen.build(chosen.describe([Path("vit.pt")])[0], 3)
         assert objective.weight_decay == decay
         targets = torch.cat([y for _, y in objective.batches])
         assert ((targets > 0) & (targets < 1)).any() == augmented

@@ -19,6 +19,7 @@ from typing import Any, Generic, Literal, TypeVar, get_args
 
 import h5py
 import numpy as np
+from h5py.h5d import DatasetID
 
 from lossgeometry.errors import InputError
 from models.data.preparation import Preparation, parse
@@ -212,7 +213,7 @@ def _read(path: Path, split: Split) -> Images[np.ndarray]:
     with opened(path, _FORMAT) as file:
         for name in {f"{split}/images", f"{split}/labels", "train/images", "train/labels"}:
             found = file.find(name)
-            if not isinstance(found, h5py.Dataset):
+            if not isinstance(found, DatasetID):
                 raise InputError(f"{path}: there is no dataset /{name}, {_FORMAT}")
             arrays[name] = file.read(found)
         title = file.text("name", default=path.stem)
