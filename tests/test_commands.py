@@ -91,6 +91,23 @@ def test_help_needs_neither_torch_nor_matplotlib(command):
     assert f"python -m {command}" in done.stdout
 
 
+STORED = ("analysis.hessian", "analysis.landscape", "analysis.nll", "analysis.robustness")
+
+
+def test_what_is_shipped_is_found_without_torch(tmp_path):
+    program = (
+        "import runpy, sys\n"
+        f"for command in {STORED}:\n"
+        f"    sys.argv = [command, '--ckpt', 'checkpoints/csan8.pt', '--out', {str(tmp_path)!r}]\n"
+        "    runpy.run_module(command, run_name='__main__', alter_sys=True)\n"
+        "assert not {'torch', 'torchvision', 'sklearn'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("is there already") == 3
+    assert len(list(tmp_path.iterdir())) == done.stdout.count("wrote ") > 10
+
+
 def test_nan_weights_have_a_spectrum_of_nan_and_no_landscape(here, call):
     path = Path("checkpoints/csan3.pt")
     checkpoint = load_checkpoint(path)
