@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, ClassVar
-
-from tyro.conf import arg
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from analysis.options import MeasurementOptions
-from lossgeometry.errors import InputError
-from models.cli import run
+from lossgeometry.errors import InputError, raise_left_out
+from models.cli import arg, run
 
 if TYPE_CHECKING:
     import numpy as np
 
     from analysis.measurements.recording import Recording
+    from analysis.measurements.schema import Measurement
     from models.checkpoint import Checkpoint
 
 _SETTINGS = (  # that decide the result
@@ -84,8 +85,6 @@ def main(options: Options) -> None:
             f"{options.batches} of --batches"
         )
 
-    from analysis.drawing import hessians
-    from analysis.measurements import labels
     from analysis.measurements.recording import Recording, complete
     from analysis.tables.hessians import print_spectra
     from lossgeometry.running.distributed import join
@@ -108,14 +107,28 @@ def main(options: Options) -> None:
     if team.rank:
         return
     print_spectra(measurements)
-    origin = labels.origin(measurements)
-    for path in [
-        *hessians.draw_hessians(measurements, options.out),
-        *hessians.draw_hessian_comparison(measurements, options.out, origin=origin),
-        *hessians.draw_hessian_training(measurements, options.out, origin=origin),
-        *hessians.draw_layers(measurements, options.out),
-    ]:
+    draw(measurements, options.out)
+
+
+def draw(measurements: Sequence[Measurement], out: Path) -> None:
+    """Draw each measurement, and those of several checkpoints with all others in their folders."""
+    from analysis.drawing import hessians
+    from analysis.measurements import labels
+    from analysis.measurements.comparisons import with_siblings
+    from analysis.measurements.files import sparing
+
+    left_out: list[InputError] = []
+    written = [*hessians.draw_hessians(measurements, out), *hessians.draw_layers(measurements, out)]
+    if len(measurements) > 1:
+        every = with_siblings(measurements, left_out)
+        epochs = {(labels.comparable(m), m.checkpoint["epoch"]) for m in measurements}
+        same = [m for m in every if (labels.comparable(m), m.checkpoint["epoch"]) in epochs]
+        how: dict[str, Any] = dict(out=out, origin=labels.origin(measurements))
+        written += sparing(partial(hessians.draw_hessian_comparison, **how), same, left_out)
+        written += sparing(partial(hessians.draw_hessian_training, **how), every, left_out)
+    for path in written:
         print(f"wrote {path}")
+    raise_left_out(left_out)
 
 
 def _measure(

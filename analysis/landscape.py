@@ -10,11 +10,9 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from tyro.conf import arg
-
 from analysis.options import MeasurementOptions, Scale
-from lossgeometry.errors import InputError
-from models.cli import run
+from lossgeometry.errors import InputError, raise_left_out
+from models.cli import arg, run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -105,6 +103,8 @@ def main(options: Options) -> None:
 
     from analysis.drawing.landscapes import draw_landscapes
     from analysis.measurements import labels
+    from analysis.measurements.comparisons import with_siblings
+    from analysis.measurements.files import sparing
     from analysis.measurements.recording import Recording, complete
     from analysis.tables.landscapes import print_landscapes
     from lossgeometry.running.distributed import join
@@ -138,9 +138,16 @@ def main(options: Options) -> None:
     if team.rank:
         return
     print_landscapes(measurements)
-    origin = labels.origin(measurements)
-    for path in draw_landscapes(measurements, options.out, scale=options.scale, origin=origin):
+    left_out: list[InputError] = []
+    draw = partial(
+        draw_landscapes,
+        out=options.out,
+        scale=options.scale,
+        origin=labels.origin(measurements),
+    )
+    for path in sparing(draw, with_siblings(measurements, left_out), left_out):
         print(f"wrote {path}")
+    raise_left_out(left_out)
 
 
 def _load(options: Options, known: Provenance) -> Checkpoint:

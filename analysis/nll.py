@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import arg
-
 from analysis.options import CheckpointOptions
 from lossgeometry.errors import InputError, raise_left_out
-from models.cli import run
+from models.cli import arg, run
 
 if TYPE_CHECKING:
     from analysis.measurements.recording import Recording

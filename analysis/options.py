@@ -10,10 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import arg
-
 from lossgeometry.errors import InputError
-from models.cli import DataRoot, Device, Force, Seed
+from models.cli import DataRoot, Device, Force, Seed, arg
 
 if TYPE_CHECKING:
     from analysis.objective import Objective

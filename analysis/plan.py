@@ -103,6 +103,12 @@ class Measure:
         """
         return [p for p in self.checkpoints(training) if not self._held(p, training)]
 
+    def replaces(self, path: Path) -> bool:
+        """Whether a measurement with other options is there, which is to be made anew."""
+        file, groups = measurement_file(path), self.groups() if self.command != "nll" else ()
+        begun = any(load(file, f"unfinished/{group}") for group in groups)
+        return not begun and any(load(file, group) for group in groups)
+
     def _held(self, path: Path, training: Training) -> bool:
         for group in self.groups():
             found = load(measurement_file(path), group)

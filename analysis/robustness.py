@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import arg
-
 from analysis.options import CheckpointOptions
-from models.cli import Seed, run
+from lossgeometry.errors import InputError, raise_left_out
+from models.cli import Seed, arg, run
 
 if TYPE_CHECKING:
     from analysis.measurements.recording import Recording
@@ -45,6 +44,8 @@ def main(options: Options) -> None:
     """Measure the checkpoints, print a table, draw, and name the files."""
     from analysis.drawing.robustness import draw_contact_sheet, draw_robustness
     from analysis.measurements import labels
+    from analysis.measurements.comparisons import with_siblings
+    from analysis.measurements.files import sparing
     from analysis.measurements.recording import Recording
     from analysis.tables import print_table
     from lossgeometry.running.distributed import join
@@ -96,13 +97,16 @@ def main(options: Options) -> None:
     )
     for m in measurements:
         print(f"stored in {m.path}:/{m.name} ({m.options['source']} corruptions)")
-    written = draw_robustness(measurements, options.out, origin=labels.origin(measurements))
+    left_out: list[InputError] = []
+    draw = partial(draw_robustness, out=options.out, origin=labels.origin(measurements))
+    written = sparing(draw, with_siblings(measurements, left_out), left_out)
     if options.contact_sheet:
         for spec, dataset in tests.items():
             image, name = dataset.images[0], labels.dataset_name(spec)
             written += draw_contact_sheet(image, name, options.out, seed=options.seed)
     for path in written:
         print(f"wrote {path}")
+    raise_left_out(left_out)
 
 
 def _measure(options: Options, recordings: Sequence[Recording]) -> None:

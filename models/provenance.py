@@ -82,7 +82,10 @@ def read_content(path: Path, *, weights: bool) -> dict[str, Any]:
     content = read_pickle(path, weights=weights)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = shown(content.get("format") if isinstance(content, dict) else content)
-        raise InputError(f"{path}: its format is {found}, expected {FORMAT!r}")
+        raise InputError(
+            f"{path}: its format is {found}, expected {FORMAT!r}; --model names the model of other "
+            "weights"
+        )
     for key, kind in _KEYS.items():
         if key not in content or not isinstance(content[key], kind):
             raise InputError(f"{path}: the checkpoint has no usable {key!r}, expected {kind}")

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import h5py
@@ -89,6 +90,12 @@ def test_help_needs_neither_torch_nor_matplotlib(command):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"python -m {command}" in done.stdout
+    assert "default: None" not in done.stdout
+
+
+def test_the_version_is_said(call):
+    code, out, _ = call("analysis.hessian", "--version")
+    assert (code, out) == (0, f"locality-landscapes {metadata.version('locality-landscapes')}\n")
 
 
 STORED = ("analysis.hessian", "analysis.landscape", "analysis.nll", "analysis.robustness")
@@ -148,7 +155,11 @@ BAD = {
     "no mini-batches": (HESSIAN, "--batches 0", "batches: 0 found, expected at least 1"),
     "no images": (HESSIAN, "--batch-size 0", "batch-size: 0 found, expected at least 1"),
     "not a number": (HESSIAN, "--k five", "--k"),
-    "unknown option": (HESSIAN, "--kk 5", "--kk"),
+    "unknown option": (HESSIAN, "--kk 5", "--kk: there is no such option, expected --k"),
+    "mistyped option": ("models.train", "--windw 3", "--windw: .* expected --window"),
+    "no value": (HESSIAN, "--ckpt --k 3", "ckpt: no value found, expected at least one"),
+    "a folder": (HESSIAN, "--ckpt checkpoints", "checkpoints: a folder, expected the file of a"),
+    "other weights": (HESSIAN, "--ckpt state.pt", "state.pt: its format is None, .*--model names"),
     "unknown device": (HESSIAN, "--device tpu", "'tpu'.*--device.*'auto', 'cpu', 'cuda'"),
     "no GPU": (HESSIAN, "--device cuda", "device: cuda found, but PyTorch sees no GPU"),
     "folder is a file": (HESSIAN, "--out text.h5", "out: text.h5 found, expected a folder"),
@@ -208,6 +219,7 @@ def test_bad_input_is_one_line_and_changes_nothing(here, call, case):
     spoil("unknown.pt", dataset="nowhere")
     Path("text.h5").write_text("not HDF5")
     h5py.File("no.h5", "w").close()
+    torch.save({"weight": torch.ones(2)}, "state.pt")
     if "unknown.pt" not in arguments:
         Path("unknown.pt").unlink()
     before = snapshot(here)

@@ -253,7 +253,7 @@ def test_without_a_model_that_says_so_images_have_the_statistics_of_their_own(he
 def test_what_was_measured_otherwise_is_not_taken_for_the_same(here, change):
     Path("other").symlink_to("pets")
     given = dict(model=VIT, dataset="pets")
-    load = [options.MeasurementOptions(**(given | c)).load for c in ({}, {}, change)]
+    load = [options.MeasurementOptions(**(given | c)).describe for c in ({}, {}, change)]
     first, same, other = (open_([Path("vit.pt")])[0] for open_ in load)
     store("x", {"array": np.ones(2)}, checkpoint=first, options={})
     assert stored("x", checkpoint=same, options={}) is not None

@@ -7,6 +7,7 @@ needed.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,16 @@ def compared(group: Sequence[Measurement], origin: str = "") -> str:
     dataset = file_stem(labels.dataset(group[0]))
     own = [labels.name(m) for m in group] if labels.foreign(group[0]) else [origin]
     return "_".join([dataset, *filter(None, own)])
+
+
+def alike(measurements: Sequence[Measurement], stem: str) -> list[Measurement]:
+    """Those that can be compared in the figure `stem`; says which it lacks, and why."""
+    kept = labels.measured_alike(measurements)
+    for m in measurements:
+        if all(m is not other for other in kept):
+            why = labels.difference(m, kept[0])
+            print(f"{stem} is without {m.path}, measured with {why}", file=sys.stderr)
+    return kept
 
 
 def head(figure: Figure, text: str) -> None:

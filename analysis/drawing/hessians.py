@@ -10,7 +10,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from analysis.drawing import compared, head, legend, save
+from analysis.drawing import alike, compared, head, legend, save
 from analysis.measurements import labels
 from analysis.measurements.schema import Measurement
 from lossgeometry import plots
@@ -75,7 +75,11 @@ def draw_hessian_comparison(
         groups[labels.comparable(m), m.checkpoint["epoch"]].append(m)
     written = []
     for (data, epoch), members in sorted(groups.items()):
-        group = labels.measured_alike(members)
+        when = "" if labels.foreign(members[0]) else f"_epoch{epoch:03d}"
+        stem = f"hessian_{compared(members, origin)}{when}{labels.suffix(members[0])}"
+        if len(labels.by_architecture(members)) < 2:
+            continue
+        group = alike(members, stem)
         by_label = labels.by_architecture(group)
         if len(by_label) < 2:
             continue
@@ -98,8 +102,6 @@ def draw_hessian_comparison(
                 f"Hessian max eigenvalue spectra on {data}, {labels.stage(group[0])}\n"
                 f"{labels.objective(group[0])}, {labels.seeds(by_label)}",
             )
-            when = "" if labels.foreign(group[0]) else f"_epoch{epoch:03d}"
-            stem = f"hessian_{compared(group, origin)}{when}{labels.suffix(group[0])}"
             written += save(figure, out, stem, formats)
     return written
 
@@ -122,7 +124,10 @@ def draw_hessian_training(
         groups[labels.dataset(m)][labels.training(m)].append(m)
     written = []
     for data, trainings in sorted(groups.items()):
-        series = [labels.measured_alike(snapshots) for snapshots in trainings.values()]
+        one = next(iter(trainings.values()))[:1]
+        stem = f"hessian_{compared(one, origin)}_training{labels.suffix(one[0])}"
+        several = [snapshots for snapshots in trainings.values() if len(snapshots) > 2]
+        series = [alike(snapshots, stem) for snapshots in several]
         series = [snapshots for snapshots in series if len(snapshots) > 2]
         series.sort(key=lambda snapshots: labels.by_window(snapshots[0]))
         if not series:
@@ -153,7 +158,6 @@ def draw_hessian_training(
             legend(figure, axes[1], most=len(series), title=labels.kind(every))
             first = series[0][0]
             head(figure, f"Hessian over training on {data}, {labels.objective(first)}")
-            stem = f"hessian_{compared([first], origin)}_training{labels.suffix(first)}"
             written += save(figure, out, stem, formats)
     return written
 

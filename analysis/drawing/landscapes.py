@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from matplotlib.typing import LineStyleType
 
-from analysis.drawing import compared, head, legend, more, save, short
+from analysis.drawing import alike, compared, head, legend, more, save, short
 from analysis.drawing.interactive import write_html, write_vtu
 from analysis.measurements import labels
 from analysis.measurements.landscapes import common_losses, extent, interpolated, losses, names
@@ -57,8 +57,9 @@ def draw_landscapes(
         groups[labels.comparable(m)].append(m)
     written = []
     for data, members in sorted(groups.items()):
-        group = sorted(labels.measured_alike(members), key=labels.by_window)
-        stem = compared(group, origin)
+        members.sort(key=labels.by_window)
+        stem = compared(members, origin)
+        group = alike(members, f"{members[0].name.partition('/')[0]}_{stem}")
         kind = group[0].name.partition("/")[0]
         end = labels.suffix(group[0])
         kinds = labels.by_architecture(group).values()

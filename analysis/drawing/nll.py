@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import reduce
@@ -35,10 +36,18 @@ def draw_nll(
         groups[labels.dataset(m)].append(m)
     written = []
     for data, members in sorted(groups.items()):
+        stem = "_".join(filter(None, ("nll", file_stem(data), origin)))
         longest = max(m.checkpoint["recipe"]["epochs"] for m in members)
-        by_label = labels.by_architecture(
-            m for m in members if m.checkpoint["recipe"]["epochs"] == longest
-        )
+        whole = []
+        for m in members:
+            epochs = m.checkpoint["recipe"]["epochs"]
+            if epochs == longest:
+                whole.append(m)
+            else:
+                print(
+                    f"{stem} is without {m.path}, of {epochs} epochs not {longest}", file=sys.stderr
+                )
+        by_label = labels.by_architecture(whole)
         with mpl.rc_context(plots.STYLE):
             figure = Figure(figsize=(8, 3.2))
             curves, plane = figure.subplots(1, 2)
@@ -63,15 +72,14 @@ def draw_nll(
                     for key in ("train_nll", "test_error")
                 )
                 points[text] = (x.mean, x.half_width, y.mean, y.half_width)
-            whole = next((text for text in points if "global" in text), next(iter(points)))
-            plots.plot_optimisation_plane(points, origin=whole, colors=palette, ax=plane)
+            reference = next((text for text in points if "global" in text), next(iter(points)))
+            plots.plot_optimisation_plane(points, origin=reference, colors=palette, ax=plane)
             curves.legend(title=labels.kind(m for own in by_label.values() for m in own))
             head(
                 figure,
                 f"Optimisation and regularisation on {data}, mean and 95 % interval over "
                 f"{labels.seeds(by_label)}",
             )
-            stem = "_".join(filter(None, ("nll", file_stem(data), origin)))
             written += save(figure, out, stem, formats)
     return written
 

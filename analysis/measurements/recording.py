@@ -43,6 +43,11 @@ class Recording:
     force : bool
         Measure again whatever there is.
 
+    Raises
+    ------
+    InputError
+        If a measurement of these weights and images with other options would be replaced.
+
     Attributes
     ----------
     found : Measurement or None
@@ -77,6 +82,8 @@ class Recording:
         if self.found is None and (begun := team.first(partial(look, self._unfinished))):
             print(f"{begun.path}:/{name} was interrupted; going on from there")
             self.begun = dict(begun.arrays)
+        if self.found is None and not self.begun:
+            team.first(partial(_require_replaceable, name, checkpoint, options, now))
 
     def announce(self) -> None:
         """Say that it is there already, if it is, and of which options it has more."""
@@ -218,16 +225,45 @@ def stored(
     `data` gives the fingerprints of the splits of the dataset as it is now, as far as it is there.
     If the measurement was made on others, that is printed, and it does not count.
     """
-    assert checkpoint.path is not None, "a checkpoint is saved before it is measured"
-    path, older = measurement_file(checkpoint.path), checkpoint.path.with_suffix(".h5")
-    found = load(path, name)
-    if found is None and path != older:  # all files of a name had one measurement file once
-        found = load(older, name)
-    if found is None or found.checkpoint != json.loads(json.dumps(describe(checkpoint))):
-        return None
-    if not fits(found.options, json.loads(json.dumps(dict(options))), at_least):
+    found = _of_these_weights(name, checkpoint)
+    if found is None or not fits(found.options, json.loads(json.dumps(dict(options))), at_least):
         return None
     if data is not None and not same_data(found, data):
         print(f"{found.path}:/{name} is of other images: {checkpoint.dataset} has changed since")
         return None
     return found
+
+
+def _of_these_weights(name: str, checkpoint: Provenance) -> Measurement | None:
+    """The measurement of exactly this checkpoint, with whatever options."""
+    assert checkpoint.path is not None, "a checkpoint is saved before it is measured"
+    path, older = measurement_file(checkpoint.path), checkpoint.path.with_suffix(".h5")
+    found = load(path, name)
+    if found is None and path != older:  # all files of a name had one measurement file once
+        found = load(older, name)
+    same = found and found.checkpoint == json.loads(json.dumps(describe(checkpoint)))
+    return found if same else None
+
+
+def _require_replaceable(
+    name: str,
+    checkpoint: Provenance,
+    options: Mapping[str, Any],
+    data: Callable[[], Mapping[str, str]],
+) -> None:
+    """Raise `InputError` if there is a measurement with other options, which may be dear."""
+    found = _of_these_weights(name, checkpoint)
+    if found is None or not same_data(found, data):
+        return
+    asked = json.loads(json.dumps(dict(options)))
+    keys = [key for key in {**asked, **found.options} if asked.get(key) != found.options.get(key)]
+    if keys:
+        there, now = ({key: own.get(key) for key in keys} for own in (found.options, asked))
+        raise InputError(
+            f"{found.path}:/{name}: measured with {_words(there)}, asked for {_words(now)}; "
+            "expected --force, which measures again and replaces it"
+        )
+
+
+def _words(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key.replace('_', '-')} {value}" for key, value in options.items())

@@ -77,7 +77,8 @@ def read_pickle(path: Path, *, stubs: bool = False, weights: bool = True) -> obj
         makes them would have to run code for.
     """
     if not path.is_file():
-        raise InputError(f"{path}: there is no such file, expected a checkpoint")
+        found = "a folder" if path.is_dir() else "there is no such file"
+        raise InputError(f"{path}: {found}, expected the file of a checkpoint")
     try:
         with path.open("rb") as file:
             _check_directory(file)
