@@ -160,7 +160,7 @@ def _require_known(arguments: Sequence[str], names: Sequence[str]) -> None:
 
 def _require_values(arguments: Sequence[str], options: object) -> None:
     """Raise `InputError` for an option of several values that is given without one."""
-    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+    for argument, following in zip(arguments, [*arguments, "--"][1:], strict=True):
         name = argument.removeprefix("--")
         several = isinstance(getattr(options, name.replace("-", "_"), None), tuple)
         if argument.startswith("--") and following.startswith("--") and several:

@@ -46,6 +46,21 @@ def test_names_the_files_it_writes_and_reuses_what_is_there(here, call, command)
         assert {p: c for p, c in snapshot(here).items() if p.suffix == ".h5"} != before
 
 
+def test_another_measurement_is_replaced_only_when_asked_for(here, call):
+    arguments = ["--ckpt", "checkpoints/csan3.pt", *SMALL["analysis.hessian"]]
+    call("analysis.hessian", *arguments)
+    before = snapshot(here)
+    code, _, err = call("analysis.hessian", *arguments, "--k", "1", "--tol", "0.1")
+    assert code == 2
+    assert re.fullmatch(
+        "error: checkpoints/csan3.h5:/hessian/train: measured with k 2, tol 0.001, "
+        "asked for k 1, tol 0.1; expected --force[^\n]*\n",
+        err,
+    )
+    assert snapshot(here) == before
+    assert call("analysis.hessian", *arguments, "--k", "1", "--force")[0] == 0
+
+
 def test_nll_tells_of_how_many_seeds_a_number_is(here, call):
     for seed in (1, 2):
         out = Path(f"checkpoints/seed{seed}/csan3.pt")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lossgeometry.errors import LostProcessError
 from lossgeometry.running.devices import choose_device
-from lossgeometry.running.distributed import Team
+from lossgeometry.running.team import Team
 
 Result = TypeVar("Result")
 
