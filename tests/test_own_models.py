@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 from torch.nn import functional as F
 
@@ -66,12 +65,6 @@ def here(tmp_path, monkeypatch):
 
 def own(name, *more):
     return ["--model", SPECS[name], "--ckpt", f"{name}.pt", "--dataset", "pets", *more]
-
-
-@pytest.fixture
-def unrendered(monkeypatch):
-    """Figures are composed and named, but rendering them, which takes longest, is left out."""
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: Path(path).touch())
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -33,12 +33,17 @@ def save(figure: Figure, out: Path, stem: str, formats: Sequence[str]) -> list[P
     paths = [out / f"{short(stem)}.{extension}" for extension in formats]
     for path in paths:
         with replacing(path) as partial:
-            if path.suffix == ".png":  # the same picture, without savefig's first pass for nothing
-                figure.set_dpi(DPI)
-                FigureCanvasAgg(figure).print_png(partial)
-            else:
-                figure.savefig(partial, format=path.suffix[1:], dpi=DPI)
+            render(figure, partial, path.suffix[1:])
     return paths
+
+
+def render(figure: Figure, path: Path, extension: str) -> None:
+    """Draw `figure` into a file of a format."""
+    if extension == "png":  # the same picture, without savefig's first pass for nothing
+        figure.set_dpi(DPI)
+        FigureCanvasAgg(figure).print_png(path)
+    else:
+        figure.savefig(path, format=extension, dpi=DPI)
 
 
 def short(stem: str) -> str:
