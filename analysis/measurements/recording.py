@@ -83,7 +83,7 @@ class Recording:
             print(f"{begun.path}:/{name} was interrupted; going on from there")
             self.begun = dict(begun.arrays)
         if self.found is None and not self.begun:
-            team.first(partial(_require_replaceable, name, checkpoint, options, now))
+            team.first(partial(_require_replaceable, name, checkpoint, options, now, at_least))
 
     def announce(self) -> None:
         """Say that it is there already, if it is, and of which options it has more."""
@@ -250,14 +250,18 @@ def _require_replaceable(
     checkpoint: Provenance,
     options: Mapping[str, Any],
     data: Callable[[], Mapping[str, str]],
+    at_least: Collection[str],
 ) -> None:
-    """Raise `InputError` if there is a measurement with other options, which may be dear."""
+    """Raise `InputError` if there is a measurement with other options, which may be dear.
+
+    One that has only less of the options `at_least` is a part of what is asked for.
+    """
     found = _of_these_weights(name, checkpoint)
     if found is None or not same_data(found, data):
         return
     asked = json.loads(json.dumps(dict(options)))
     keys = [key for key in {**asked, **found.options} if asked.get(key) != found.options.get(key)]
-    if keys:
+    if not set(keys) <= set(at_least):
         there, now = ({key: own.get(key) for key in keys} for own in (found.options, asked))
         raise InputError(
             f"{found.path}:/{name}: measured with {_words(there)}, asked for {_words(now)}; "
