@@ -148,7 +148,7 @@ def _sums(
     """
     sums = torch.zeros(2, dtype=torch.float64, device=x.device)
     seed_everything(x.device, seed)
-    kept = {name: branch.draw(len(x), x.device) for name, branch in random_branches(model).items()}
+    kept = {name: branch.draw(len(x)) for name, branch in random_branches(model).items()}
     for part in parts(slice(0, len(x)), at_most):
         own = {name: images[part] for name, images in kept.items()}
         scores = functional_call(model, own, (x[part],))

@@ -28,7 +28,7 @@ class StochasticDepth(nn.Module):
     """Leave out a residual branch with probability `p`, drawn for each image (Huang et al., 2016).
 
     The branches that stay are scaled by 1 / (1 - p). In evaluation mode nothing is left out. The
-    random numbers are those of torchvision's module of this name.
+    random numbers are those of torchvision's module of this name on a CPU, on every device.
     """
 
     kept: Tensor | None  # (B,), 1 where the branch stays and 0 elsewhere; None: drawn at every call
@@ -38,17 +38,17 @@ class StochasticDepth(nn.Module):
         self.p = p
         self.register_buffer("kept", None, persistent=False)
 
-    def draw(self, images: int, device: torch.device) -> Tensor:
-        """Choose for so many images: (images,), 1 where the branch stays and 0 elsewhere."""
-        # In one dtype, or a GPU would draw others in float64, and not in place, for torch.vmap.
-        return torch.bernoulli(torch.ones(images, dtype=torch.float32, device=device), 1 - self.p)
+    def draw(self, images: int) -> Tensor:
+        """Choose for so many images: (images,) on the CPU, 1 where the branch stays, else 0."""
+        # In one dtype, or float64 would have other numbers, and not in place, for torch.vmap.
+        return torch.bernoulli(torch.ones(images, dtype=torch.float32), 1 - self.p)
 
     def forward(self, x: Tensor) -> Tensor:
         """Mask: (B, ...) -> (B, ...)."""
         if not self.training or self.p == 0:
             return x
-        kept = self.draw(len(x), x.device) if self.kept is None else self.kept
-        return x * (kept.to(x.dtype) / (1 - self.p)).view(-1, *[1] * (x.ndim - 1))
+        kept = self.draw(len(x)) if self.kept is None else self.kept
+        return x * (kept.to(x) / (1 - self.p)).view(-1, *[1] * (x.ndim - 1))
 
 
 def random_branches(model: nn.Module) -> dict[str, StochasticDepth]:

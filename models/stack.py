@@ -75,8 +75,7 @@ class Stack:
 
         Drawn from PyTorch's global generator on the CPU, in the order of a forward pass.
         """
-        cpu = torch.device("cpu")
-        drawn = [branch.draw(images, cpu) for branch in self._branches.values()]
+        drawn = [branch.draw(images) for branch in self._branches.values()]
         return torch.stack(drawn, 1) if drawn else torch.zeros(images, 0)
 
     def losses(

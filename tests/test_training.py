@@ -228,7 +228,7 @@ def test_stochastic_depth_is_torchvisions_to_the_bit():
     torch.manual_seed(1)
     assert torch.equal(ours(x), expected)
     torch.manual_seed(1)
-    kept = ours.draw(7, x.device)
+    kept = ours.draw(7)
     assert torch.equal(functional_call(ours, {"kept": kept[2:5]}, x[2:5]), expected[2:5])
     assert ours.eval()(x) is x
 
