@@ -260,8 +260,9 @@ def _require_replaceable(
     if found is None or not same_data(found, data):
         return
     asked = json.loads(json.dumps(dict(options)))
-    keys = [key for key in {**asked, **found.options} if asked.get(key) != found.options.get(key)]
-    if not set(keys) <= set(at_least):
+    keys = [k for k in {**asked, **found.options} if asked.get(k) != found.options.get(k)]
+    keys = [key for key in keys if key not in at_least]
+    if keys:
         there, now = ({key: own.get(key) for key in keys} for own in (found.options, asked))
         raise InputError(
             f"{found.path}:/{name}: measured with {_words(there)}, asked for {_words(now)}; "
