@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,51 +11,33 @@ import torch
 from tqdm import tqdm
 
 from analysis.measurements.recording import Recording
-from analysis.measurements.schema import Measurement
 from analysis.outcomes import outcomes
-from lossgeometry.running.distributed import ALONE, Team
 from models.checkpoint import Checkpoint
-from models.data.corruptions import CORRUPTIONS, SEVERITIES, corrupted_dataset, official_arrays
+from models.data.corruptions import CORRUPTIONS, SEVERITIES, corrupted_dataset
 from models.data.datasets import ImageDataset
 
 SHAPE = (len(CORRUPTIONS), SEVERITIES)
 
 
-def robustness(
-    checkpoints: Sequence[Checkpoint],
+def measure_robustness(
+    checkpoints: Mapping[Recording, Checkpoint],
     dataset: ImageDataset,
     *,
-    data_root: Path | None = None,
+    official: Path | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
-    force: bool = False,
-    team: Team = ALONE,
-) -> list[Measurement]:
-    """Robustness of checkpoints of one dataset, stored, or as it was stored before.
+) -> None:
+    """Measure the robustness of checkpoints of one dataset, and record it.
 
-    Every corruption is generated once for all checkpoints, by one of the `team`.
+    Every corruption is taken from the `official` arrays or generated, once for all checkpoints, by
+    one of the recordings' team.
     """
-    official = official_arrays(dataset, data_root)
-    settings = {
-        "images": len(dataset),
-        "seed": seed,
-        "source": "official" if official else "generated",
-    }
-    data = {"test": dataset.fingerprint}
-    recordings = []
-    for checkpoint in checkpoints:
-        recording = Recording(
-            "robustness", checkpoint, settings, lambda: data, team=team, force=force
-        )
-        recording.announce()
-        recording.data = data
-        recordings.append(recording)
-    pending = [recording for recording in recordings if recording.found is None]
-    arrays = {recording: recording.begun or _blank(len(dataset)) for recording in pending}
+    team = next(iter(checkpoints)).team
+    arrays = {recording: recording.begun or _blank(len(dataset)) for recording in checkpoints}
     for recording, own in arrays.items():
-        nll, correct = outcomes(recording.checkpoint, dataset, device, team)
+        nll, correct = outcomes(checkpoints[recording], dataset, device, team)
         own["clean_nll"], own["clean_error"] = nll.mean(dtype=float), 1 - correct.mean()
-    lacking = [[r for r in pending if not arrays[r]["done"][k]] for k in range(SHAPE[0])]
+    lacking = [[r for r in checkpoints if not arrays[r]["done"][k]] for k in range(SHAPE[0])]
     todo = [k for k, lack in enumerate(lacking) if lack]
 
     def corrupted(i: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -65,12 +47,12 @@ def robustness(
         for s in range(SEVERITIES):
             images = corrupted_dataset(dataset, CORRUPTIONS[k], s + 1, official=official, seed=seed)
             for recording, (nll, error, wrong) in zip(lacking[k], scores, strict=True):
-                nlls, correct = outcomes(recording.checkpoint, images, device)
+                nlls, correct = outcomes(checkpoints[recording], images, device)
                 nll[s], error[s] = nlls.mean(dtype=float), 1 - correct.mean()
                 wrong += ~correct
         return scores
 
-    total = SHAPE[0] * len(pending)
+    total = SHAPE[0] * len(checkpoints)
     there = total - sum(map(len, lacking))
     bar = tqdm(total=total, initial=there, desc="robustness", unit="corruption", disable=None)
     for i, scores in team.share(len(todo), corrupted):
@@ -83,7 +65,8 @@ def robustness(
                 recording.save(own)
             bar.update()
     bar.close()
-    return [r.found or r.finish(_summary(arrays[r])) for r in recordings]
+    for recording, own in arrays.items():
+        recording.finish(_summary(own))
 
 
 def _blank(images: int) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -309,24 +308,9 @@ def snapshots(
             f"{folder}: {len(run) - 1} snapshots found, expected at least 2 of earlier epochs; "
             "train with --snapshots"
         )
-    _require_finite(run)
+    for snapshot in run:
+        require_finite(str(snapshot.path), dict(snapshot.model.named_parameters()))
     return [c.model.state_dict() for c in run]
-
-
-def require_comparable(checkpoints: Sequence[Checkpoint], others: Sequence[Checkpoint]) -> None:
-    """Raise `InputError` unless all weights are finite, and of one architecture with `others`."""
-    for checkpoint, other in product(checkpoints, others):
-        if other.architecture != checkpoint.architecture:
-            raise InputError(
-                f"towards: {other.path} is another architecture than {checkpoint.path}, expected "
-                "the same"
-            )
-    _require_finite([*checkpoints, *others])
-
-
-def _require_finite(checkpoints: Sequence[Checkpoint]) -> None:
-    for checkpoint in checkpoints:
-        require_finite(str(checkpoint.path), dict(checkpoint.model.named_parameters()))
 
 
 def _linear(

@@ -100,7 +100,9 @@ def measuring_commands(plan: Plan, processes: int) -> list[Command]:
                 )
         shares = min(processes, len(wanted)) if measure.command in TOGETHER else len(wanted)
         for i in range(shares):
-            arguments = ("--ckpt", *map(str, wanted[i::shares]), *measure.arguments)
+            own = wanted[i::shares]
+            force = ("--force",) if any(map(measure.replaces, own)) else ()
+            arguments = ("--ckpt", *map(str, own), *measure.arguments, *force)
             commands.append((COMMANDS[measure.command], arguments))
     return commands
 

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, ClassVar
-
-from tyro.conf import arg
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from analysis.options import MeasurementOptions
-from lossgeometry.errors import InputError
-from models.cli import run
+from lossgeometry.errors import InputError, raise_left_out
+from models.cli import arg, run
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from analysis.measurements.recording import Recording
+    from analysis.measurements.schema import Measurement
+    from models.checkpoint import Checkpoint
 
 _SETTINGS = (  # that decide the result
     *("objective", "split", "batch_size", "seed", "k", "batches", "tol"),
@@ -67,7 +74,7 @@ class Options(MeasurementOptions):
 
 def main(options: Options) -> None:
     """Measure each checkpoint, print a table, draw, and name the files."""
-    options.require(k=1, batches=1, density_batches=1, probes=2, steps=2)
+    options.require(seed=0, batch_size=1, k=1, batches=1, density_batches=1, probes=2, steps=2)
     if options.memory is not None and not 0 <= options.memory < math.inf:
         raise InputError(f"memory: {options.memory} found, expected 0 GiB or more")
     if not 0 <= options.tol < 1:
@@ -78,57 +85,72 @@ def main(options: Options) -> None:
             f"{options.batches} of --batches"
         )
 
-    from analysis.drawing import hessians
-    from analysis.measurements import labels
-    from analysis.measurements.recording import Recording
-    from analysis.spectra import spectra
+    from analysis.measurements.recording import Recording, complete
     from analysis.tables.hessians import print_spectra
-    from lossgeometry.running.devices import choose_device
     from lossgeometry.running.distributed import join
 
-    team = join(choose_device(options.device).type)
-    measurements = []
-    for checkpoint in options.open():
+    team = join(options.device)
+    recordings = []
+    for known in options.open():
         recording = Recording(
             options.group("hessian"),
-            checkpoint,
+            known,
             {key: getattr(options, key) for key in _SETTINGS},
-            partial(options.fingerprints, checkpoint),
+            partial(options.fingerprints, known),
             team=team,
             at_least=options.at_least,
             force=options.force,
         )
         recording.announce()
-        measurement = recording.found
-        if measurement is None:
-            objective = options.build(checkpoint, options.batches)
-            recording.data = {options.split: objective.fingerprint}
-            arrays = spectra(
-                objective.double() if options.float64 else objective,
-                recording,
-                k=options.k,
-                tol=options.tol,
-                density_batches=options.density_batches,
-                probes=options.probes,
-                steps=options.steps,
-                layers=options.layers,
-                seed=options.seed,
-                memory=None if options.memory is None else int(options.memory * 2**30),
-                compile=options.compile,
-            )
-            measurement = recording.finish(arrays)
-        measurements.append(measurement)
+        recordings.append(recording)
+    measurements = complete(recordings, options.load, partial(_measure, options))
     if team.rank:
         return
     print_spectra(measurements)
-    origin = labels.origin(measurements)
-    for path in [
-        *hessians.draw_hessians(measurements, options.out),
-        *hessians.draw_hessian_comparison(measurements, options.out, origin=origin),
-        *hessians.draw_hessian_training(measurements, options.out, origin=origin),
-        *hessians.draw_layers(measurements, options.out),
-    ]:
+    draw(measurements, options.out)
+
+
+def draw(measurements: Sequence[Measurement], out: Path) -> None:
+    """Draw each measurement, and those of several checkpoints with all others in their folders."""
+    from analysis.drawing import hessians
+    from analysis.measurements import labels
+    from analysis.measurements.comparisons import with_siblings
+    from analysis.measurements.files import sparing
+
+    left_out: list[InputError] = []
+    written = [*hessians.draw_hessians(measurements, out), *hessians.draw_layers(measurements, out)]
+    if len(measurements) > 1:
+        every = with_siblings(measurements, left_out)
+        epochs = {(labels.comparable(m), m.checkpoint["epoch"]) for m in measurements}
+        same = [m for m in every if (labels.comparable(m), m.checkpoint["epoch"]) in epochs]
+        how: dict[str, Any] = dict(out=out, origin=labels.origin(measurements))
+        written += sparing(partial(hessians.draw_hessian_comparison, **how), same, left_out)
+        written += sparing(partial(hessians.draw_hessian_training, **how), every, left_out)
+    for path in written:
         print(f"wrote {path}")
+    raise_left_out(left_out)
+
+
+def _measure(
+    options: Options, recording: Recording, checkpoint: Checkpoint
+) -> dict[str, np.ndarray]:
+    from analysis.spectra import spectra
+
+    objective = options.build(checkpoint, options.batches)
+    recording.data = {options.split: objective.fingerprint}
+    return spectra(
+        objective.double() if options.float64 else objective,
+        recording,
+        k=options.k,
+        tol=options.tol,
+        density_batches=options.density_batches,
+        probes=options.probes,
+        steps=options.steps,
+        layers=options.layers,
+        seed=options.seed,
+        memory=None if options.memory is None else int(options.memory * 2**30),
+        compile=options.compile,
+    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import special  # scipy.stats takes half a second to import
-from scipy.optimize import brentq
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,11 @@ class Interval:
         tiny = 1e-12  # a level that no claim is judged at
         if away >= self._half_width(tiny):
             return tiny
-        return float(brentq(lambda level: self._half_width(level) - away, tiny, 1))
+        low, high = tiny, 1.0
+        while high > low * (1 + 1e-12):
+            level = (low * high) ** 0.5
+            low, high = (level, high) if self._half_width(level) > away else (low, level)
+        return high
 
     def _half_width(self, level: float) -> float:
         halves = [special.stdtrit(freedom, level / 2) ** 2 * v for v, freedom in self.parts]

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from tyro.conf import arg
-
 from analysis.options import MeasurementOptions, Scale
-from lossgeometry.errors import InputError
-from models.cli import run
+from lossgeometry.errors import InputError, raise_left_out
+from models.cli import arg, run
 
 if TYPE_CHECKING:
-    from analysis.measurements.schema import Measurement
+    import numpy as np
+
+    from analysis.measurements.recording import Recording
     from models.checkpoint import Checkpoint
+    from models.provenance import Provenance
 
 
 _SETTINGS = (  # that decide the result, besides the files of --towards
@@ -98,18 +101,16 @@ def main(options: Options) -> None:
     """Measure each checkpoint, print tables, draw, and name the files."""
     require_usable(options)
 
-    from analysis.cuts import chosen_cut, require_comparable, snapshots
     from analysis.drawing.landscapes import draw_landscapes
     from analysis.measurements import labels
-    from analysis.measurements.recording import Recording
-    from analysis.sections import sections
+    from analysis.measurements.comparisons import with_siblings
+    from analysis.measurements.files import sparing
+    from analysis.measurements.recording import Recording, complete
     from analysis.tables.landscapes import print_landscapes
-    from lossgeometry.landscape.evaluation import batch_norms
-    from lossgeometry.running.devices import choose_device
     from lossgeometry.running.distributed import join
 
-    team = join(choose_device(options.device).type)
-    others = options.load(options.towards) if options.towards else []
+    team = join(options.device)
+    others = options.describe(options.towards) if options.towards else []
     checkpoints = options.open()
     require_comparable(checkpoints, others)
     settings = {key: getattr(options, key) for key in _SETTINGS}
@@ -119,65 +120,111 @@ def main(options: Options) -> None:
     random = options.directions == "random"
     group = options.group("landscape" if random else f"landscape_{options.directions}")
     clean = replace(options, objective="clean", split="test")
+
+    def now(known: Provenance) -> dict[str, str]:
+        return options.fingerprints(known) | clean.fingerprints(known)
+
+    recordings = []
+    for known in checkpoints:
+        recording = Recording(
+            group, known, settings, partial(now, known), team=team, force=options.force
+        )
+        recording.announce()
+        recordings.append(recording)
+    done = all(recording.found for recording in recordings)
+    ends = [] if done else [_load(options, other) for other in others]
+    measure = partial(_measure, options, clean, ends)
+    measurements = complete(recordings, partial(_load, options), measure)
+    if team.rank:
+        return
+    print_landscapes(measurements)
+    left_out: list[InputError] = []
+    draw = partial(
+        draw_landscapes,
+        out=options.out,
+        scale=options.scale,
+        origin=labels.origin(measurements),
+    )
+    for path in sparing(draw, with_siblings(measurements, left_out), left_out):
+        print(f"wrote {path}")
+    raise_left_out(left_out)
+
+
+def _load(options: Options, known: Provenance) -> Checkpoint:
+    """A checkpoint, whose weights have to be finite."""
+    from lossgeometry.landscape.directions import require_finite
+
+    checkpoint = options.load(known)
+    require_finite(str(checkpoint.path), dict(checkpoint.model.named_parameters()))
+    return checkpoint
+
+
+def _measure(
+    options: Options,
+    clean: Options,
+    ends: Sequence[Checkpoint],
+    recording: Recording,
+    checkpoint: Checkpoint,
+) -> dict[str, np.ndarray]:
+    from analysis.cuts import chosen_cut, snapshots
+    from analysis.sections import sections
+    from lossgeometry.landscape.evaluation import batch_norms
+
+    objective = options.build(checkpoint, options.batches)
+    calibration = objective.batches if options.recalibrate else None
+    if calibration and all(norm.training for norm in batch_norms(objective.model)):
+        raise InputError(
+            f"recalibrate: {checkpoint.path} has no BatchNorm with running statistics under "
+            f"--objective {options.objective}, expected one"
+        )
+    own = replace(checkpoint, model=copy.deepcopy(checkpoint.model))
+    test = clean.build(own, options.batches)
+    recording.data = {options.split: objective.fingerprint, "test": test.fingerprint}
     drawn: dict[str, Any] = dict(
         normalization=options.normalization, include=options.include, seed=options.seed
     )
 
-    def measure(checkpoint: Checkpoint) -> Measurement:
-        def now() -> dict[str, str]:
-            return options.fingerprints(checkpoint) | clean.fingerprints(checkpoint)
+    def kept(paths: list[Path]) -> list[Checkpoint]:
+        return [options.load(known) for known in options.describe(paths)]
 
-        recording = Recording(group, checkpoint, settings, now, team=team, force=options.force)
-        recording.announce()
-        if recording.found:
-            return recording.found
-        objective = options.build(checkpoint, options.batches)
-        calibration = objective.batches if options.recalibrate else None
-        if calibration and all(norm.training for norm in batch_norms(objective.model)):
+    choose = partial(
+        chosen_cut,
+        options.directions,
+        objective,
+        [end.model.state_dict() for end in ends],
+        lambda: snapshots(checkpoint, kept, in_order=bool(options.model)),
+        span=options.span,
+        recalibrate=calibration,
+        **drawn,
+    )
+    return sections(
+        objective,
+        test,
+        recording,
+        choose,
+        points=options.points,
+        line_points=options.line_points,
+        lines=options.lines if options.directions == "random" else 0,
+        adaptive=options.adaptive,
+        recalibrate=calibration,
+        bf16=options.bf16,
+        **drawn,
+    )
+
+
+def require_comparable(checkpoints: Sequence[Provenance], others: Sequence[Provenance]) -> None:
+    """Raise `InputError` unless all are of one architecture with `others`."""
+    for checkpoint, other in product(checkpoints, others):
+        if other.architecture != checkpoint.architecture:
             raise InputError(
-                f"recalibrate: {checkpoint.path} has no BatchNorm with running statistics under "
-                f"--objective {options.objective}, expected one"
+                f"towards: {other.path} is another architecture than {checkpoint.path}, expected "
+                "the same"
             )
-        own = replace(checkpoint, model=copy.deepcopy(checkpoint.model))
-        test = clean.build(own, options.batches)
-        recording.data = {options.split: objective.fingerprint, "test": test.fingerprint}
-        choose = partial(
-            chosen_cut,
-            options.directions,
-            objective,
-            [other.model.state_dict() for other in others],
-            lambda: snapshots(checkpoint, options.load, in_order=bool(options.model)),
-            span=options.span,
-            recalibrate=calibration,
-            **drawn,
-        )
-        arrays = sections(
-            objective,
-            test,
-            recording,
-            choose,
-            points=options.points,
-            line_points=options.line_points,
-            lines=options.lines if random else 0,
-            adaptive=options.adaptive,
-            recalibrate=calibration,
-            bf16=options.bf16,
-            **drawn,
-        )
-        return recording.finish(arrays)
-
-    measurements = [measure(checkpoint) for checkpoint in checkpoints]
-    if team.rank:
-        return
-    print_landscapes(measurements)
-    origin = labels.origin(measurements)
-    for path in draw_landscapes(measurements, options.out, scale=options.scale, origin=origin):
-        print(f"wrote {path}")
 
 
 def require_usable(options: Options) -> None:
     """Raise `InputError` where options do not go together."""
-    options.require(batches=1, points=3, line_points=5, lines=0)
+    options.require(seed=0, batch_size=1, batches=1, points=3, line_points=5, lines=0)
     for name in ("points", "line_points"):
         if getattr(options, name) % 2 == 0:
             raise InputError(

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
-
-from tyro.conf import arg
+from typing import TYPE_CHECKING, Annotated, Any
 
 from analysis.options import CheckpointOptions
 from lossgeometry.errors import InputError, raise_left_out
-from models.cli import run
+from models.cli import arg, run
+
+if TYPE_CHECKING:
+    from analysis.measurements.recording import Recording
+    from analysis.measurements.schema import Measurement
+    from models.checkpoint import Checkpoint
+    from models.data.arrays import Split
+    from models.provenance import Provenance
 
 
 @dataclass(frozen=True)
@@ -38,18 +44,26 @@ def main(options: Options) -> None:
     from analysis.drawing.nll import draw_nll, draw_windows
     from analysis.measurements import labels
     from analysis.measurements.files import collect, sparing
-    from analysis.outcomes import record_history, record_objective, record_outcomes
+    from analysis.measurements.recording import Recording, complete
     from analysis.tables.nll import print_end_points, print_outcomes
-    from lossgeometry.running.devices import choose_device
     from lossgeometry.running.distributed import join
+    from models.data.arrays import fingerprints
 
-    device = choose_device(options.device)
-    team = join(device.type)
-    how: dict[str, Any] = dict(force=options.force, team=team)
-    on = how | dict(data_root=options.data_root, device=device)
+    team = join(options.device)
     checkpoints = options.open()
+
+    def stored(
+        name: str, known: Provenance, splits: Mapping[Split, int | None], **settings: Any
+    ) -> Recording:
+        now = partial(fingerprints, known.dataset, splits, data_root=options.data_root)
+        return Recording(name, known, settings, now, team=team, force=options.force)
+
+    def outcomes() -> list[Measurement]:
+        recordings = [stored("outcomes", c, {"train": c.images, "test": None}) for c in checkpoints]
+        return complete(recordings, options.load, partial(_measure, options))
+
     if options.model:
-        measurements = [record_outcomes(checkpoint, **on) for checkpoint in checkpoints]
+        measurements = outcomes()
         if not team.rank:
             print_outcomes(measurements)
         return
@@ -62,19 +76,25 @@ def main(options: Options) -> None:
                 f"training, epoch {checkpoint.recipe.epochs}"
             )
     for checkpoint in checkpoints:
-        record_history(checkpoint, **how)
-        if not options.history_only:
-            record_outcomes(checkpoint, **on)
-            record_objective(checkpoint, **on)
+        history = stored("history", checkpoint, {})
+        if history.found is None:
+            history.finish(checkpoint.history)
+    if not options.history_only:
+        outcomes()
+        objectives = [
+            stored("objective", c, {"train": c.images}, seed=0, batch_size=c.recipe.batch_size)
+            for c in checkpoints
+        ]
+        complete(objectives, options.load, partial(_measure, options))
     if team.rank:
         return
     folders = {checkpoint.path.parent for checkpoint in checkpoints if checkpoint.path}
     left_out: list[InputError] = []
-    histories, objectives, spectra = (
+    histories, of_training, spectra = (
         collect(folders, name, left_out) for name in ("history", "objective", "hessian/train")
     )
     sparing(
-        lambda found: print_end_points(found, objectives, spectra),
+        lambda found: print_end_points(found, of_training, spectra),
         histories,
         left_out,
     )
@@ -83,6 +103,13 @@ def main(options: Options) -> None:
         for path in sparing(partial(draw, out=options.out, origin=origin), histories, left_out):
             print(f"wrote {path}")
     raise_left_out(left_out)
+
+
+def _measure(options: Options, recording: Recording, checkpoint: Checkpoint) -> Mapping[str, Any]:
+    from analysis.outcomes import measure_objective, measure_outcomes
+
+    measure = measure_outcomes if recording.name == "outcomes" else measure_objective
+    return measure(recording, checkpoint, data_root=options.data_root, device=options.device)
 
 
 if __name__ == "__main__":

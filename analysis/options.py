@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import arg
-
 from lossgeometry.errors import InputError
-from models.cli import DataRoot, Device, Force, Seed
+from models.cli import DataRoot, Device, Force, Seed, arg
 
 if TYPE_CHECKING:
     from analysis.objective import Objective
     from models.checkpoint import Checkpoint
+    from models.provenance import Provenance
     from models.recipes import Recipe
 
 DEFAULT_CHECKPOINTS = "checkpoints/csan*.pt"
@@ -83,8 +82,8 @@ class CheckpointOptions:
     out: Out = Path("figures")
     force: Force = False
 
-    def open(self) -> list[Checkpoint]:
-        """Load the checkpoints that ``--ckpt`` names.
+    def open(self) -> list[Provenance]:
+        """What the checkpoints that ``--ckpt`` names say of themselves.
 
         Raises `InputError` if a checkpoint is unusable or there is none, or if results could not be
         written beside them or figures to the folder `out`: better now than after hours.
@@ -97,7 +96,7 @@ class CheckpointOptions:
         paths = paths or tuple(sorted(Path().glob(DEFAULT_CHECKPOINTS)))
         if not paths:
             raise InputError(f"ckpt: there is no {DEFAULT_CHECKPOINTS} here, name a checkpoint")
-        checkpoints = self.load(paths)
+        checkpoints = self.describe(dict.fromkeys(paths))
         require_writable("out", self.out)
         for checkpoint in checkpoints:
             assert checkpoint.path is not None
@@ -105,11 +104,11 @@ class CheckpointOptions:
             load(measurement_file(checkpoint.path), "history")  # a damaged file is found now
         if self.model:
             print(self.preparation(checkpoints[0]))
-        return checkpoints
+        return list(checkpoints)
 
-    def load(self, paths: Iterable[Path]) -> list[Checkpoint]:
-        """Load checkpoints, or weights of the model of ``--model``."""
-        from models.checkpoint import load_checkpoint
+    def describe(self, paths: Iterable[Path]) -> Sequence[Provenance]:
+        """What checkpoints say of themselves; weights of the model of ``--model``, loaded."""
+        from models.provenance import read_provenance
 
         if self.model is None:
             for option in ("dataset", "preset", "weight_decay", "image_size", "mean", "std"):
@@ -118,11 +117,11 @@ class CheckpointOptions:
                         f"{option.replace('_', '-')}: {getattr(self, option)} found, but a "
                         "checkpoint says what it was trained on; expected --model, too"
                     )
-            return [load_checkpoint(path) for path in paths]
+            return [read_provenance(path) for path in paths]
         if self.dataset is None:
             raise InputError("dataset: none given, expected what --model was trained on")
 
-        from models.data.datasets import form
+        from models.data.arrays import form
         from models.data.preparation import prepared
         from models.foreign import load_foreign
 
@@ -138,7 +137,19 @@ class CheckpointOptions:
         )
         return [load(path) for path in paths]
 
-    def preparation(self, checkpoint: Checkpoint) -> str:
+    def load(self, known: Provenance) -> Checkpoint:
+        """A checkpoint with its weights, from the file that has been described."""
+        from models.checkpoint import Checkpoint, load_checkpoint
+
+        if isinstance(known, Checkpoint):
+            return known
+        assert known.path is not None
+        checkpoint = load_checkpoint(known.path)
+        if checkpoint.sha256 != known.sha256:
+            raise InputError(f"{known.path}: changed while it was read, expected it to stay")
+        return checkpoint
+
+    def preparation(self, checkpoint: Provenance) -> str:
         """In words, how images are brought to the model of ``--model``, and who says so."""
         from models.data.datasets import load_dataset
         from models.data.preparation import parse, prepared
@@ -156,6 +167,17 @@ class CheckpointOptions:
             source = "those of the training images; --mean and --std name the model's own"
         size = f"{used.resizing()}; " if used.image_size else ""
         return f"images of {images.name}: {size}normalised by mean {mean}, std {std}, {source}"
+
+    def require(self, **least: int) -> None:
+        """Raise `InputError` if one of the named options is out of range.
+
+        What is given for a name is its least value; the largest is `MOST`, of the seed 2^63 - 1.
+        """
+        for name, bound in least.items():
+            value, most = getattr(self, name), 2**63 - 1 if name == "seed" else MOST
+            if not bound <= value <= most:
+                which = f"least {bound}" if value < bound else f"most {most}"
+                raise InputError(f"{name.replace('_', '-')}: {value} found, expected at {which}")
 
     def recipe(self) -> Recipe:
         """What the training of the model of ``--model`` minimised."""
@@ -193,8 +215,8 @@ class MeasurementOptions(CheckpointOptions):
     batch_size: Annotated[int, arg(help="images in a mini-batch")] = 16
     seed: Seed = 0
 
-    def open(self) -> list[Checkpoint]:
-        """Load the checkpoints, and say what is measured of those without a recipe."""
+    def open(self) -> list[Provenance]:
+        """As above, and say what is measured of those without a recipe."""
         checkpoints = super().open()
         if self.model and not self.preset and self.objective == "train":
             print(
@@ -220,20 +242,9 @@ class MeasurementOptions(CheckpointOptions):
         name = f"{measurement}/{self.objective}"
         return name if self.split == "train" else f"{name}_{self.split}"
 
-    def require(self, **least: int) -> None:
-        """Raise `InputError` if one of the named options is out of range.
-
-        What is given for a name is its least value; the largest is `MOST`, of the seed 2^63 - 1.
-        """
-        for name, bound in {"seed": 0, "batch_size": 1, **least}.items():
-            value, most = getattr(self, name), 2**63 - 1 if name == "seed" else MOST
-            if not bound <= value <= most:
-                which = f"least {bound}" if value < bound else f"most {most}"
-                raise InputError(f"{name.replace('_', '-')}: {value} found, expected at {which}")
-
-    def fingerprints(self, checkpoint: Checkpoint) -> dict[str, str]:
+    def fingerprints(self, checkpoint: Provenance) -> dict[str, str]:
         """Of the images that a checkpoint is measured on, as they are now, if they are there."""
-        from models.data.datasets import fingerprints
+        from models.data.arrays import fingerprints
 
         images = checkpoint.images if self.split == "train" else None
         return fingerprints(checkpoint.dataset, {self.split: images}, data_root=self.data_root)

@@ -14,67 +14,43 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from analysis.measurements.recording import Recording
-from analysis.measurements.schema import Measurement
 from analysis.objective import augmented, error_rate, require_outputs, require_size, shuffled
 from analysis.tables import working
-from lossgeometry.running.devices import full_precision
+from lossgeometry.running.devices import choose_device, full_precision
 from lossgeometry.running.distributed import ALONE, Team
 from lossgeometry.seeds import derive_seed, seed_everything, untouched_rng
 from models.checkpoint import Checkpoint
-from models.data.datasets import ImageDataset, Split, fingerprints, load_dataset
+from models.data.arrays import Split
+from models.data.datasets import ImageDataset, load_dataset
 from models.isotropic import random_branches
 from models.training import evaluating, parts, shares
 
 
-def record_history(checkpoint: Checkpoint, *, force: bool, team: Team) -> Measurement:
-    """Store the history of a trained checkpoint, unless it is there."""
-    recording = Recording("history", checkpoint, {}, dict, team=team, force=force)
-    return recording.found or recording.finish(checkpoint.history)
-
-
-def record_outcomes(
-    checkpoint: Checkpoint,
-    *,
-    data_root: Path | None,
-    device: torch.device,
-    force: bool,
-    team: Team,
-) -> Measurement:
-    """Store what a checkpoint makes of every image, unless it is there."""
-    splits: dict[Split, int | None] = {"train": checkpoint.images, "test": None}
-    now = partial(fingerprints, checkpoint.dataset, splits, data_root=data_root)
-    recording = Recording("outcomes", checkpoint, {}, now, team=team, force=force)
-    if recording.found:
-        return recording.found
+def measure_outcomes(
+    recording: Recording, checkpoint: Checkpoint, *, data_root: Path | None, device: str
+) -> dict[str, np.ndarray]:
+    """What a checkpoint makes of every image, clean."""
     arrays: dict[str, np.ndarray] = {}
+    splits: dict[Split, int | None] = {"train": checkpoint.images, "test": None}
     for split, images in splits.items():
         dataset = load_dataset(checkpoint.dataset, split, data_root=data_root).first(images)
         with working(f"{checkpoint.path}: NLL of every {split} image"):
-            nll, correct = outcomes(checkpoint, dataset, device, team)
+            nll, correct = outcomes(checkpoint, dataset, choose_device(device), recording.team)
         arrays |= {f"{split}/nll": nll, f"{split}/correct": correct}
         recording.data[split] = dataset.fingerprint
-    return recording.finish(arrays)
+    return arrays
 
 
-def record_objective(
-    checkpoint: Checkpoint,
-    *,
-    data_root: Path | None,
-    device: torch.device,
-    force: bool,
-    team: Team,
-) -> Measurement:
-    """Store NLL and error of the augmented images that training sees, unless they are there."""
-    settings = {"seed": 0, "batch_size": checkpoint.recipe.batch_size}
-    splits: dict[Split, int | None] = {"train": checkpoint.images}
-    now = partial(fingerprints, checkpoint.dataset, splits, data_root=data_root)
-    recording = Recording("objective", checkpoint, settings, now, team=team, force=force)
-    if recording.found:
-        return recording.found
+def measure_objective(
+    recording: Recording, checkpoint: Checkpoint, *, data_root: Path | None, device: str
+) -> dict[str, float]:
+    """NLL and error of the augmented images that training sees."""
     dataset = load_dataset(checkpoint.dataset, data_root=data_root).first(checkpoint.images)
     recording.data["train"] = dataset.fingerprint
-    nll, error = objective_outcomes(checkpoint, dataset, device, team, seed=settings["seed"])
-    return recording.finish({"nll": nll, "error": error})
+    nll, error = objective_outcomes(
+        checkpoint, dataset, choose_device(device), recording.team, seed=0
+    )
+    return {"nll": nll, "error": error}
 
 
 @torch.inference_mode()

@@ -42,7 +42,8 @@ from analysis.measurements.recording import describe
 from lossgeometry.errors import InputError, shown
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.cli import parse
-from models.data.datasets import ImageDataset, fingerprints, load_dataset
+from models.data.arrays import fingerprints
+from models.data.datasets import ImageDataset, load_dataset
 from models.resuming import epochs_done, same_training, state_files
 from models.stack import FREE
 from models.train import Options, choose_preset, square, untrained
@@ -101,6 +102,12 @@ class Measure:
         `NOT_WORTH_A_TRAINING` does not; where they are there, only that of these very weights.
         """
         return [p for p in self.checkpoints(training) if not self._held(p, training)]
+
+    def replaces(self, path: Path) -> bool:
+        """Whether a measurement with other options is there, which is to be made anew."""
+        file, groups = measurement_file(path), self.groups() if self.command != "nll" else ()
+        begun = any(load(file, f"unfinished/{group}") for group in groups)
+        return not begun and any(load(file, group) for group in groups)
 
     def _held(self, path: Path, training: Training) -> bool:
         for group in self.groups():

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
 from analysis.options import Out, Scale, require_writable
 from lossgeometry.errors import InputError, raise_left_out
-from models.cli import run
+from models.cli import arg, run
 
 
 @dataclass(frozen=True)

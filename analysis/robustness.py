@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-from tyro.conf import arg
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 from analysis.options import CheckpointOptions
-from models.cli import Seed, run
+from lossgeometry.errors import InputError, raise_left_out
+from models.cli import Seed, arg, run
 
 if TYPE_CHECKING:
-    from analysis.measurements.schema import Measurement
+    from analysis.measurements.recording import Recording
 
 KINDS = {
     "noise": slice(0, 3),
@@ -42,33 +42,42 @@ class Options(CheckpointOptions):
 
 def main(options: Options) -> None:
     """Measure the checkpoints, print a table, draw, and name the files."""
-    from analysis.corrupted import robustness
     from analysis.drawing.robustness import draw_contact_sheet, draw_robustness
     from analysis.measurements import labels
+    from analysis.measurements.comparisons import with_siblings
+    from analysis.measurements.files import sparing
+    from analysis.measurements.recording import Recording
     from analysis.tables import print_table
-    from lossgeometry.running.devices import choose_device
     from lossgeometry.running.distributed import join
-    from lossgeometry.seeds import derive_seed
-    from models.data.datasets import load_dataset
+    from models.data.arrays import official_corruptions, read_images
 
-    derive_seed(options.seed)  # is it usable?
-    checkpoints = options.open()
-    device = choose_device(options.device)
-    team = join(device.type)
+    options.require(seed=0)
+    known = options.open()
+    team = join(options.device)
     tests = {
-        name: load_dataset(name, "test", data_root=options.data_root).first(options.images)
-        for name in dict.fromkeys(checkpoint.dataset for checkpoint in checkpoints)
+        spec: read_images(spec, "test", data_root=options.data_root).first(options.images)
+        for spec in dict.fromkeys(checkpoint.dataset for checkpoint in known)
     }
-    how: dict[str, Any] = dict(data_root=options.data_root, seed=options.seed, device=device)
-    how |= dict(force=options.force, team=team)
-    measured: dict[Path | None, Measurement] = {}
-    for name, images in tests.items():
-        members = [checkpoint for checkpoint in checkpoints if checkpoint.dataset == name]
-        found = robustness(members, images, **how)
-        measured |= dict(zip((c.path for c in members), found, strict=True))
+    recordings = []
+    for checkpoint in known:
+        images = tests[checkpoint.dataset]
+        official = official_corruptions(images.name, options.data_root)
+        settings = {
+            "images": len(images),
+            "seed": options.seed,
+            "source": "official" if official else "generated",
+        }
+        data = {"test": images.fingerprint}
+        recording = Recording(
+            "robustness", checkpoint, settings, partial(dict, data), team=team, force=options.force
+        )
+        recording.announce()
+        recording.data = data
+        recordings.append(recording)
+    _measure(options, [recording for recording in recordings if recording.found is None])
     if team.rank:
         return
-    measurements = [measured[checkpoint.path] for checkpoint in checkpoints]
+    measurements = [recording.found for recording in recordings if recording.found]
     rows = []
     for name, m in zip(labels.names(measurements), measurements, strict=True):
         error = 100 * m.arrays["error"]
@@ -88,13 +97,37 @@ def main(options: Options) -> None:
     )
     for m in measurements:
         print(f"stored in {m.path}:/{m.name} ({m.options['source']} corruptions)")
-    written = draw_robustness(measurements, options.out, origin=labels.origin(measurements))
+    left_out: list[InputError] = []
+    draw = partial(draw_robustness, out=options.out, origin=labels.origin(measurements))
+    written = sparing(draw, with_siblings(measurements, left_out), left_out)
     if options.contact_sheet:
         for spec, dataset in tests.items():
-            image, name = dataset.images[0].numpy(), labels.dataset_name(spec)
+            image, name = dataset.images[0], labels.dataset_name(spec)
             written += draw_contact_sheet(image, name, options.out, seed=options.seed)
     for path in written:
         print(f"wrote {path}")
+    raise_left_out(left_out)
+
+
+def _measure(options: Options, recordings: Sequence[Recording]) -> None:
+    """Measure together what is of one dataset."""
+    if not recordings:
+        return
+    from analysis.corrupted import measure_robustness
+    from lossgeometry.running.devices import choose_device
+    from models.data.arrays import official_corruptions
+    from models.data.datasets import load_dataset
+
+    checkpoints = {recording: options.load(recording.checkpoint) for recording in recordings}
+    for spec in dict.fromkeys(checkpoint.dataset for checkpoint in checkpoints.values()):
+        images = load_dataset(spec, "test", data_root=options.data_root).first(options.images)
+        measure_robustness(
+            {r: checkpoint for r, checkpoint in checkpoints.items() if checkpoint.dataset == spec},
+            images,
+            official=official_corruptions(images.name, options.data_root),
+            seed=options.seed,
+            device=choose_device(options.device),
+        )
 
 
 if __name__ == "__main__":

@@ -68,8 +68,8 @@ def spectra(
     )
     if check.verdict == "undecided" and check.smooth and spectrum.eigenvalues.isfinite().all():
         raise wrong  # there is no number for the products, yet there are eigenvalues
-    with working("spectral density and trace"):
-        density = spectral_density(hessian, probes=probes, steps=steps, seed=seed)
+    density = spectral_density(hessian, probes=probes, steps=steps, seed=seed)  # with a bar
+    with working("trace"):
         whole = trace(hessian, matvecs=TRACE_MATVECS, seed=seed)
     grid = density.grid()
     smoothed = density.estimate(grid)

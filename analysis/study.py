@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
 from lossgeometry.errors import InputError
-from models.cli import DataRoot, Device, Minutes, deadline_in, run, under_torchrun
+from models.cli import DataRoot, Device, Minutes, arg, deadline_in, run, under_torchrun
 
 
 @dataclass(frozen=True)

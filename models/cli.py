@@ -12,14 +12,26 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from difflib import get_close_matches
+from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import tyro
-from tyro.conf import arg
 
 from lossgeometry.errors import InputError, LostProcessError
 from lossgeometry.running.memory import is_out_of_memory, keep_freed_memory
+
+
+def arg(*, help: str, metavar: str | None = None) -> Any:
+    """What ``--help`` says of an option, and its default, unless that is nothing."""
+    return tyro.conf.arg(
+        help=help,
+        metavar=metavar,
+        help_behavior_hint=lambda text: "" if text in ("", "None") else f"(default: {text})",
+    )
+
 
 Device = Annotated[
     Literal["auto", "cpu", "cuda"], arg(help="where to compute; auto takes a GPU if there is one")
@@ -111,23 +123,48 @@ def parse(options_type: type[Options], arguments: Sequence[str] | None = None) -
     spec = sys.modules["__main__"].__spec__
     module = spec.name if spec else sys.argv[0]
     complaint = io.StringIO()
-    for argument in arguments or ():
-        if "\0" in argument:
-            raise InputError(f"{argument!r} found, expected an option without NUL bytes")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "--version" in arguments:
+        print(f"locality-landscapes {metadata.version('locality-landscapes')}")
+        sys.exit(0)
+    _require_known(arguments, [field.name for field in fields(options_type)])  # type: ignore[arg-type]
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
+            options = tyro.cli(
                 options_type,
                 prog=f"python -m {module}",
                 args=arguments,
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
+        _require_values(arguments, options)
+        return options
     except SystemExit as stop:
         if stop.code != 2:
             raise
     # tyro complains in a box of several lines, of which the first paragraph says what is wrong.
     inside = re.sub(r"[╭╮╰╯│]", " ", complaint.getvalue()).split("\n", 1)[1]
     raise InputError(" ".join(re.split("─{9,}", inside)[0].split()))
+
+
+def _require_known(arguments: Sequence[str], names: Sequence[str]) -> None:
+    """Raise `InputError` for a mistyped option, before one that is missing is complained about."""
+    known = ["--help", "--version", *(f"--{name.replace('_', '-')}" for name in names)]
+    for argument in arguments:
+        if "\0" in argument:
+            raise InputError(f"{argument!r} found, expected an option without NUL bytes")
+        option = argument.partition("=")[0].replace("_", "-")
+        if option.startswith("--") and not option.startswith("--tyro-") and option not in known:
+            meant = get_close_matches(option, known, 1) or ["one of those that --help lists"]
+            raise InputError(f"{option}: there is no such option, expected {meant[0]}")
+
+
+def _require_values(arguments: Sequence[str], options: object) -> None:
+    """Raise `InputError` for an option of several values that is given without one."""
+    for argument, following in zip(arguments, [*arguments, "--"][1:], strict=True):
+        name = argument.removeprefix("--")
+        several = isinstance(getattr(options, name.replace("-", "_"), None), tuple)
+        if argument.startswith("--") and following.startswith("--") and several:
+            raise InputError(f"{name}: no value found, expected at least one")
 
 
 def _fail(message: str, rank: int) -> NoReturn:

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from torch import Tensor
-from torch.nn import functional as F
+if TYPE_CHECKING:
+    from torch import Tensor
 
 from models.description import require, require_integer, require_number
 
@@ -69,6 +69,8 @@ class Recipe:
     @property
     def loss(self) -> Callable[[Tensor, Tensor], Tensor]:
         """NLL with label smoothing, ``(outputs, targets) -> scalar``, mean over the batch."""
+        from torch.nn import functional as F
+
         return partial(F.cross_entropy, label_smoothing=self.label_smoothing)
 
     def learning_rate_at(self, epoch: float) -> float:

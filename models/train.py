@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from filelock import FileLock, Timeout
-from tyro.conf import arg
 
 from lossgeometry.errors import InputError
-from models.cli import DataRoot, Device, Minutes, Seed, deadline_in, run
+from models.cli import DataRoot, Device, Minutes, Seed, arg, deadline_in, run
 from models.description import PYRAMIDS
 
 if TYPE_CHECKING:

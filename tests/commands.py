@@ -7,6 +7,9 @@ COMMANDS = (
     "analysis.nll",
     "analysis.figures",
     "analysis.published",
+    "analysis.robustness",
+    "analysis.claims",
+    "analysis.study",
 )
 SMALL = {
     "analysis.hessian": [

@@ -73,6 +73,12 @@ def call(call_module):
 
 
 @pytest.fixture
+def unrendered(monkeypatch):
+    """Figures are composed and named, but rendering them, which takes longest, is left out."""
+    monkeypatch.setattr("analysis.drawing.render", lambda figure, path, extension: path.touch())
+
+
+@pytest.fixture
 def threads():
     """Choose how many threads PyTorch has, for one test."""
     before = torch.get_num_threads()

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import h5py
@@ -26,7 +27,7 @@ def snapshot(folder):
 
 
 @pytest.mark.parametrize("command", SMALL)
-def test_names_the_files_it_writes_and_reuses_what_is_there(here, call, command):
+def test_names_the_files_it_writes_and_reuses_what_is_there(here, call, request, command):
     code, out, _ = call(command, *SMALL[command])
     assert code == 0
     written = [Path(line.split()[-1]) for line in out.splitlines() if line.startswith("wrote")]
@@ -36,6 +37,7 @@ def test_names_the_files_it_writes_and_reuses_what_is_there(here, call, command)
         with h5py.File(f"checkpoints/csan{window}.h5") as file:
             assert command.split(".")[1] in file or "history" in file
     before = {p: c for p, c in snapshot(here).items() if p.suffix == ".h5"}
+    request.getfixturevalue("unrendered")
     code, out, _ = call(command, *SMALL[command])
     assert code == 0
     assert {p: c for p, c in snapshot(here).items() if p.suffix == ".h5"} == before
@@ -45,7 +47,22 @@ def test_names_the_files_it_writes_and_reuses_what_is_there(here, call, command)
         assert {p: c for p, c in snapshot(here).items() if p.suffix == ".h5"} != before
 
 
-def test_nll_tells_of_how_many_seeds_a_number_is(here, call):
+def test_another_measurement_is_replaced_only_when_asked_for(here, call, unrendered):
+    arguments = ["--ckpt", "checkpoints/csan3.pt", *SMALL["analysis.hessian"]]
+    call("analysis.hessian", *arguments)
+    before = snapshot(here)
+    code, _, err = call("analysis.hessian", *arguments, "--k", "1", "--tol", "0.1")
+    assert code == 2
+    assert re.fullmatch(
+        "error: checkpoints/csan3.h5:/hessian/train: measured with k 2, tol 0.001, "
+        "asked for k 1, tol 0.1; expected --force[^\n]*\n",
+        err,
+    )
+    assert snapshot(here) == before
+    assert call("analysis.hessian", *arguments, "--k", "1", "--force")[0] == 0
+
+
+def test_nll_tells_of_how_many_seeds_a_number_is(here, call, unrendered):
     for seed in (1, 2):
         out = Path(f"checkpoints/seed{seed}/csan3.pt")
         content = load_checkpoint("checkpoints/csan3.pt")
@@ -66,7 +83,7 @@ def test_nll_tells_of_how_many_seeds_a_number_is(here, call):
     assert options == {"seed": 0, "batch_size": content.recipe.batch_size}
 
 
-def test_hessian_stores_what_the_measurement_is_worth(here, call):
+def test_hessian_stores_what_the_measurement_is_worth(here, call, unrendered):
     call("analysis.hessian", "--ckpt", "checkpoints/csan3.pt", *SMALL["analysis.hessian"])
     with h5py.File("checkpoints/csan3.h5") as file:
         group = file["hessian/train"]
@@ -78,20 +95,44 @@ def test_hessian_stores_what_the_measurement_is_worth(here, call):
         assert json.loads(group.attrs["options"])["seed"] == 0
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_needs_neither_torch_nor_matplotlib(command):
+def test_help_needs_neither_torch_nor_matplotlib():
     program = (
         "import runpy, sys; sys.argv = ['x', '--help']; sys.path.insert(0, '.')\n"
-        f"try: runpy.run_module({command!r}, run_name='__main__', alter_sys=True)\n"
-        "except SystemExit as stop: assert not stop.code\n"
-        "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
+        f"for command in {COMMANDS}:\n"
+        "    try: runpy.run_module(command, run_name='__main__', alter_sys=True)\n"
+        "    except SystemExit as stop: assert not stop.code\n"
+        "assert not {'torch', 'matplotlib'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert f"python -m {command}" in done.stdout
+    for command in COMMANDS:
+        assert f"usage: python -m {command}" in done.stdout
+    assert "default: None" not in done.stdout
 
 
-def test_nan_weights_have_a_spectrum_of_nan_and_no_landscape(here, call):
+def test_the_version_is_said(call):
+    code, out, _ = call("analysis.hessian", "--version")
+    assert (code, out) == (0, f"locality-landscapes {metadata.version('locality-landscapes')}\n")
+
+
+STORED = ("analysis.hessian", "analysis.landscape", "analysis.nll", "analysis.robustness")
+
+
+def test_what_is_shipped_is_found_without_torch(tmp_path):
+    program = (
+        "import runpy, sys\n"
+        f"for command in {STORED}:\n"
+        f"    sys.argv = [command, '--ckpt', 'checkpoints/csan8.pt', '--out', {str(tmp_path)!r}]\n"
+        "    runpy.run_module(command, run_name='__main__', alter_sys=True)\n"
+        "assert not {'torch', 'torchvision', 'sklearn'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("is there already") == 3
+    assert len(list(tmp_path.iterdir())) == done.stdout.count("wrote ") > 10
+
+
+def test_nan_weights_have_a_spectrum_of_nan_and_no_landscape(here, call, unrendered):
     path = Path("checkpoints/csan3.pt")
     checkpoint = load_checkpoint(path)
     with torch.no_grad():
@@ -131,7 +172,11 @@ BAD = {
     "no mini-batches": (HESSIAN, "--batches 0", "batches: 0 found, expected at least 1"),
     "no images": (HESSIAN, "--batch-size 0", "batch-size: 0 found, expected at least 1"),
     "not a number": (HESSIAN, "--k five", "--k"),
-    "unknown option": (HESSIAN, "--kk 5", "--kk"),
+    "unknown option": (HESSIAN, "--kk 5", "--kk: there is no such option, expected --k"),
+    "mistyped option": ("models.train", "--windw 3", "--windw: .* expected --window"),
+    "no value": (HESSIAN, "--ckpt --k 3", "ckpt: no value found, expected at least one"),
+    "a folder": (HESSIAN, "--ckpt checkpoints", "checkpoints: a folder, expected the file of a"),
+    "other weights": (HESSIAN, "--ckpt state.pt", "state.pt: its format is None, .*--model names"),
     "unknown device": (HESSIAN, "--device tpu", "'tpu'.*--device.*'auto', 'cpu', 'cuda'"),
     "no GPU": (HESSIAN, "--device cuda", "device: cuda found, but PyTorch sees no GPU"),
     "folder is a file": (HESSIAN, "--out text.h5", "out: text.h5 found, expected a folder"),
@@ -191,6 +236,7 @@ def test_bad_input_is_one_line_and_changes_nothing(here, call, case):
     spoil("unknown.pt", dataset="nowhere")
     Path("text.h5").write_text("not HDF5")
     h5py.File("no.h5", "w").close()
+    torch.save({"weight": torch.ones(2)}, "state.pt")
     if "unknown.pt" not in arguments:
         Path("unknown.pt").unlink()
     before = snapshot(here)

@@ -6,7 +6,7 @@ import torch
 from scipy import ndimage
 
 from lossgeometry import InputError
-from models import load_dataset
+from models.data.arrays import official_corruptions
 from models.data.corruptions import (
     _TABLE,
     CORRUPTIONS,
@@ -14,7 +14,6 @@ from models.data.corruptions import (
     contact_sheet,
     corrupt,
     corrupted_dataset,
-    official_arrays,
 )
 from models.data.datasets import ImageDataset
 
@@ -144,13 +143,13 @@ def cifar(n=6):
 
 def test_official_arrays_are_used_where_they_are(tmp_path):
     folder = tmp_path / "CIFAR-100-C"
-    assert official_arrays(cifar(), tmp_path) is None
+    assert official_corruptions("cifar100", tmp_path) is None
     folder.mkdir()
     images = np.random.default_rng(0).integers(0, 256, (30, 32, 32, 3), dtype=np.uint8)
     np.save(folder / "fog.npy", images)
     np.save(folder / "labels.npy", np.tile(np.arange(6, dtype=np.uint8), 5))
-    assert official_arrays(cifar(), tmp_path) == folder
-    assert official_arrays(load_dataset("digits", "test"), tmp_path) is None
+    assert official_corruptions("cifar100", tmp_path) == folder
+    assert official_corruptions("digits", tmp_path) is None
     found = corrupted_dataset(cifar().first(4), "fog", 3, official=folder)
     np.testing.assert_array_equal(found.images, images[12:16])
     assert len(found) == 4

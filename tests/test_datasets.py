@@ -3,11 +3,12 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 
 from lossgeometry import InputError
 from models import load_dataset
-from models.data import datasets
-from models.data.datasets import fingerprints
+from models.data import arrays
+from models.data.arrays import fingerprints
 
 
 def write(path, **arrays):
@@ -29,16 +30,15 @@ def parts():
     }
 
 
-def test_digits_are_all_there_once_and_stratified():
-    train, test = load_dataset("digits"), load_dataset("digits", "test")
-    assert (len(train), len(test)) == (1437, 360)
+def test_digits_are_those_of_scikit_learn_stratified():
     digits = load_digits()
-    ours = torch.cat([train.images, test.images]).flatten(1).numpy() / 15
-    order = np.lexsort(ours.T), np.lexsort(digits.data.T)
-    np.testing.assert_array_equal(ours[order[0]], digits.data[order[1]])
-    share = torch.bincount(test.labels) / torch.bincount(torch.cat([train.labels, test.labels]))
-    assert (share - 360 / 1797).abs().max() < 0.005
-    assert torch.equal(train.images, load_dataset("digits").images)
+    split = dict(test_size=360, stratify=digits.target, random_state=0)
+    expected = train_test_split(15 * digits.images, digits.target, **split)
+    train, test = load_dataset("digits"), load_dataset("digits", "test")
+    found = (train.images[..., 0], test.images[..., 0], train.labels, test.labels)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert train.classes == test.classes == tuple(map(str, digits.target_names))
 
 
 def test_inputs_are_normalised_by_the_training_split(tmp_path, parts):
@@ -157,13 +157,13 @@ def test_fingerprint_is_that_of_the_images_and_labels_that_are_used(tmp_path, pa
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, parts, monkeypatch):
     path = tmp_path / "data.h5"
     write(path, **parts)
-    read = datasets._read
+    read = arrays._read
 
     def written_to(path, split):
         dataset = read(path, split)
         write(path, **parts)
         return dataset
 
-    monkeypatch.setattr(datasets, "_read", written_to)
+    monkeypatch.setattr(arrays, "_read", written_to)
     with pytest.raises(InputError, match=f"^{path}: changed while it was read"):
         load_dataset(path)

@@ -13,9 +13,10 @@ import pytest
 from analysis import figures
 from analysis.drawing import families, landscapes
 from analysis.drawing.everything import draw_all
-from analysis.drawing.hessians import draw_hessian_training
+from analysis.drawing.hessians import draw_hessian_comparison, draw_hessian_training
 from analysis.drawing.nll import draw_nll
 from analysis.measurements import labels
+from analysis.measurements.comparisons import with_siblings
 from analysis.measurements.files import collect
 from lossgeometry import InputError, plots
 from tests.measured import CUT, EPOCHS, MEMBERS, landscape, write, write_families
@@ -130,8 +131,8 @@ class WithoutTorch:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, WithoutTorch())
-from matplotlib.figure import Figure
-Figure.savefig = lambda figure, path, **_: open(path, "w").close()  # rendering takes longest
+import analysis.drawing
+analysis.drawing.render = lambda figure, path, extension: path.touch()  # it takes longest
 sys.argv = ["figures", "--measurements", {str(folder)!r}, "--out", "figures"]
 runpy.run_module("analysis.figures", run_name="__main__", alter_sys=True)
 """
@@ -204,12 +205,39 @@ def test_datasets_of_one_file_name_are_told_apart(tmp_path):
     assert names == ["nll_a-images.png", "nll_b-images.png"]
 
 
-def test_what_was_measured_differently_is_not_compared(folder):
+def test_what_was_measured_differently_is_not_compared(folder, tmp_path, capsys):
     write(folder / "k1.h5", "hessian/train", {"eigenvalues": np.ones((1, 1))}, k=1)
     found = collect([folder], "hessian/train")
     assert len(labels.measured_alike(found)) == len(found) - 1
     layers = replace(found[0], options={**found[0].options, "layers": True})
     assert labels.measured_alike([layers, *found])[0] is layers
+    ends = [m for m in found if m.checkpoint["epoch"] == EPOCHS]
+    draw_hessian_comparison(ends, tmp_path)
+    without = f"hessian_digits_epoch012 is without {folder / 'k1.h5'}, measured with k 1 not None\n"
+    assert capsys.readouterr().err == without
+    curves = dict.fromkeys(("epoch", "train_nll", "test_error"), np.ones(1))
+    write(folder / "short.h5", "history", curves, recipe=dict(epochs=6))
+    draw_nll(collect([folder], "history"), tmp_path)
+    without = f"nll_digits is without {folder / 'short.h5'}, of 6 epochs not 12\n"
+    assert capsys.readouterr().err == without
+
+
+def test_what_is_of_other_weights_is_left_out(folder, capsys):
+    (folder / "csan3.pt").write_bytes(b"trained again")
+    found = collect([folder], "history")
+    assert {m.path for m in found} == {*folder.rglob("csan?.h5")} - {folder / "csan3.h5"}
+    said = f"{folder}/csan3.h5:/history is left out: of other weights than {folder}/csan3.pt\n"
+    assert capsys.readouterr().err == said
+
+
+def test_figures_of_a_folder_show_what_is_in_it(folder):
+    write(folder / "other.h5", "hessian/train", {}, dataset="cifar10")
+    found = collect([folder], "hessian/train")
+    digits = [m.path for m in found if m.checkpoint["dataset"] == "digits"]
+    (one,) = (m for m in found if m.path == folder / "csan3" / "epoch002.h5")
+    assert [m.path for m in with_siblings([one])] == digits
+    (one,) = (m for m in found if m.path == folder / "seed1" / "csan3.h5")
+    assert [m.path for m in with_siblings([one])] == [p for p in digits if "seed1" in p.parts]
 
 
 def test_odd_files_are_left_out_and_named(folder, tmp_path, monkeypatch, call_module):

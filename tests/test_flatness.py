@@ -77,6 +77,12 @@ def test_quadratic_model_agrees_with_the_closed_form() -> None:
     assert found.sharpness == pytest.approx(100 * expected * 0.5**2 / 2)
 
 
+def test_steps_that_are_too_long_for_sharpness_have_none() -> None:
+    xs = np.linspace(-1, 1, 5)
+    assert np.isnan(flatness(xs, [xs**2]).sharpness).all()
+    assert flatness(xs, [xs**2], epsilon=0.5).sharpness == pytest.approx([25])
+
+
 def test_bad_input_is_named() -> None:
     for xs in (XS[1:], XS + 0.1, XS[::-1], XS**3, [-1, 0, 1], [XS]):
         with pytest.raises(InputError, match="xs: expected an odd number"):

@@ -7,7 +7,7 @@ from PIL import Image
 
 from lossgeometry import InputError
 from models import load_dataset
-from models.data.datasets import form
+from models.data.arrays import form
 
 CLASSES = ("cat", "dog", "eel")
 

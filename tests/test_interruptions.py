@@ -39,7 +39,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_goes_on_where_it_was_interrupted(here, call, monkeypatch, case):
+def test_goes_on_where_it_was_interrupted(here, call, monkeypatch, unrendered, case):
     """Ctrl-C in the middle, then the same command: as if nothing had happened."""
     other = load_checkpoint(Path("checkpoints/csan3.pt"))
     with torch.no_grad():
@@ -87,7 +87,7 @@ def contents():
     return found
 
 
-def test_landscape_killed_ten_times_gives_the_same_bytes(here, call, monkeypatch):
+def test_landscape_killed_ten_times_gives_the_same_bytes(here, call, monkeypatch, unrendered):
     """At random moments, with progress saved after every point."""
     arguments = ["--ckpt", "checkpoints/csan3.pt", "--points", "7", "--line-points", "7"]
     arguments += ["--lines", "1", "--batches", "2"]

@@ -138,7 +138,7 @@ def test_evaluations_are_the_same_to_rounding(capsys):
     assert max(little.seen[4:]) == 16  # remembered
     architecture = dict(image_size=2, channels=3)
     checkpoints = [
-        Checkpoint(model, architecture, "some", None, PRESETS["digits"].recipe, 0, 0, {})
+        Checkpoint(architecture, "some", None, PRESETS["digits"].recipe, 0, 0, {}, model=model)
         for model in (Small(), Small(most=7))
     ]
     expected, found = (outcomes(checkpoint, images()) for checkpoint in checkpoints)

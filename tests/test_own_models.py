@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 from torch.nn import functional as F
 
@@ -68,12 +67,6 @@ def own(name, *more):
     return ["--model", SPECS[name], "--ckpt", f"{name}.pt", "--dataset", "pets", *more]
 
 
-@pytest.fixture
-def unrendered(monkeypatch):
-    """Figures are composed and named, but rendering them, which takes longest, is left out."""
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: Path(path).touch())
-
-
 @pytest.mark.parametrize("name", SPECS)
 def test_every_command_measures_any_model(here, unrendered, call_module, name):
     model = SPECS[name].partition(":")[2].partition("?")[0]
@@ -106,12 +99,9 @@ def test_batchnorm_normalises_over_the_mini_batch_in_training_only(here, unrende
         assert attributes["mode"] == mode
         model = build_model(BATCHNORM, classes=2, channels=3)
         model.load_state_dict(torch.load("batchnorm.pt")["state_dict"])
-        objective = hessian.Options(objective=objective, batch_size=4).build(
-            options.CheckpointOptions(model=BATCHNORM, dataset="pets").load([Path("batchnorm.pt")])[
-                0
-            ],
-            1,
-        )
+        ours = options.CheckpointOptions(model=BATCHNORM, dataset="pets")
+        (checkpoint,) = ours.describe([Path("batchnorm.pt")])
+        objective = hessian.Options(objective=objective, batch_size=4).build(checkpoint, 1)
         ((x, y),) = objective.batches
         expected = objective.loss(model.train(mode == "train")(x), y)
         assert at_the_weights == pytest.approx(expected.item(), rel=1e-5)
@@ -128,7 +118,8 @@ def test_statistics_are_recalibrated_and_bfloat16_is_used_where_asked(
         (("--bf16",), "kept", "bfloat16"),
     ):
         for again in (False, True):
-            code, out, err = call_module(landscape, *arguments, *extra)
+            force = [] if again else ["--force"]  # in place of the one before
+            code, out, err = call_module(landscape, *arguments, *extra, *force)
             assert code == 0, err
             assert ("is there already" in out) == again
         with h5py.File("batchnorm.h5") as file:
@@ -153,7 +144,7 @@ def test_a_hessian_that_fails_its_check_is_refused(here, call_module, monkeypatc
 
 
 def test_no_history_is_of_a_model_without_one(here):
-    given = options.CheckpointOptions(model=VIT, dataset="pets").load([Path("vit.pt")])[0]
+    given = options.CheckpointOptions(model=VIT, dataset="pets").describe([Path("vit.pt")])[0]
     scores = dict.fromkeys(("epoch", *SCORES), np.zeros(1))
     with pytest.raises(InputError, match="window: None is not usable"):
         store("history", scores, checkpoint=given, options={})
@@ -168,7 +159,7 @@ def test_the_objective_is_that_of_the_preset(here):
         (dict(), 0.0, False),
     ):
         chosen = options.MeasurementOptions(**common, **given)
-        objective = chosen.build(chosen.load([Path("vit.pt")])[0], 3)
+        objective = chosen.build(chosen.describe([Path("vit.pt")])[0], 3)
         assert objective.weight_decay == decay
         targets = torch.cat([y for _, y in objective.batches])
         assert ((targets > 0) & (targets < 1)).any() == augmented
@@ -256,7 +247,7 @@ def test_without_a_model_that_says_so_images_have_the_statistics_of_their_own(he
 def test_what_was_measured_otherwise_is_not_taken_for_the_same(here, change):
     Path("other").symlink_to("pets")
     given = dict(model=VIT, dataset="pets")
-    load = [options.MeasurementOptions(**(given | c)).load for c in ({}, {}, change)]
+    load = [options.MeasurementOptions(**(given | c)).describe for c in ({}, {}, change)]
     first, same, other = (open_([Path("vit.pt")])[0] for open_ in load)
     store("x", {"array": np.ones(2)}, checkpoint=first, options={})
     assert stored("x", checkpoint=same, options={}) is not None

@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from analysis import corrupted, robustness
+from analysis import robustness
+from analysis.corrupted import measure_robustness
 from analysis.drawing.robustness import draw_robustness, mean_corruption_error
 from analysis.measurements.files import collect
+from analysis.measurements.recording import Recording
 from analysis.outcomes import outcomes
 from lossgeometry.running.distributed import ALONE
 from models import load_checkpoint, load_dataset
@@ -83,11 +85,15 @@ def test_interval_is_over_seeds_where_there_are_several(here, call, tmp_path):
 
 def measured(team):
     """What a team makes of both checkpoints."""
-    checkpoints = [load_checkpoint(f"checkpoints/csan{window}.pt") for window in (3, 8)]
+    checkpoints = {
+        Recording("robustness", checkpoint, {}, dict, team=team): checkpoint
+        for checkpoint in (load_checkpoint(f"checkpoints/csan{window}.pt") for window in (3, 8))
+    }
     images = load_dataset("digits")  # as many as give each process some
-    ours = outcomes(checkpoints[0], images, "cpu", team)
+    ours = outcomes(next(iter(checkpoints.values())), images, "cpu", team)
     test = load_dataset("digits", "test").first(IMAGES)
-    return [m.arrays for m in corrupted.robustness(checkpoints, test, team=team)], ours
+    measure_robustness(checkpoints, test)
+    return [recording.found.arrays for recording in checkpoints], ours
 
 
 def test_a_team_finds_the_same(here, tmp_path):

@@ -321,19 +321,6 @@ def test_nothing_is_trained_twice_at_once(here):
         pass
 
 
-@pytest.mark.parametrize("command", ["analysis.robustness", "analysis.claims", "analysis.study"])
-def test_help_needs_neither_torch_nor_matplotlib(command):
-    program = (
-        "import runpy, sys; sys.argv = ['x', '--help']; sys.path.insert(0, '.')\n"
-        f"try: runpy.run_module({command!r}, run_name='__main__', alter_sys=True)\n"
-        "except SystemExit as stop: assert not stop.code\n"
-        "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert f"python -m {command}" in done.stdout
-
-
 @pytest.mark.parametrize("name", ["dispute", "dispute-cifar100"])
 def test_networks_of_the_dispute_are_alike_in_size(name):
     """At a range of 5, and those of Figure 5; a global kernel takes nothing from the rest."""

@@ -80,7 +80,7 @@ def kill_one(process, not_this=None):
     return victim
 
 
-def test_killed_twice_restarted_by_torchrun_and_finished_alone(here, call_module):
+def test_killed_twice_restarted_by_torchrun_and_finished_alone(here, call_module, unrendered):
     """The result is that of one process to the last bit."""
     Path("eager.py").write_text(EAGER)
     process = torchrun("--max-restarts", "1", "eager.py", *SURFACE)

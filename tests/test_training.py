@@ -13,18 +13,20 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.distributed import HashStore
 from torch.func import functional_call
 from torch.nn import functional as F
 
 from lossgeometry import InputError
 from lossgeometry.running import memory
-from lossgeometry.running.distributed import ALONE, Team
+from lossgeometry.running.distributed import ALONE
+from lossgeometry.running.processes import Processes
 from lossgeometry.seeds import derive_seed
 from models import CSAN, load_checkpoint, load_dataset
 from models import train as training
-from models.checkpoint import FORMAT
 from models.data.augment import Augmentation
 from models.isotropic import Isotropic, StochasticDepth
+from models.provenance import FORMAT
 from models.recipes import PRESETS, Recipe
 from models.train import Options, untrained
 from models.training import evaluate, train
@@ -461,7 +463,7 @@ def test_an_interrupted_training_goes_on_with_its_statistics(tmp_path, digits, n
 
 
 def test_a_team_does_not_share_the_mini_batches_of_batch_norm(tmp_path, digits, normalised):
-    team = Team(rank=0, size=2)
+    team = Processes(0, 2, HashStore())
     with pytest.raises(InputError, match="torchrun: 2 processes found for a network with BatchNo"):
         train(normalised(tmp_path / "one.pt"), tmp_path / "one.pt", *digits, team=team)
     assert not list(tmp_path.iterdir())

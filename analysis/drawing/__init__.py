@@ -7,12 +7,14 @@ needed.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from analysis.measurements import labels
@@ -22,6 +24,7 @@ from lossgeometry import plots
 from models.files import replacing
 
 TITLE = 1.2 * plots.STYLE["font.size"]  # of a figure
+DPI = 150
 LONGEST = 180  # bytes of a name, to which endings are added
 
 
@@ -30,8 +33,17 @@ def save(figure: Figure, out: Path, stem: str, formats: Sequence[str]) -> list[P
     paths = [out / f"{short(stem)}.{extension}" for extension in formats]
     for path in paths:
         with replacing(path) as partial:
-            figure.savefig(partial, format=path.suffix[1:], dpi=150)
+            render(figure, partial, path.suffix[1:])
     return paths
+
+
+def render(figure: Figure, path: Path, extension: str) -> None:
+    """Draw `figure` into a file of a format."""
+    if extension == "png":  # the same picture, without savefig's first pass for nothing
+        figure.set_dpi(DPI)
+        FigureCanvasAgg(figure).print_png(path)
+    else:
+        figure.savefig(path, format=extension, dpi=DPI)
 
 
 def short(stem: str) -> str:
@@ -52,6 +64,16 @@ def compared(group: Sequence[Measurement], origin: str = "") -> str:
     what = labels.dataset(group[0]) if foreign else labels.comparable(group[0])
     own = [labels.name(m) for m in group] if foreign else [origin]
     return "_".join([file_stem(what), *filter(None, own)])
+
+
+def alike(measurements: Sequence[Measurement], stem: str) -> list[Measurement]:
+    """Those that can be compared in the figure `stem`; says which it lacks, and why."""
+    kept = labels.measured_alike(measurements)
+    for m in measurements:
+        if all(m is not other for other in kept):
+            why = labels.difference(m, kept[0])
+            print(f"{stem} is without {m.path}, measured with {why}", file=sys.stderr)
+    return kept
 
 
 def head(figure: Figure, text: str) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.drawing import compared, head, legend, save
+from analysis.drawing import alike, compared, head, legend, save
 from analysis.measurements import labels
 from analysis.measurements.schema import Measurement
 from lossgeometry import plots
@@ -73,7 +73,12 @@ def draw_hessian_comparison(
     in Park and Kim 2022, Figure 7 (right). `origin` becomes a part of the names.
     """
     written = []
-    for (data, epoch), group in same_stage(measurements).items():
+    for (data, epoch), members in same_stage(measurements).items():
+        when = "" if labels.foreign(members[0]) else f"_epoch{epoch:03d}"
+        stem = f"hessian_{compared(members, origin)}{when}{labels.suffix(members[0])}"
+        if len(labels.by_architecture(members)) < 2:
+            continue
+        group = alike(members, stem)
         by_label = labels.by_architecture(group)
         if len(by_label) < 2:
             continue
@@ -86,8 +91,6 @@ def draw_hessian_comparison(
                 f"{labels.objective(group[0])}, {labels.seeds(by_label)}; "
                 "each half has a scale of its own",
             )
-            when = "" if labels.foreign(group[0]) else f"_epoch{epoch:03d}"
-            stem = f"hessian_{compared(group, origin)}{when}{labels.suffix(group[0])}"
             written += save(figure, out, stem, formats)
     return written
 
@@ -122,7 +125,13 @@ def draw_hessian_training(
     of the names.
     """
     written = []
-    for data, series in over_training(measurements).items():
+    for data, several in over_training(measurements).items():
+        one = several[0][:1]
+        stem = f"hessian_{compared(one, origin)}_training{labels.suffix(one[0])}"
+        series = [alike(snapshots, stem) for snapshots in several]
+        series = [snapshots for snapshots in series if len(snapshots) > 2]
+        if not series:
+            continue
         palette = labels.colors(labels.label(snapshots[0]) for snapshots in series)
         with mpl.rc_context(plots.STYLE):
             figure = Figure(figsize=(11, 3.2))
@@ -149,7 +158,6 @@ def draw_hessian_training(
             legend(figure, axes[1], most=len(series), title=labels.kind(every))
             first = series[0][0]
             head(figure, f"Hessian over training on {data}, {labels.objective(first)}")
-            stem = f"hessian_{compared([first], origin)}_training{labels.suffix(first)}"
             written += save(figure, out, stem, formats)
     return written
 
@@ -159,19 +167,18 @@ def same_stage(measurements: Iterable[Measurement]) -> dict[tuple[str, int], lis
     groups: dict[tuple[str, int], list[Measurement]] = defaultdict(list)
     for m in measurements:
         groups[labels.comparable(m), m.checkpoint["epoch"]].append(m)
-    return {key: labels.measured_alike(members) for key, members in sorted(groups.items())}
+    return dict(sorted(groups.items()))
 
 
 def over_training(measurements: Iterable[Measurement]) -> dict[str, list[list[Measurement]]]:
-    """Of each dataset, the trainings of which three snapshots or more are measured alike."""
+    """Of each dataset, the trainings of which three snapshots or more are measured."""
     groups: dict[str, dict[str, list[Measurement]]] = defaultdict(lambda: defaultdict(list))
     known = [m for m in measurements if not labels.foreign(m)]
     for m in sorted(known, key=lambda m: m.checkpoint["epoch"]):
         groups[labels.comparable(m)][labels.training(m)].append(m)
     found = {}
     for data, trainings in sorted(groups.items()):
-        series = [labels.measured_alike(snapshots) for snapshots in trainings.values()]
-        series = [snapshots for snapshots in series if len(snapshots) > 2]
+        series = [snapshots for snapshots in trainings.values() if len(snapshots) > 2]
         if series:
             found[data] = sorted(series, key=lambda snapshots: labels.by_window(snapshots[0]))
     return found

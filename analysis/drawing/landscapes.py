@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from matplotlib.typing import LineStyleType
 
-from analysis.drawing import compared, head, legend, more, save, short
+from analysis.drawing import alike, compared, head, legend, more, save, short
 from analysis.drawing.interactive import write_html, write_vtu
 from analysis.measurements import labels
 from analysis.measurements.landscapes import common_losses, extent, interpolated, losses, names
@@ -54,8 +54,9 @@ def draw_landscapes(
     colours and heights, "log" or "linear".
     """
     written = []
-    for data, group in compared_surfaces(measurements).items():
-        stem = compared(group, origin)
+    for data, members in compared_surfaces(measurements).items():
+        stem = compared(members, origin)
+        group = alike(members, f"{members[0].name.partition('/')[0]}_{stem}")
         kind = group[0].name.partition("/")[0]
         end = labels.suffix(group[0])
         kinds = labels.by_architecture(group).values()
@@ -87,10 +88,7 @@ def compared_surfaces(measurements: Iterable[Measurement]) -> dict[str, list[Mea
     groups: dict[str, list[Measurement]] = defaultdict(list)
     for m in measurements:
         groups[labels.comparable(m)].append(m)
-    return {
-        data: sorted(labels.measured_alike(members), key=labels.by_window)
-        for data, members in sorted(groups.items())
-    }
+    return {data: sorted(members, key=labels.by_window) for data, members in sorted(groups.items())}
 
 
 def _lines(group: Sequence[Measurement], log: bool) -> Figure:

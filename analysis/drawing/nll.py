@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import reduce
@@ -32,7 +33,16 @@ def draw_nll(
     `origin` becomes a part of the names.
     """
     written = []
-    for data, by_label in longest_trainings(histories).items():
+    for data, members in trainings_of(histories).items():
+        stem = "_".join(filter(None, ("nll", file_stem(data), origin)))
+        by_label = longest_trainings(members)
+        drawn = [m for own in by_label.values() for m in own]
+        for m in members:
+            if all(m is not other for other in drawn):
+                epochs, longest = (n.checkpoint["recipe"]["epochs"] for n in (m, drawn[0]))
+                print(
+                    f"{stem} is without {m.path}, of {epochs} epochs not {longest}", file=sys.stderr
+                )
         with mpl.rc_context(plots.STYLE):
             figure = Figure(figsize=(8, 3.2))
             curves, plane = figure.subplots(1, 2)
@@ -52,33 +62,30 @@ def draw_nll(
                     for key in ("train_nll", "test_error")
                 )
                 points[text] = (x.mean, x.half_width, y.mean, y.half_width)
-            whole = next((text for text in points if "global" in text), next(iter(points)))
-            plots.plot_optimisation_plane(points, origin=whole, colors=palette, ax=plane)
+            reference = next((text for text in points if "global" in text), next(iter(points)))
+            plots.plot_optimisation_plane(points, origin=reference, colors=palette, ax=plane)
             curves.legend(title=labels.kind(m for own in by_label.values() for m in own))
             head(
                 figure,
                 f"Optimisation and regularisation on {data}, mean and 95 % interval over "
                 f"{labels.seeds(by_label)}",
             )
-            stem = "_".join(filter(None, ("nll", file_stem(data), origin)))
             written += save(figure, out, stem, formats)
     return written
 
 
-def longest_trainings(
-    histories: Iterable[Measurement],
-) -> dict[str, dict[str, list[Measurement]]]:
-    """Of each dataset the seeds of each architecture, of as many epochs as were trained."""
+def trainings_of(histories: Iterable[Measurement]) -> dict[str, list[Measurement]]:
+    """Those of each dataset."""
     groups: dict[str, list[Measurement]] = defaultdict(list)
     for m in histories:
         groups[labels.comparable(m)].append(m)
-    found = {}
-    for data, members in sorted(groups.items()):
-        longest = max(m.checkpoint["recipe"]["epochs"] for m in members)
-        found[data] = labels.by_architecture(
-            m for m in members if m.checkpoint["recipe"]["epochs"] == longest
-        )
-    return found
+    return dict(sorted(groups.items()))
+
+
+def longest_trainings(members: Sequence[Measurement]) -> dict[str, list[Measurement]]:
+    """The seeds of each architecture, of those that were trained for most epochs."""
+    longest = max(m.checkpoint["recipe"]["epochs"] for m in members)
+    return labels.by_architecture(m for m in members if m.checkpoint["recipe"]["epochs"] == longest)
 
 
 def over_epochs(

@@ -10,7 +10,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from analysis.drawing import compared, head, legend, save
+from analysis.drawing import alike, compared, head, legend, save
 from analysis.measurements import labels
 from analysis.measurements.comparisons import file_stem, studies
 from analysis.measurements.schema import Measurement
@@ -36,7 +36,10 @@ def draw_robustness(
     written = []
     for name, members in studies(measurements).items():
         final = at_the_end(members)
-        by_label = labels.by_architecture(final)
+        # A study of other models is named for them, one of CSANs for what it differs in.
+        own = compared(final) if labels.foreign(final[0]) else file_stem(name)
+        stem = "_".join(filter(None, ("robustness", own, origin)))
+        by_label = labels.by_architecture(alike(final, stem))
         palette = labels.colors(by_label)
         first = next(iter(by_label.values()))[0]
         counts = {len(seeds) for seeds in by_label.values()}
@@ -86,9 +89,6 @@ def draw_robustness(
                 f"{first.options['source']} corruptions\n"
                 f"mean and 95 % interval over {over}, {labels.seeds(by_label)}",
             )
-            # A study of other models is named for them, one of CSANs for what it differs in.
-            own = compared(final) if labels.foreign(first) else file_stem(name)
-            stem = "_".join(filter(None, ("robustness", own, origin)))
             written += save(figure, out, stem, formats)
     return written
 
@@ -101,9 +101,9 @@ def mean_corruption_error(seeds: Sequence[Measurement]) -> Estimate:
 
 
 def at_the_end(members: Sequence[Measurement]) -> list[Measurement]:
-    """Those of the last epoch that was measured, all measured alike."""
+    """Those of the last epoch that was measured."""
     last = max(m.checkpoint["epoch"] for m in members)
-    return labels.measured_alike([m for m in members if m.checkpoint["epoch"] == last])
+    return [m for m in members if m.checkpoint["epoch"] == last]
 
 
 def by_severity(m: Measurement) -> np.ndarray:

@@ -9,15 +9,33 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from analysis.measurements import labels
+from analysis.measurements.files import collect
 from analysis.measurements.schema import Measurement
+from lossgeometry.errors import InputError
 from models.description import PYRAMIDS, token_range
 
 COMPARED = ("window", "head_window", "kernel_size", "dilation", "model")
+
+
+def with_siblings(
+    measurements: Sequence[Measurement], left_out: list[InputError] | None = None
+) -> list[Measurement]:
+    """These and all others of their kind and datasets in the folders that they are in, and below.
+
+    A figure that has the name of a folder shows what is in it. Models that are no CSANs are on
+    their own, as the names of their figures are.
+    """
+    if labels.foreign(measurements[0]):
+        return list(measurements)
+    folders = {labels.home(m) for m in measurements}
+    data = {labels.comparable(m) for m in measurements}
+    found = collect(folders, measurements[0].name, left_out)
+    return [m for m in found if labels.comparable(m) in data]
 
 
 def studies(measurements: Iterable[Measurement]) -> dict[str, list[Measurement]]:

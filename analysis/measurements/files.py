@@ -7,8 +7,11 @@ only reads and needs no PyTorch, so that figures can be drawn where there is non
 
 from __future__ import annotations
 
+import hashlib
 import json
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -87,7 +90,8 @@ def collect(
 ) -> list[Measurement]:
     """Every measurement `name` in the given HDF5 files and, recursively, folders.
 
-    Each file counts once, however often it is named. What is wrong with those that cannot be used
+    Each file counts once, however often it is named. What is of other weights than the checkpoint
+    beside it is left out, and said to be. What is wrong with those that cannot be used
     is added to `left_out`; without it, it is raised.
 
     Raises
@@ -102,10 +106,31 @@ def collect(
     found = []
     for path in paths.values():
         try:
-            found.append(load(path, name))
+            measurement = load(path, name)
         except InputError as error:
             _leave_out(error, left_out)
-    return [measurement for measurement in found if measurement]
+            continue
+        if measurement and (weights := _other_weights(measurement)):
+            print(f"{path}:/{name} is left out: of other weights than {weights}", file=sys.stderr)
+        elif measurement:
+            found.append(measurement)
+    return found
+
+
+def _other_weights(measurement: Measurement) -> Path | None:
+    """The checkpoint beside a measurement, if it is there and is not what was measured."""
+    own = measurement.path.with_suffix("")
+    weights = own if own.suffix else own.with_suffix(".pt")
+    if not weights.is_file():
+        return None
+    state = weights.stat()
+    now = _sha256(weights.resolve(), state.st_ino, state.st_size, state.st_mtime_ns)
+    return weights if now != measurement.checkpoint.get("sha256") else None
+
+
+@cache
+def _sha256(path: Path, *_: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def sparing(

@@ -251,6 +251,13 @@ def measured_alike(measurements: Sequence[Measurement]) -> list[Measurement]:
     return [m for m, own in zip(measurements, options, strict=True) if own == common]
 
 
+def difference(measurement: Measurement, other: Measurement) -> str:
+    """In words, which options of a measurement are others."""
+    one, two = measurement.options, other.options
+    keys = [key for key in {**two, **one} if key != "layers" and one.get(key) != two.get(key)]
+    return ", ".join(f"{key.replace('_', '-')} {one.get(key)} not {two.get(key)}" for key in keys)
+
+
 def dataset(measurement: Measurement) -> str:
     """Name of the dataset, with the number of images if it was a part of it."""
     spec, images = measurement.checkpoint["dataset"], measurement.checkpoint["images"]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -16,8 +16,11 @@ from analysis.measurements.files import fits, load, measurement_file, same_data
 from analysis.measurements.schema import Measurement
 from lossgeometry.errors import InputError, one_line
 from lossgeometry.running.distributed import ALONE, Team
-from models.checkpoint import Checkpoint, versions
 from models.files import locked, patiently, replacing
+from models.provenance import Provenance, versions
+
+if TYPE_CHECKING:
+    from models.checkpoint import Checkpoint
 
 
 class Recording:
@@ -29,7 +32,7 @@ class Recording:
     ----------
     name : str
         Where in the HDF5 file it belongs.
-    checkpoint : Checkpoint
+    checkpoint : Provenance
     options : mapping
         Those that decide the result.
     now : callable
@@ -39,6 +42,11 @@ class Recording:
         Options of which what is stored may have more.
     force : bool
         Measure again whatever there is.
+
+    Raises
+    ------
+    InputError
+        If a measurement of these weights and images with other options would be replaced.
 
     Attributes
     ----------
@@ -53,7 +61,7 @@ class Recording:
     def __init__(
         self,
         name: str,
-        checkpoint: Checkpoint,
+        checkpoint: Provenance,
         options: Mapping[str, Any],
         now: Callable[[], Mapping[str, str]],
         *,
@@ -74,6 +82,8 @@ class Recording:
         if self.found is None and (begun := team.first(partial(look, self._unfinished))):
             print(f"{begun.path}:/{name} was interrupted; going on from there")
             self.begun = dict(begun.arrays)
+        if self.found is None and not self.begun:
+            team.first(partial(_require_replaceable, name, checkpoint, options, now, at_least))
 
     def announce(self) -> None:
         """Say that it is there already, if it is, and of which options it has more."""
@@ -91,14 +101,30 @@ class Recording:
         """Store the result in place of the progress."""
         final = {name: np.asarray(array) for name, array in arrays.items()}
         write = partial(self._store, self.name, final, in_place_of=self._unfinished)
-        return self.team.first(write)
+        self.found = self.team.first(write)
+        return self.found
 
     def _store(self, name: str, arrays: Mapping[str, np.ndarray], **how: Any) -> Measurement:
         common: dict[str, Any] = dict(options=self._options, data=self.data)
         return store(name, arrays, checkpoint=self.checkpoint, **common, **how)
 
 
-def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+def complete(
+    recordings: Iterable[Recording],
+    load: Callable[[Provenance], Checkpoint],
+    measure: Callable[[Recording, Checkpoint], Mapping[str, Any]],
+) -> list[Measurement]:
+    """What is stored, and of the other recordings what `measure` makes.
+
+    The weights of all these are loaded before the first is measured: what is wrong with one is said
+    now, rather than after hours.
+    """
+    recordings = list(recordings)
+    weights = {r: load(r.checkpoint) for r in recordings if r.found is None}
+    return [r.found or r.finish(measure(r, weights[r])) for r in recordings]
+
+
+def describe(checkpoint: Provenance) -> dict[str, Any]:
     """What a measurement remembers of the checkpoint it was made of."""
     return {
         "architecture": checkpoint.architecture,
@@ -115,7 +141,7 @@ def store(
     name: str,
     arrays: Mapping[str, np.ndarray],
     *,
-    checkpoint: Checkpoint,
+    checkpoint: Provenance,
     options: Mapping[str, Any],
     data: Mapping[str, str] | None = None,
     in_place_of: str | None = None,
@@ -188,7 +214,7 @@ def _copy_all_but(left_out: Collection[str | None], path: Path, new: h5py.File) 
 def stored(
     name: str,
     *,
-    checkpoint: Checkpoint,
+    checkpoint: Provenance,
     options: Mapping[str, Any],
     data: Callable[[], Mapping[str, str]] | None = None,
     at_least: Collection[str] = (),
@@ -199,16 +225,50 @@ def stored(
     `data` gives the fingerprints of the splits of the dataset as it is now, as far as it is there.
     If the measurement was made on others, that is printed, and it does not count.
     """
-    assert checkpoint.path is not None, "a checkpoint is saved before it is measured"
-    path, older = measurement_file(checkpoint.path), checkpoint.path.with_suffix(".h5")
-    found = load(path, name)
-    if found is None and path != older:  # all files of a name had one measurement file once
-        found = load(older, name)
-    if found is None or found.checkpoint != json.loads(json.dumps(describe(checkpoint))):
-        return None
-    if not fits(found.options, json.loads(json.dumps(dict(options))), at_least):
+    found = _of_these_weights(name, checkpoint)
+    if found is None or not fits(found.options, json.loads(json.dumps(dict(options))), at_least):
         return None
     if data is not None and not same_data(found, data):
         print(f"{found.path}:/{name} is of other images: {checkpoint.dataset} has changed since")
         return None
     return found
+
+
+def _of_these_weights(name: str, checkpoint: Provenance) -> Measurement | None:
+    """The measurement of exactly this checkpoint, with whatever options."""
+    assert checkpoint.path is not None, "a checkpoint is saved before it is measured"
+    path, older = measurement_file(checkpoint.path), checkpoint.path.with_suffix(".h5")
+    found = load(path, name)
+    if found is None and path != older:  # all files of a name had one measurement file once
+        found = load(older, name)
+    same = found and found.checkpoint == json.loads(json.dumps(describe(checkpoint)))
+    return found if same else None
+
+
+def _require_replaceable(
+    name: str,
+    checkpoint: Provenance,
+    options: Mapping[str, Any],
+    data: Callable[[], Mapping[str, str]],
+    at_least: Collection[str],
+) -> None:
+    """Raise `InputError` if there is a measurement with other options, which may be dear.
+
+    One that has only less of the options `at_least` is a part of what is asked for.
+    """
+    found = _of_these_weights(name, checkpoint)
+    if found is None or not same_data(found, data):
+        return
+    asked = json.loads(json.dumps(dict(options)))
+    keys = [k for k in {**asked, **found.options} if asked.get(k) != found.options.get(k)]
+    keys = [key for key in keys if key not in at_least]
+    if keys:
+        there, now = ({key: own.get(key) for key in keys} for own in (found.options, asked))
+        raise InputError(
+            f"{found.path}:/{name}: measured with {_words(there)}, asked for {_words(now)}; "
+            "expected --force, which measures again and replaces it"
+        )
+
+
+def _words(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key.replace('_', '-')} {value}" for key, value in options.items())

@@ -30,7 +30,7 @@ def spectra(measurements: Sequence[Measurement]) -> Section:
     """Of one dataset and objective."""
     pooled: dict[Key, list[Measurement]] = {}
     for group in same_stage(measurements).values():
-        for label, members in labels.by_architecture(group).items():
+        for label, members in labels.by_architecture(labels.measured_alike(group)).items():
             pooled[label, labels.epoch(members[0])] = members
     firsts = {key: members[0] for key, members in pooled.items()}
     known = [label for label, _ in pooled]
@@ -38,7 +38,10 @@ def spectra(measurements: Sequence[Measurement]) -> Section:
     legend = Legend(list(pooled), **how)
     every = sorted(measurements, key=lambda m: (m.checkpoint["epoch"], labels.by_window(m)))
     blocks: list[Block] = [_pooled(pooled, legend)]
-    blocks += [_over_training(data, series) for data, series in over_training(measurements).items()]
+    for data, several in over_training(measurements).items():
+        series = [labels.measured_alike(snapshots) for snapshots in several]
+        if series := [snapshots for snapshots in series if len(snapshots) > 2]:
+            blocks.append(_over_training(data, series))
     blocks.append(_densities(firsts, legend))
     blocks += _layers(firsts, how)
     blocks.append(Table(*spectra_table(every)))

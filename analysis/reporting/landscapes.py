@@ -29,7 +29,7 @@ DIRECTIONS = {
 def landscapes(measurements: Sequence[Measurement]) -> list[Block]:
     """Of one dataset, objective and kind of plane."""
     blocks: list[Block] = []
-    for group in compared_surfaces(measurements).values():
+    for group in map(labels.measured_alike, compared_surfaces(measurements).values()):
         what = DIRECTIONS.get(group[0].options["directions"], group[0].options["directions"])
         tables = [along_line(group), flatness_rows(group), barriers(group)]
         parts: list[Block] = [

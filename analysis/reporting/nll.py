@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.drawing.nll import longest_trainings, over_epochs
+from analysis.drawing.nll import longest_trainings, over_epochs, trainings_of
 from analysis.measurements import labels
 from analysis.measurements.comparisons import studies, variant
 from analysis.measurements.schema import Measurement
@@ -28,7 +28,8 @@ def outcomes(
     """Of the trainings of one dataset."""
     histories = list(histories)
     blocks: list[Block] = [Table(*table) for table in end_points(histories, objectives, spectra)]
-    for data, by_label in longest_trainings(histories).items():
+    for data, members in trainings_of(histories).items():
+        by_label = longest_trainings(members)
         blocks += [_over_epochs(data, by_label), _at_the_end(data, by_label)]
     for study, members in studies(histories).items():
         chart = _against_window(study, members)

@@ -23,7 +23,7 @@ def robustness(measurements: Sequence[Measurement]) -> Section:
     """Of one dataset: error against severity, and of each corruption."""
     blocks: list[Block] = []
     for study, members in studies(measurements).items():
-        by_label = labels.by_architecture(at_the_end(members))
+        by_label = labels.by_architecture(labels.measured_alike(at_the_end(members)))
         first = next(iter(by_label.values()))[0]
         texts = [text.decode().replace("_", " ") for text in first.arrays["corruptions"]]
         severity: dict[Key, Curve] = {}

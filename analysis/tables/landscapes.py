@@ -81,6 +81,8 @@ def flatness_rows(measurements: Sequence[Measurement]) -> Content:
             wide = np.isposinf(found.width).sum()
             if wide:
                 cells["width"] = f"not reached: {wide} of {len(found.width)}"
+            if np.isnan(found.sharpness).all() and np.isfinite(found.curvature).any():
+                cells["sharpness"] = "grid too coarse"
             rows.append([own, labels.label(m), *cells.values()])
     n = measurements[0].options["lines"]
     columns = [

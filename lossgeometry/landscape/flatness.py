@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.integrate import trapezoid
 
 from lossgeometry.errors import InputError
 from lossgeometry.statistics import Estimate, across_seeds
@@ -53,7 +52,8 @@ def flatness(
           interpolated linearly, is `increase` above that at 0; infinity where it is not reached.
         - asymmetry: integral of |L(x) - L(-x)| over that of |L(x) + L(-x) - 2 L(0)|.
         - sharpness: 100 max(L(x) - L(0)) / (1 + L(0)) over |x| <= epsilon; that of Keskar et al.,
-          *On Large-Batch Training for Deep Learning*, ICLR 2017, metric 2.1, along a line.
+          *On Large-Batch Training for Deep Learning*, ICLR 2017, metric 2.1, along a line; NaN if
+          steps are longer than `epsilon`.
 
         A line with NaN has NaN.
 
@@ -77,11 +77,13 @@ def flatness(
     at_weights = losses[:, middle]
     rises = losses - at_weights[:, None]
     mirrored = rises[:, ::-1]
+    trapezoid = np.ones(len(xs))
+    trapezoid[[0, -1]] = 0.5  # the rule's weights, in steps
     with np.errstate(invalid="ignore"):  # a flat line has no asymmetry, an infinite one neither
-        asymmetry = trapezoid(np.abs(rises - mirrored), xs) / trapezoid(
-            np.abs(rises + mirrored), xs
-        )
+        odd, even = (np.abs(rises + sign * mirrored) for sign in (-1, 1))
+        asymmetry = (odd @ trapezoid) / (even @ trapezoid)
     near = rises[:, np.abs(xs) <= epsilon * (1 + 1e-12)]
+    highest = near.max(axis=1) if near.shape[1] > 1 else np.full(len(losses), np.nan)
     stencil = np.array([-1, 16, -30, 16, -1]) / 12 / (xs[middle + 1] - xs[middle]) ** 2
     result = Flatness(
         curvature=losses[:, middle - 2 : middle + 3] @ stencil,
@@ -93,7 +95,7 @@ def flatness(
             ]
         ),
         asymmetry=asymmetry,
-        sharpness=100 * near.max(axis=1) / (1 + at_weights),
+        sharpness=100 * highest / (1 + at_weights),
     )
     broken = np.isnan(losses).any(axis=1)
     for values in vars(result).values():

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from models.data.datasets import ImageDataset
 
 SEVERITIES = 5
-OFFICIAL = {"cifar10": "CIFAR-10-C", "cifar100": "CIFAR-100-C"}
 Generator = np.random.Generator
 
 # Every function takes an image, float64 (height, width, channels) in [0, 1], the parameters of a
@@ -251,17 +249,6 @@ def corrupt(images: np.ndarray, name: str, severity: int, *, seed: int = 0) -> n
         x = function(image / 255, parameters, rng)
         corrupted[i] = np.rint(255 * np.clip(x, 0, 1))
     return corrupted
-
-
-def official_arrays(dataset: ImageDataset, data_root: str | Path | None = None) -> Path | None:
-    """Folder of the official corrupted test images of a dataset, if it is there."""
-    from models.data.datasets import DATA_ROOT
-
-    folder = OFFICIAL.get(dataset.name)
-    if folder is None:
-        return None
-    path = Path(data_root or os.environ.get(DATA_ROOT, "data")) / folder
-    return path if (path / "labels.npy").exists() else None
 
 
 def corrupted_dataset(

@@ -1,72 +1,20 @@
-"""Image classification datasets as uint8 arrays in memory.
-
-The format on disk is one HDF5 file with, for each split in {train, test}, ``/SPLIT/images`` uint8
-(N, height, width, channels) and ``/SPLIT/labels`` integer (N,), and the root attributes ``name``
-(text) and ``classes`` (the class names). Folders of images are read, too: see
-`models.data.folders`.
-"""
+"""Image classification datasets as tensors in memory."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
 
-import h5py
-import numpy as np
 import torch
 from torch import Tensor
 
-from lossgeometry.errors import InputError
-from models.data.preparation import Preparation, parse
-from models.files import locked, replacing
-from models.reading.hdf5 import opened
-
-Split = Literal["train", "test"]
-MAX_CLASSES = 2**16
-DATA_ROOT = "LOCALITY_DATA"
-DOWNLOADABLE = ("cifar10", "cifar100")
-_FORMAT = (
-    "expected /train and /test, each with images uint8 (N, height, width, channels) and labels (N,)"
-)
+from models.data.arrays import Images, Split, read_images
 
 
 @dataclass(frozen=True)
-class ImageDataset:
+class ImageDataset(Images[Tensor]):
     """One split of a labelled image dataset, with the statistics of its training split."""
-
-    name: str
-    images: Tensor  # uint8 (N, height, width, channels)
-    labels: Tensor  # int64 (N,)
-    classes: tuple[str, ...]
-    mean: Tensor  # float32 (channels,), of the training split, pixels in [0, 1]
-    std: Tensor  # float32 (channels,)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def first(self, n: int | None) -> ImageDataset:
-        """The first `n` images, normalised as before; None takes all."""
-        if n is None:
-            return self
-        if not 1 <= n <= len(self):
-            raise InputError(
-                f"images: {n} found, expected from 1 to the {len(self)} of {self.name}"
-            )
-        return replace(self, images=self.images[:n], labels=self.labels[:n])
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of the images, their labels and the statistics, to tell whether they changed."""
-        digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
-        for tensor in (self.images, self.labels, self.mean, self.std):
-            digest.update(np.ascontiguousarray(tensor.numpy()).data)
-        return digest.hexdigest()
 
     @cached_property
     def inputs(self) -> Tensor:
@@ -88,12 +36,12 @@ def load_dataset(
     Parameters
     ----------
     spec : str or path
-        "digits" (scikit-learn's 1,797 handwritten digits, 8 x 8 x 1; a fixed stratified split into
-        1,437 and 360), "cifar10" or "cifar100" (downloaded by torchvision on first use and kept as
-        HDF5), or the path of an HDF5 file in the format described in `models.data.datasets`, or of
-        a folder with ``train/CLASS/IMAGE`` and ``test/CLASS/IMAGE`` or ``val/CLASS/IMAGE``. Options
-        may follow, as in ``pets?image_size=224&mean=0.5&std=0.5``: see
-        `models.data.preparation.Preparation`.
+        "digits" (scikit-learn's 1,797 handwritten digits, 8 x 8 x 1, in a fixed stratified split
+        into 1,437 and 360; they are in ``digits.h5`` beside this file), "cifar10" or "cifar100"
+        (downloaded by torchvision on first use and kept as HDF5), or the path of an HDF5 file in
+        the format described in `models.data.arrays`, or of a folder with ``train/CLASS/IMAGE`` and
+        ``test/CLASS/IMAGE`` or ``val/CLASS/IMAGE``. Options may follow, as in
+        ``pets?image_size=224&mean=0.5&std=0.5``: see `models.data.preparation.Preparation`.
     split : {"train", "test"}
     data_root : path, optional
         Folder of the downloaded datasets. Default: the environment variable ``LOCALITY_DATA``, then
@@ -104,232 +52,8 @@ def load_dataset(
     InputError
         If the dataset is unknown, cannot be downloaded, or is malformed.
     """
-    if split not in get_args(Split):
-        raise InputError(f"split: {split!r} is unknown, expected one of {get_args(Split)}")
-    name, preparation = parse(spec)
-    dataset = _load(name, split, preparation, data_root)
-    if preparation.mean is None or preparation.std is None:
-        return dataset
-    channels = len(dataset.mean)
-    if len(preparation.mean) not in (1, channels):
-        raise InputError(
-            f"mean: {len(preparation.mean)} numbers found, expected 1 or the {channels} of the "
-            f"channels of {dataset.name}"
-        )
-    mean, std = (
-        torch.tensor(numbers, dtype=torch.float32).expand(channels)
-        for numbers in (preparation.mean, preparation.std)
+    read = read_images(spec, split, data_root=data_root)
+    images, labels, mean, std = map(
+        torch.from_numpy, (read.images, read.labels, read.mean, read.std)
     )
-    return replace(dataset, mean=mean, std=std)
-
-
-def _load(
-    name: str, split: Split, preparation: Preparation, data_root: str | Path | None
-) -> ImageDataset:
-    """One split of a dataset, with the statistics of its training split."""
-    path = None if name == "digits" else _location(name, data_root)
-    if preparation.image_size is not None and (path is None or not path.is_dir()):
-        raise InputError(f"image-size: {name} found, expected a folder of images to resize")
-    if path is None:
-        return _digits(split)
-    if not path.exists():
-        if name not in DOWNLOADABLE:
-            known = ", ".join(("digits", *DOWNLOADABLE))
-            raise InputError(f"dataset: {name} is neither a file, a folder nor one of {known}")
-        _download(name, path)
-    before = _version(path)
-    if path.is_dir():
-        dataset = _read_images(path, split, replace(preparation, mean=None, std=None), before)
-    else:
-        dataset = _read(path, split)
-    if _version(path) != before:
-        raise InputError(f"{path}: changed while it was read, expected it to stay as it is")
-    return dataset
-
-
-def form(spec: str, *, data_root: str | Path | None = None) -> tuple[int, int]:
-    """How many classes and channels a dataset has; the images of a folder are not decoded.
-
-    Raises `InputError` as `load_dataset` does.
-    """
-    name, _ = parse(spec)
-    if Path(name).is_dir():
-        from models.data.folders import classes_and_channels  # with torchvision
-
-        classes, channels = classes_and_channels(Path(name))
-        return len(classes), channels
-    dataset = load_dataset(name, data_root=data_root)
-    return len(dataset.classes), dataset.images.shape[3]
-
-
-def fingerprints(
-    spec: str | Path, splits: Mapping[Split, int | None], *, data_root: str | Path | None = None
-) -> dict[str, str]:
-    """Fingerprints of the first so many images of each split as they are now; None takes all.
-
-    Empty if the dataset is not there. Raises `InputError` if it is malformed.
-    """
-    name, _ = parse(spec)
-    path = None if name == "digits" else _location(name, data_root)
-    if path is not None and not path.exists():
-        return {}
-    version = None if path is None else _version(path)
-    return {str(s): _fingerprint(str(spec), s, n, data_root, version) for s, n in splits.items()}
-
-
-@lru_cache
-def _fingerprint(
-    spec: str,
-    split: Split,
-    images: int | None,
-    data_root: str | Path | None,
-    version: tuple[int, int, int] | None,
-) -> str:
-    return load_dataset(spec, split, data_root=data_root).first(images).fingerprint
-
-
-def _location(name: str, data_root: str | Path | None) -> Path:
-    if name in DOWNLOADABLE:
-        return Path(data_root or os.environ.get(DATA_ROOT, "data")) / f"{name}.h5"
-    return Path(name)
-
-
-def _version(path: Path) -> tuple[int, int, int]:
-    """What changes when a file, or one in a folder, is written to or replaced."""
-    states = [place.stat() for place in (path, *path.rglob("*"))]
-    sizes, times = sum(s.st_size for s in states), max(s.st_mtime_ns for s in states)
-    return states[0].st_ino, sizes, times
-
-
-def _digits(split: Split) -> ImageDataset:
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    digits = load_digits()
-    indices = train_test_split(
-        np.arange(len(digits.target)), test_size=360, stratify=digits.target, random_state=0
-    )
-    # Sixteen grey levels; the factor is the largest that keeps them whole numbers of one byte.
-    images = (digits.images * 15).astype(np.uint8)[..., None]
-    chosen = indices[get_args(Split).index(split)]
-    return _dataset(
-        "digits",
-        images[chosen],
-        digits.target[chosen],
-        tuple(str(digit) for digit in digits.target_names),
-        train_images=images[indices[0]],
-    )
-
-
-def _read_images(
-    path: Path, split: Split, preparation: Preparation, version: tuple[int, int, int]
-) -> ImageDataset:
-    images, labels, classes = train_images, *_ = _decoded(path, "train", preparation, version)
-    if split != "train":
-        images, labels, _ = _decoded(path, split, preparation, version)
-    if images.shape[1:] != train_images.shape[1:]:
-        raise InputError(
-            f"{path}: images of shape {images.shape[1:]} in {split}, expected "
-            f"{train_images.shape[1:]} as in train"
-        )
-    return _dataset(path.resolve().name, images, labels, classes, train_images)
-
-
-@lru_cache(maxsize=2)  # the splits of a folder, whose images take long to decode
-def _decoded(
-    path: Path, split: Split, preparation: Preparation, version: tuple[int, int, int]
-) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    from models.data.folders import read_folder  # with torchvision
-
-    return read_folder(path, split, preparation)
-
-
-def _read(path: Path, split: Split) -> ImageDataset:
-    arrays = {}
-    with opened(path, _FORMAT) as file:
-        for name in {f"{split}/images", f"{split}/labels", "train/images", "train/labels"}:
-            found = file.find(name)
-            if not isinstance(found, h5py.Dataset):
-                raise InputError(f"{path}: there is no dataset /{name}, {_FORMAT}")
-            arrays[name] = file.read(found)
-        title = file.text("name", default=path.stem)
-        classes = file.texts("classes")
-    images, labels = arrays[f"{split}/images"], arrays[f"{split}/labels"]
-    train_images = arrays["train/images"]
-    for found, where in ((images, split), (train_images, "train")):
-        if found.dtype != np.uint8 or found.ndim != 4 or found.size == 0:
-            raise InputError(f"{path}: /{where}/images is {found.dtype} {found.shape}, {_FORMAT}")
-    if images.shape[1:] != train_images.shape[1:]:
-        raise InputError(
-            f"{path}: images of shape {images.shape[1:]} in /{split}, expected "
-            f"{train_images.shape[1:]} as in /train"
-        )
-    for found, where, n in (
-        (labels, split, len(images)),
-        (arrays["train/labels"], "train", len(train_images)),
-    ):
-        if found.shape != (n,) or found.dtype.kind not in "iu":
-            raise InputError(
-                f"{path}: /{where}/labels is {found.dtype} {found.shape}, expected "
-                f"({n},) integers, one for each image"
-            )
-    count = len(classes) or int(arrays["train/labels"].max()) + 1
-    if not 1 <= count <= MAX_CLASSES:
-        raise InputError(f"{path}: {count} classes, expected 1 to {MAX_CLASSES}")
-    classes = classes or tuple(str(i) for i in range(count))
-    if labels.min() < 0 or labels.max() >= len(classes):
-        raise InputError(
-            f"{path}: /{split}/labels holds {labels.min()} to {labels.max()}, "
-            f"expected 0 to {len(classes) - 1}"
-        )
-    return _dataset(title, images, labels, classes, train_images)
-
-
-def _dataset(
-    name: str,
-    images: np.ndarray,
-    labels: np.ndarray,
-    classes: tuple[str, ...],
-    train_images: np.ndarray,
-) -> ImageDataset:
-    # From the histogram of the 256 levels of each channel: exact, and no float copy of the images.
-    levels = np.arange(256) / 255
-    histograms = np.stack(
-        [np.bincount(c, minlength=256) for c in train_images.reshape(-1, images.shape[-1]).T]
-    )
-    mean = histograms @ levels / histograms.sum(1)
-    std = np.sqrt(histograms @ levels**2 / histograms.sum(1) - mean**2)
-    return ImageDataset(
-        name,
-        torch.from_numpy(images),
-        torch.from_numpy(labels.astype(np.int64)),
-        classes,
-        torch.tensor(mean, dtype=torch.float32),
-        torch.tensor(np.where(std > 0, std, 1), dtype=torch.float32),
-    )
-
-
-def _download(name: str, path: Path) -> None:
-    """Let torchvision fetch a CIFAR dataset and keep it as HDF5 at `path`."""
-    from torchvision import datasets
-
-    source = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
-    with contextlib.ExitStack() as held:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            held.enter_context(locked(path))
-            if path.exists():  # by now: another process has fetched it
-                return
-            splits = {
-                s: source(path.parent, train=s == "train", download=True) for s in get_args(Split)
-            }
-        except (OSError, RuntimeError) as error:
-            raise InputError(
-                f"dataset: {name} is not at {path} and cannot be downloaded ({error}); put the "
-                f"file there, or name its folder with --data-root or ${DATA_ROOT}"
-            ) from error
-        with replacing(path) as partial, h5py.File(partial, "w") as file:
-            file.attrs.update(name=name, classes=splits["train"].classes)
-            for split, dataset in splits.items():
-                file.create_dataset(f"{split}/images", data=dataset.data, chunks=(250, 32, 32, 3))
-                file.create_dataset(f"{split}/labels", data=np.uint8(dataset.targets))
+    return ImageDataset(read.name, images, labels, read.classes, mean, std)

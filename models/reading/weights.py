@@ -7,7 +7,7 @@ through by an unpickler that imports nothing: it makes tensors, each held agains
 view of, and in the place of all other objects, where they are allowed, inert dictionaries. What
 consists of tensors, numbers and text is then left to ``torch.load``; what else other frameworks
 write beside the weights, such as an ``argparse.Namespace``, that would refuse, and it stays as it
-was found.
+was found. What stands beside the weights can be read without them, and without PyTorch.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 from lossgeometry.errors import InputError, shown
 
@@ -37,13 +38,14 @@ _MEMBERS = re.compile(
     r"data\.pkl|data/\d+|byteorder|version|\.format_version|\.storage_alignment"
     r"|\.data/serialization_id"
 )
-_DTYPES = {
-    **dict(DoubleStorage=torch.float64, FloatStorage=torch.float32, HalfStorage=torch.float16),
-    **dict(BFloat16Storage=torch.bfloat16, BoolStorage=torch.bool),
-    **dict(LongStorage=torch.int64, IntStorage=torch.int32, ShortStorage=torch.int16),
-    **dict(CharStorage=torch.int8, ByteStorage=torch.uint8),
-    **dict(ComplexFloatStorage=torch.complex64, ComplexDoubleStorage=torch.complex128),
+_DTYPES = {  # of storages: name in PyTorch, and bytes of an element
+    **dict(DoubleStorage=("float64", 8), FloatStorage=("float32", 4), HalfStorage=("float16", 2)),
+    **dict(BFloat16Storage=("bfloat16", 2), BoolStorage=("bool", 1)),
+    **dict(LongStorage=("int64", 8), IntStorage=("int32", 4), ShortStorage=("int16", 2)),
+    **dict(CharStorage=("int8", 1), ByteStorage=("uint8", 1)),
+    **dict(ComplexFloatStorage=("complex64", 8), ComplexDoubleStorage=("complex128", 16)),
 }
+_REBUILD = ("_rebuild_tensor_v2", "_rebuild_parameter", "_rebuild_parameter_with_state")
 _OPERATIONS = (  # of protocol 2, which is torch.save's; none of them imports, see `_Unpickler`
     *(pickle.PROTO, pickle.STOP, pickle.GLOBAL, pickle.BINPERSID),
     *(pickle.MARK, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.EMPTY_TUPLE),
@@ -59,10 +61,11 @@ class _Refused(Exception):
     """Why a file is not loaded."""
 
 
-def read_pickle(path: Path, *, stubs: bool = False) -> object:
+def read_pickle(path: Path, *, stubs: bool = False, weights: bool = True) -> object:
     """Load what `torch.save` wrote: tensors, on the CPU, in dicts, lists and tuples.
 
     With `stubs`, whatever object of another kind is in it is a `Stub`; its class is not looked for.
+    Without `weights`, there is an `Unread` in the place of every tensor, after the same checks.
     Nothing in the file is executed, and no more memory is used than some multiple of its size.
 
     Raises
@@ -74,15 +77,18 @@ def read_pickle(path: Path, *, stubs: bool = False) -> object:
         makes them would have to run code for.
     """
     if not path.is_file():
-        raise InputError(f"{path}: there is no such file, expected a checkpoint")
+        found = "a folder" if path.is_dir() else "there is no such file"
+        raise InputError(f"{path}: {found}, expected the file of a checkpoint")
     try:
         with path.open("rb") as file:
             _check_directory(file)
             with zipfile.ZipFile(file) as archive:
-                unpickler = _Unpickler(archive, _entries(archive), stubs)
+                unpickler = _Unpickler(archive, _entries(archive), stubs, weights)
                 content = unpickler.load()
-        if unpickler.found_objects:
+        if unpickler.found_objects or not weights:
             return content
+        import torch
+
         return torch.load(path, map_location="cpu", weights_only=True)
     except _Refused as error:
         raise InputError(f"{path}: not a checkpoint ({error}), {_EXPECTED}") from error
@@ -161,48 +167,33 @@ class _Dict(dict[object, object]):
     """Stands for an OrderedDict, the one object that may have an attribute without being a stub."""
 
 
-def _rebuild_tensor(
-    storage: object,
-    offset: Any,
-    size: Any,
-    stride: Any,
-    requires_grad: object,
-    hooks: object,
-) -> Tensor:
-    """A view of a storage, checked against it; it requires no gradient."""
-    if not isinstance(storage, _Storage) or type(requires_grad) is not bool or hooks != {}:
-        raise _Refused("a tensor without storage")
-    if type(size) is not tuple or type(stride) is not tuple or len(size) != len(stride):
-        raise _Refused("a tensor without a size")
-    if any(type(n) is not int or not 0 <= n < 2**63 for n in (offset, *size, *stride)):
-        raise _Refused("a tensor of negative or absurd size")
-    elements, available = math.prod(size), len(storage.content)
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    beyond = last >= available if elements else offset > available
-    if elements > available or beyond or len(size) > MAX_DIMENSIONS:
-        raise _Refused(f"a tensor of more elements than the {available} it has")
-    return storage.content.as_strided(size, stride, offset)
-
-
-def _rebuild_parameter(data: object, requires_grad: object, hooks: object, *_: object) -> Tensor:
-    if not isinstance(data, Tensor) or type(requires_grad) is not bool or hooks != {}:
-        raise _Refused("a parameter without data")
-    return data
+class Unread:
+    """Stands for a tensor that is not read."""
 
 
 class _Storage:
     """The numbers that tensors are views of. No tensor itself: nothing else may be done to it."""
 
-    def __init__(self, content: Tensor) -> None:
-        self.content = content  # (elements,)
+    def __init__(self, kind: str, elements: int, content: Tensor | None) -> None:
+        self.kind, self.elements = kind, elements
+        self.content = content  # (elements,), if it is read
 
 
-_TENSORS: dict[tuple[str, str], Any] = {
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-    ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
-    **{("torch", kind): kind for kind in _DTYPES},
-}
+def _made(weights: bool) -> type[Tensor | Unread]:
+    """The class of what is made of a tensor."""
+    if not weights:
+        return Unread
+    from torch import Tensor
+
+    return Tensor
+
+
+def _numbers(raw: bytes, dtype: str) -> Tensor:
+    import torch
+
+    content = torch.empty(len(raw), dtype=torch.uint8)
+    content.numpy()[:] = np.frombuffer(raw, np.uint8)
+    return content.view(getattr(torch, dtype))
 
 
 class _Unpickler(pickle._Unpickler):
@@ -213,19 +204,25 @@ class _Unpickler(pickle._Unpickler):
     pop_mark: Callable[[], list[Any]]
 
     def __init__(
-        self, archive: zipfile.ZipFile, entries: Mapping[str, zipfile.ZipInfo], stubs: bool
+        self,
+        archive: zipfile.ZipFile,
+        entries: Mapping[str, zipfile.ZipInfo],
+        stubs: bool,
+        weights: bool,
     ) -> None:
         super().__init__(io.BytesIO(archive.read(entries["data.pkl"])))
         self._archive = archive
         self._entries = entries
-        self._stubs = stubs
+        self._stubs, self._weights = stubs, weights
         self.found_objects = False  # that are left to nobody else
         self._storages: dict[str, _Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _TENSORS:
+        if module == "torch" and name in _DTYPES:
+            return name
+        if module == "torch._utils" and name in _REBUILD:
             self.found_objects |= name == "_rebuild_parameter_with_state"  # state of any kind
-            return _TENSORS[module, name]
+            return self._tensor if name == "_rebuild_tensor_v2" else self._parameter
         if self._stubs and module.startswith("torch") and name.startswith("_rebuild"):
             raise _Refused(f"a tensor of a kind that is not read: {shown(f'{module}.{name}')}")
         if (module, name) == ("collections", "OrderedDict"):
@@ -241,17 +238,51 @@ class _Unpickler(pickle._Unpickler):
             raise _Refused("a storage of unknown kind")
         if type(key) is not str or f"data/{key}" not in self._entries or type(elements) is not int:
             raise _Refused("a storage that is not in it")
-        entry, dtype = self._entries[f"data/{key}"], _DTYPES[kind]
-        if elements * dtype.itemsize != entry.file_size:
+        entry, (dtype, size) = self._entries[f"data/{key}"], _DTYPES[kind]
+        if elements * size != entry.file_size:
             raise _Refused(f"a storage of {shown(elements)} elements in {entry.file_size} bytes")
         if key not in self._storages:
-            content = torch.empty(elements, dtype=dtype)
-            raw = np.frombuffer(self._archive.read(entry), np.uint8)
-            content.view(torch.uint8).numpy()[:] = raw
-            self._storages[key] = _Storage(content)
-        if self._storages[key].content.dtype != dtype:
+            content = _numbers(self._archive.read(entry), dtype) if self._weights else None
+            self._storages[key] = _Storage(kind, elements, content)
+        if self._storages[key].kind != kind:
             raise _Refused("a storage of two kinds")
         return self._storages[key]
+
+    def _tensor(
+        self,
+        storage: object,
+        offset: Any,
+        size: Any,
+        stride: Any,
+        requires_grad: object,
+        hooks: object,
+    ) -> Tensor | Unread:
+        """A view of a storage, checked against it; it requires no gradient."""
+        if not isinstance(storage, _Storage) or type(requires_grad) is not bool or hooks != {}:
+            raise _Refused("a tensor without storage")
+        if type(size) is not tuple or type(stride) is not tuple or len(size) != len(stride):
+            raise _Refused("a tensor without a size")
+        if any(type(n) is not int or not 0 <= n < 2**63 for n in (offset, *size, *stride)):
+            raise _Refused("a tensor of negative or absurd size")
+        elements, available = math.prod(size), storage.elements
+        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+        beyond = last >= available if elements else offset > available
+        if elements > available or beyond or len(size) > MAX_DIMENSIONS:
+            raise _Refused(f"a tensor of more elements than the {available} it has")
+        if storage.content is None:
+            return Unread()
+        return storage.content.as_strided(size, stride, offset)
+
+    def _parameter(
+        self, data: object, requires_grad: object, hooks: object, *_: object
+    ) -> Tensor | Unread:
+        if (
+            not isinstance(data, _made(self._weights))
+            or type(requires_grad) is not bool
+            or hooks != {}
+        ):
+            raise _Refused("a parameter without data")
+        return data
 
     def _proto(self) -> None:
         if self.read(1) != b"\x02":

@@ -17,8 +17,8 @@ import h5py
 import numpy as np
 import torch
 
-from models.checkpoint import FORMAT, versions
 from models.csan import CSAN
+from models.provenance import FORMAT, versions
 from models.recipes import Recipe
 from models.resuming import identity
 

@@ -12,7 +12,6 @@ import shutil
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +118,6 @@ def _trainings() -> Target:
     from models.resuming import read_state
 
     start = Checkpoint(
-        CSAN(**bases.ARCHITECTURE),
         bases.ARCHITECTURE,
         "digits",
         None,
@@ -127,6 +125,7 @@ def _trainings() -> Target:
         0,
         0,
         {},
+        model=CSAN(**bases.ARCHITECTURE),
     )
     content = bases.resume_content(start)
     entries = entries_of(bases.saved(content))
@@ -282,10 +281,9 @@ def shorten() -> None:
     for module in ("claims", "hessians", "interactive", "landscapes", "nll", "robustness"):
         importlib.import_module(f"analysis.drawing.{module}")
     importlib.import_module("analysis.objective")
-    importlib.import_module("sklearn.model_selection")
     import tyro
 
-    import models.data.datasets
+    import models.data.arrays
     import models.train
     import models.training
 
@@ -298,12 +296,11 @@ def shorten() -> None:
         return built[what]
 
     parsers.from_callable_or_type = staticmethod(cached)
-    models.data.datasets._digits = lru_cache(models.data.datasets._digits)
 
     def refuse(*_: object, **__: object) -> None:
         raise InputError("usable")
 
-    models.data.datasets._download = refuse
+    models.data.arrays._download = refuse
     models.training.train_together = refuse
     models.train.alone = contextlib.nullcontext
     importlib.import_module("analysis.cost").print_plan = refuse

@@ -1,5 +1,6 @@
 """Archives and pickles that lie, compress, or run code."""
 
+import argparse
 import os
 import pickle
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.reading.weights import read_pickle
+from models.reading.weights import Unread, read_pickle
 from tests.fuzz import bases
 from tests.fuzz.mutations import archive, entries_of
 from tests.hostile import MEBIBYTE
@@ -97,9 +98,10 @@ ARCHIVES = {
 
 
 @pytest.mark.parametrize("case", ARCHIVES)
-def test_archives_are_refused(refused, case):
+@pytest.mark.parametrize("weights", [True, False])
+def test_archives_are_refused(refused, case, weights):
     content, complaint = ARCHIVES[case]
-    assert complaint in refused(read_pickle, "bad.pt", content)
+    assert complaint in refused(partial(read_pickle, weights=weights), "bad.pt", content)
 
 
 INERT = {  # what is read where objects beside the weights are: as something that does nothing
@@ -201,3 +203,18 @@ def test_weights_of_torch_save_are_read(tmp_path):
     torch.testing.assert_close(found["parts"], content["parts"])
     torch.testing.assert_close(found["parameter"], layer.weight)
     assert found["n"] == content["n"]
+    without = read_pickle(tmp_path / "x.pt", weights=False)
+    assert without["n"] == content["n"]
+    assert isinstance(without["parameter"], Unread)
+    assert set(without["state"]) == set(found["state"])
+
+
+def test_numbers_of_every_kind_are_read_beside_other_objects(tmp_path):
+    kinds = (
+        "float64 float32 float16 bfloat16 bool int64 int32 int16 int8 uint8 complex64 complex128"
+    )
+    content = {kind: torch.eye(3).to(getattr(torch, kind)) for kind in kinds.split()}
+    content |= {f"no {kind}": torch.empty(0, dtype=found.dtype) for kind, found in content.items()}
+    torch.save(content | {"object": argparse.Namespace(lr=0.1)}, tmp_path / "x.pt")
+    found = read_pickle(tmp_path / "x.pt", stubs=True)
+    torch.testing.assert_close({name: found[name] for name in content}, content, rtol=0, atol=0)
