@@ -72,7 +72,7 @@ def test_a_hessian_is_that_of_one_loss_though_branches_are_skipped(name):
     assert_same(vectors.T @ found, found.T @ vectors)
     branches = random_branches(model)
     for branch in branches.values():
-        branch.kept = branch.draw(len(x), x.device)
+        branch.kept = branch.draw(len(x))
     assert 0 < torch.stack([branch.kept for branch in branches.values()]).mean() < 1
     given = Hessian(model, F.cross_entropy, [(x, y)])
     found = given @ identity(given)
@@ -88,7 +88,7 @@ def test_nothing_else_is_random(name):
     rates = [branch.p for branch in branches.values()]
     assert all(a <= b for a, b in pairwise(rates))
     assert rates[-1] == 0.5
-    kept = {key: branch.draw(len(x), x.device) for key, branch in branches.items()}
+    kept = {key: branch.draw(len(x)) for key, branch in branches.items()}
     one, other = (torch.func.functional_call(model, kept, (x,)) for _ in range(2))
     assert torch.equal(one, other)
 
