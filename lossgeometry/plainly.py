@@ -99,7 +99,10 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """In evaluation mode in pieces: PyTorch's gradient of one image may be wrong (2.14)."""
+    """In evaluation mode in pieces: PyTorch's gradient of one image may be wrong (2.14).
+
+    Laid out as PyTorch does: the numbers that dropout draws depend on that.
+    """
     if training or running_mean is None or running_var is None:
         return _BATCH_NORM(input, running_mean, running_var, weight, bias, training, momentum, eps)
     shape = (1, -1, *[1] * (input.ndim - 2))
@@ -108,7 +111,7 @@ def _batch_norm(
     scale = scale if weight is None else scale * weight
     shift = -running_mean * scale
     shift = shift if bias is None else shift + bias
-    return (input * scale.view(shape) + shift.view(shape)).to(input.dtype)
+    return (input * scale.view(shape) + shift.view(shape)).to(input.dtype).contiguous()
 
 
 def _instance_norm(
@@ -123,7 +126,7 @@ def _instance_norm(
 ) -> Tensor:
     """In functions whose gradient is right, as PyTorch's of one image is not."""
     if use_input_stats:
-        return F.group_norm(input, input.shape[1], weight, bias, eps)
+        return F.group_norm(input.contiguous(), input.shape[1], weight, bias, eps)
     return _batch_norm(input, running_mean, running_var, weight, bias, eps=eps)
 
 

@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any, Protocol, TypeAlias, TypeVar
 
@@ -96,11 +97,12 @@ def _tried(
         drawn = drawn_since_seeded(losses.device, pair.seed)
     sums = [False] * len(together)
     if pair.divisible:
-        like_sums = (
-            (lambda: _like_sums(losses, pair, outputs, together, chunks, eps))
-            if not drawn or divisible(outputs, pair.size)
-            else (lambda: _like_sums_but_for_draws(losses, pair, chunks, eps))
-        )
+        if drawn and not divisible(outputs, pair.size):
+            like_sums = partial(_like_sums_but_for_draws, losses, pair, chunks, eps)
+        elif drawn and _draw(losses, outputs, pair):
+            like_sums = partial(_like_drawn_sums, losses, pair, outputs)
+        else:
+            like_sums = partial(_like_sums, losses, pair, outputs, together, chunks, eps)
         sums = _or_none(like_sums) or sums
     if normalising := normalises(losses.model):
         return sums, normalising
@@ -180,15 +182,31 @@ def _like_sums_but_for_draws(
         return found
     n = pair.size
     twice = Chunk(part_of(pair.batch, n, _twice(n)), 2 * n, 2 * pair.count, 1.0, 0, pair.seed)
-    one, two = (
-        torch.stack(
-            [
-                losses.observed_losses(replace(chunk, seed=derive_seed(pair.seed, draw)))
-                for draw in range(_DRAWS)
-            ]
-        ).mean(0)
-        for chunk in (pair, twice)
-    )
+
+    def drawn(chunk: Chunk, draw: int) -> Tensor:
+        return losses.observed_losses(replace(chunk, seed=derive_seed(pair.seed, draw)))
+
+    return _nearer_twice(partial(drawn, pair), partial(drawn, twice))
+
+
+def _draw(losses: Losses, outputs: Any, chunk: Chunk) -> bool:
+    """Whether the losses of given outputs draw random numbers."""
+    with seeded(losses.device, chunk.seed):
+        losses.losses(outputs, chunk.targets)
+        return drawn_since_seeded(losses.device, chunk.seed)
+
+
+def _like_drawn_sums(losses: Losses, pair: Chunk, outputs: Any) -> list[bool]:
+    """The same of losses that draw random numbers themselves."""
+    n = pair.size
+    doubled = _others(losses, outputs, n, 2 * n), part_of(pair.targets, n, _twice(n))
+    single = _others(losses, outputs, n, n), pair.targets
+    return _nearer_twice(lambda _: losses.losses(*single), lambda _: losses.losses(*doubled))
+
+
+def _nearer_twice(once: Callable[[int], Tensor], twice: Callable[[int], Tensor]) -> list[bool]:
+    """Whether the one is nearer to twice the other than to the same, in the mean over draws."""
+    one, two = (torch.stack([f(draw) for draw in range(_DRAWS)]).mean(0) for f in (once, twice))
     return ((two - 2 * one).abs() < (two - one).abs()).tolist()
 
 

@@ -141,6 +141,12 @@ def test_a_function_of_parameters_is_a_model():
         Hessian(lambda x: x, F.mse_loss, (torch.ones(1, 1), torch.ones(1, 1)))
 
 
+def test_a_number_that_the_loss_does_not_use_has_zeros():
+    model = FunctionModule(lambda p: p["a"] ** 2, {n: torch.tensor(1.0) for n in "ab"})
+    H = Hessian(model, None, ((), None), params="b")
+    assert torch.equal(H @ torch.ones(1), torch.zeros(1))
+
+
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_outputs_of_more_than_two_dimensions_and_in_dictionaries(operator):
     torch.manual_seed(0)

@@ -254,3 +254,17 @@ def test_weights_count_where_all_examples_have_nearly_the_same_loss(own, dtype):
     twin = copy.deepcopy(layer).double()
     exact = dense_hessian(loss(twin(x.double()), y), twin)
     assert_same((H @ identity(H)).double(), exact, 1e-5 if dtype == torch.float32 else 0.02)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_losses_that_draw_are_means_or_sums_whatever_they_draw(reduction):
+    def noisy(outputs, targets):
+        noise = torch.randn_like(outputs)
+        return F.cross_entropy(outputs + noise, targets, reduction=reduction)
+
+    for seed in range(30):
+        torch.manual_seed(seed)
+        model, x = nn.Linear(4, CLASSES).bfloat16(), torch.randn(9, 4).bfloat16()
+        batches = list(zip(x.split(3), (torch.arange(9) % CLASSES).split(3), strict=True))
+        found = line(model, {"loss": noisy}, batches, {}, [0.0])
+        assert ("sums" in found.attributes) == (reduction == "sum"), seed

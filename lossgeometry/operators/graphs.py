@@ -97,7 +97,7 @@ def gradient(
     ]
     if not pairs:
         batch = given[0].shape[:1] if block and given[0] is not None else ()
-        return [tensor.new_zeros(*batch, *tensor.shape) for tensor in inputs]
+        return [tensor.new_zeros((*batch, *tensor.shape)) for tensor in inputs]
     try:
         return torch.autograd.grad(
             [output for output, _ in pairs],  # type: ignore[arg-type]  # it takes a mixture
