@@ -28,7 +28,7 @@ Numbered: TypeAlias = list[tuple[int, Chunk]]  # each with the number of its fir
 
 # A sum that draws random numbers is about twice as much of twice the examples: a mean over so many
 # draws tells it from the same.
-_DRAWS = 16
+_DRAWS = 64
 
 
 class Losses(Protocol):
