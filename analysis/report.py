@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import arg
-
 from analysis.options import require_writable
 from lossgeometry.errors import InputError, raise_left_out
-from models.cli import run
+from models.cli import arg, run
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def _tried(
     if pair.divisible:
         if drawn and not divisible(outputs, pair.size):
             like_sums = partial(_like_sums_but_for_draws, losses, pair, chunks, eps)
-        elif drawn and _draw(losses, outputs, pair):
+        elif drawn and _losses_draw(losses, outputs, pair):
             like_sums = partial(_like_drawn_sums, losses, pair, outputs)
         else:
             like_sums = partial(_like_sums, losses, pair, outputs, together, chunks, eps)
@@ -189,7 +189,7 @@ def _like_sums_but_for_draws(
     return _nearer_twice(partial(drawn, pair), partial(drawn, twice))
 
 
-def _draw(losses: Losses, outputs: Any, chunk: Chunk) -> bool:
+def _losses_draw(losses: Losses, outputs: Any, chunk: Chunk) -> bool:
     """Whether the losses of given outputs draw random numbers."""
     with seeded(losses.device, chunk.seed):
         losses.losses(outputs, chunk.targets)

@@ -55,7 +55,7 @@ def write_report(folder: Path, path: Path, left_out: list[InputError] | None = N
     objectives, hessians = of("objective"), of("hessian/train")
     add(
         lambda own: outcomes(
-            own, *(found.get(labels.dataset(own[0]), []) for found in (objectives, hessians))
+            own, *(found.get(labels.comparable(own[0]), []) for found in (objectives, hessians))
         ),
         of("history"),
     )
