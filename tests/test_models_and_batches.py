@@ -477,6 +477,22 @@ def test_normalisation_of_one_image_whose_gradient_pytorch_has_wrong(norm):
     assert H.check().ok
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_normalisation_of_half_precision_is_rounded_no_more_than_pytorchs_own(seed):
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 4, 3), nn.Softplus(), nn.LPPool2d(2, 2), nn.InstanceNorm2d(4)),
+        *(nn.LogSigmoid(), nn.AdaptiveMaxPool2d(1), nn.Flatten()),
+    )
+    half, precise = (copy.deepcopy(model.bfloat16()).to(t) for t in (torch.bfloat16, torch.double))
+    x, y = torch.randn(2, 1, 8, 8).mul(0.1).bfloat16(), torch.arange(2)
+    V = torch.randn(40, 5).bfloat16()
+    exact = dense_hessian(F.cross_entropy(precise(x.double()), y), precise) @ V.double()
+    own = dense_hessian(F.cross_entropy(half(x), y), half) @ V
+    found = Hessian(half, F.cross_entropy, (x, y)) @ V
+    assert (found - exact).norm() <= (own - exact).norm()
+
+
 @pytest.mark.parametrize("how", [dict(sparse=True), dict(scale_grad_by_freq=True)])
 def test_embeddings_have_the_derivative_of_the_loss(how):
     torch.manual_seed(0)

@@ -20,10 +20,13 @@ from lossgeometry.errors import InputError
 from tests.networks.problems import Problem, make_problem
 from tests.networks.truth import Truth, flat
 
-# What rounding may do, if it does not do as much to plain PyTorch; that many times as much.
+# What rounding may do, if it does not do as much to plain PyTorch or to the truth, of weights that
+# are rounded; that many times as much.
 EXACT = 1e-8
 TIMES = 20
 ROUNDING = {torch.float64: EXACT, torch.float32: 1e-4, torch.bfloat16: 0.1}
+ULPS = {torch.float64: 4, torch.float32: 1, torch.bfloat16: 1}
+SMALL = 1e-3  # of a size far below this, errors are absolute: the terms it is made of are larger
 CONFIRMED = 1e-4  # by finite differences
 STEP = 1e-3
 
@@ -51,7 +54,7 @@ class _Trial:
     def __init__(self, problem: Problem) -> None:
         self.verdict = Verdict(problem.text)
         self._problem = problem
-        self._precise, self._plain = Truth(problem.twin(precise=True)), _rounded(problem)
+        self._precise, self._plain = (Truth(problem.twin(precise=p)) for p in (True, False))
         generator = torch.Generator().manual_seed(0)
         self._vectors = [self._plain.vector(generator) for _ in range(2)]
         self._exact_vectors = [[piece.double() for piece in v] for v in self._vectors]
@@ -90,7 +93,7 @@ class _Trial:
             "gradient",
             H.gradient().double(),
             self._precise.gradient() + self._sloping,
-            lambda: self._plain.gradient().double() + self._sloping,
+            lambda truth: truth.gradient().double() + self._sloping,
         )
         exact = self._precise.hessian_products(self._exact_vectors)
         if not self._confirmed(exact[0]):
@@ -100,7 +103,7 @@ class _Trial:
             "hessian",
             found,
             exact + self._penalty,
-            lambda: self._plain.hessian_products(self._vectors).double() + self._penalty,
+            lambda truth: truth.hessian_products(self._like(truth)).double() + self._penalty,
         )
 
     def _confirmed(self, exact: Tensor) -> bool:
@@ -138,7 +141,7 @@ class _Trial:
             "ggn",
             found,
             self._precise.ggn_products(self._exact_vectors) + self._penalty,
-            lambda: self._plain.ggn_products(self._vectors).double() + self._penalty,
+            lambda truth: truth.ggn_products(self._like(truth)).double() + self._penalty,
         )
 
     def _line(self) -> None:
@@ -156,30 +159,34 @@ class _Trial:
             "line",
             torch.from_numpy(found["loss"]),
             torch.stack(exact),
-            lambda: torch.stack([self._plain.value(s, self._vectors[0]) for s in steps]),
+            lambda truth: torch.stack([truth.value(s, self._like(truth)[0]) for s in steps]),
         )
 
+    def _like(self, truth: Truth) -> list[list[Tensor]]:
+        """The vectors, in its precision."""
+        return self._vectors if truth is self._plain else self._exact_vectors
+
     def _compare(
-        self, what: str, found: Tensor, exact: Tensor, plain: Callable[[], Tensor]
+        self, what: str, found: Tensor, exact: Tensor, of: Callable[[Truth], Tensor]
     ) -> None:
         dtype = self._problem.dtype
         error = _error(found, exact)
         if error <= ROUNDING[dtype]:
             return
-        allowed = max(ROUNDING[dtype], TIMES * _error(plain(), exact))
+        rounded = [_error(of(truth), exact) for truth in (self._plain, _nearby(self._problem))]
+        allowed = max(ROUNDING[dtype], *(TIMES * size for size in rounded))
         if not error <= allowed:
             self.verdict.wrong[what] = f"off by {error:.1e}, expected at most {allowed:.1e}"
 
 
-def _rounded(problem: Problem) -> Truth:
-    """Plain PyTorch in the precision of the model; in double precision, a few ulps away."""
-    twin = problem.twin(precise=False)
-    if problem.dtype == torch.float64:
-        generator = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for p in twin.model.parameters():
-                noise = torch.randn(p.shape, generator=generator).to(p)
-                p.mul_(1 + 4 * torch.finfo(p.dtype).eps * noise)
+def _nearby(problem: Problem) -> Truth:
+    """The truth of weights that are some ulps of the model's precision away."""
+    twin = problem.twin(precise=True)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in twin.model.parameters():
+            noise = torch.randn(p.shape, generator=generator).to(p)
+            p.mul_(1 + ULPS[problem.dtype] * torch.finfo(problem.dtype).eps * noise)
     return Truth(twin)
 
 
@@ -188,7 +195,7 @@ def _error(found: Tensor, exact: Tensor) -> float:
     if not found.isfinite().all() or not exact.isfinite().all():
         same = torch.equal(found.isfinite(), exact.isfinite())
         return 0.0 if same else math.inf
-    return float((found - exact).norm() / (exact.norm() + 1e-6))
+    return float((found - exact).norm() / (exact.norm() + SMALL))
 
 
 def _state(problem: Problem) -> dict[str, Any]:
