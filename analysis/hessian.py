@@ -47,7 +47,7 @@ class Options(MeasurementOptions):
     ] = 40
     tol: Annotated[float, arg(help="relative error of the eigenvalues")] = 1e-3
     density_batches: Annotated[
-        int, arg(help="mini-batches that spectral density and trace are of, taken together")
+        int, arg(help="the first mini-batches, that density and trace are of, taken together")
     ] = 4
     probes: Annotated[int, arg(help="random vectors for the spectral density")] = 4
     steps: Annotated[int, arg(help="Lanczos steps for the spectral density")] = 40
@@ -79,11 +79,6 @@ def main(options: Options) -> None:
         raise InputError(f"memory: {options.memory} found, expected 0 GiB or more")
     if not 0 <= options.tol < 1:
         raise InputError(f"tol: {options.tol} found, expected a relative error from 0 to below 1")
-    if options.density_batches > options.batches:
-        raise InputError(
-            f"density-batches: {options.density_batches} found, expected at most the "
-            f"{options.batches} of --batches"
-        )
 
     from analysis.measurements.recording import Recording, complete
     from analysis.tables.hessians import print_spectra

@@ -220,7 +220,6 @@ BAD = {
     ),
     "no surfaces": ("analysis.published", "", "csv"),
     "other file": ("analysis.published", "text.h5", "text.h5: could not convert"),
-    "more of density": (HESSIAN, "--batches 2 --density-batches 3", "density-batches: 3 found"),
     "epochs": ("models.train", "--out new.pt --epochs 2", "epochs: 2 found"),
     "too many images": ("models.train", "--out new.pt --images 9999", "images: 9999 found"),
     "unwritable": ("models.train", "--out text.h5/new.pt --images 40", "text.h5"),

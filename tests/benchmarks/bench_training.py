@@ -1,8 +1,9 @@
 """Training against other ways to do it: ``python -m tests.benchmarks.bench_training``.
 
 On a GPU if there is one: augmentation by the paper's recipe, and three ViT-Ti that are trained at
-once by it. On the CPU: a CSAN of dim 96, depth 6 on CIFAR-100, by the recipe of its preset. All
-sides take turns, and ratios are medians over the turns. Printed and written to ``training.md``.
+once by it. On the CPU: a CSAN of dim 96, depth 6 on CIFAR-100, by the recipe of its preset, and
+what it costs to watch its curvature. All sides take turns, and ratios are medians over the turns.
+Printed and written to ``training.md``.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import trange
 
+from lossgeometry import CurvatureTracker
 from lossgeometry.running.devices import choose_device
 from models.checkpoint import Checkpoint
 from models.csan import CSAN, WindowAttention
@@ -40,7 +42,7 @@ from tests.benchmarks.table import Row, write_table
 
 OUTPUT = Path(__file__).with_name("training.md")
 PACKAGES = ("torch", "torchvision", "timm")
-ROWS = ("augmentation", "together", "peers")
+ROWS = ("augmentation", "together", "peers", "tracking")
 PRESET, PAPER = PRESETS["cifar100"], PRESETS["paper-cifar100"]
 RECIPE = replace(PRESET.recipe, epochs=1, warmup_epochs=0)
 WINDOW = 5
@@ -59,7 +61,7 @@ def main() -> None:
     options = parser.parse_args()
     sizes = dict(dim=options.dim, depth=options.depth)
     parts = dict(augmentation=augmentation, together=partial(together, sizes=sizes))
-    parts["peers"] = against_peers
+    parts |= dict(peers=against_peers, tracking=tracking)
     train_set = load_dataset(options.dataset).first(options.images)
     rows = chain.from_iterable(parts[name](train_set, options.turns) for name in options.rows)
     write_table(OUTPUT, rows, packages=PACKAGES, threads=torch.get_num_threads())
@@ -196,6 +198,35 @@ def require_agreement() -> None:
     masked.load_state_dict(unfolded.state_dict())
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(masked(images), unfolded(images))
+
+
+def tracking(train_set: ImageDataset, turns: int) -> Iterator[Row]:
+    """Fifty steps alone, and with the largest eigenvalue after them."""
+    device, every = choose_device("auto"), 50
+    augment = Augmentation(RECIPE, train_set)
+    batches = [augment(i) for i in torch.arange(len(train_set)).split(RECIPE.batch_size)]
+    batches = [(x.to(device), y.to(device)) for x, y in batches]
+    for images in (32, RECIPE.batch_size):
+        torch.manual_seed(0)
+        model = csan().to(device).train()
+        optimizer = torch.optim.AdamW(model.parameters(), RECIPE.learning_rate)
+        probe = tuple(t[:images] for t in batches[0])
+        tracker = CurvatureTracker(model, RECIPE.loss, probe, every=every)
+        shares = []
+        for turn in trange(1, 2 + turns, desc="turns", leave=False):
+            began = time.perf_counter()
+            for step in range(every):
+                x, y = batches[(turn * every + step) % len(batches)]
+                optimizer.zero_grad()
+                RECIPE.loss(model(x), y).backward()
+                optimizer.step()
+            float(next(model.parameters()).sum())  # a GPU is done
+            alone = time.perf_counter() - began
+            tracker.step(turn * every)
+            shares.append(alone / (time.perf_counter() - began))
+        products = tracker.result().matvecs[1:].mean()
+        work = f"training watched every {every} steps, {products:.1f} products on {images} images"
+        yield work, "the same steps alone", float(np.median(shares[1:])), 0.87  # 15 %
 
 
 def csan(border: str = "clamp") -> CSAN:
