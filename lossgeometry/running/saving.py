@@ -1,9 +1,11 @@
-"""Unfinished results, saved now and then so that a killed run loses little."""
+"""Unfinished results, saved now and then so that a killed run loses little; whole files."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -128,3 +130,15 @@ def above(folder: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
     """Inverse of `below`: those of `arrays` that are in the folder."""
     start = f"{folder}/"
     return {k.removeprefix(start): array for k, array in arrays.items() if k.startswith(start)}
+
+
+def write_whole(path: str | Path, content: bytes) -> None:
+    """Write a file, whole or not at all; its folder is made if it is missing."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
