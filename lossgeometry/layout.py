@@ -26,8 +26,8 @@ class Form(NamedTuple):
     """What an array is.
 
     `shape` is its type and its axes: "float ys xs". Axes of one name are equally long; "xy=2" is of
-    length 2, "point*" may be empty, "..." are any. The coordinates along an axis are the array of
-    its name, in the same group or in one around it. A "json" is a text.
+    length 2, "point*" may be empty, "entry?" may be missing. The coordinates along an axis are the
+    array of its name, in the same group or in one around it. A "json" is a text.
     """
 
     shape: str
@@ -81,10 +81,10 @@ def _eigenvalues(axes: str, order: str) -> dict[str, Form]:
 
 
 _ESTIMATE: Forms = {
-    "estimate": Form("float ...", "what was estimated from random vectors"),
-    "standard_error": Form("float ...", "standard error of the estimate, by chance"),
-    "degrees_of_freedom": Form("float ...", "of the standard error; infinite where it is exact"),
-    "systematic_error": Form("float ...", "error besides: of rounding, or of a quadrature"),
+    "estimate": Form("float entry?", "what was estimated from random vectors"),
+    "standard_error": Form("float entry?", "standard error of the estimate, by chance"),
+    "degrees_of_freedom": Form("float entry?", "of the standard error; infinite where it is exact"),
+    "systematic_error": Form("float entry?", "error besides: of rounding, or of a quadrature"),
     "matvecs": Form("int", "products with the operator"),
 }
 RESULTS: dict[str, Forms] = {
@@ -194,12 +194,13 @@ def require_forms(arrays: Mapping[str, np.ndarray], forms: Forms) -> None:
     sizes: dict[str, int] = {}
     for name, array in arrays.items():
         form = form_of(name, forms)
-        if form is None or form.shape.endswith(" ..."):
+        if form is None:
             continue
         kind, *axes = form.shape.split()
-        fits = array.dtype.kind in _KINDS[kind] and array.ndim == len(axes)
+        fits = array.dtype.kind in _KINDS[kind]
+        fits = fits and array.ndim in (len(axes), len(axes) - form.shape.endswith("?"))
         for axis, length in zip(axes, array.shape if fits else (), strict=False):
-            own, _, wanted = axis.rstrip("*").partition("=")
+            own, _, wanted = axis.rstrip("*?").partition("=")
             place = _coordinates(name, own, arrays) or f"{name.rpartition('/')[0]}/{own}"
             fits = fits and length == (int(wanted) if wanted else sizes.setdefault(place, length))
             fits = fits and (length > 0 or axis.endswith("*"))
@@ -222,17 +223,17 @@ def _coordinates(name: str, axis: str, arrays: Mapping[str, Any]) -> str | None:
 
 
 def write(group: h5py.Group, arrays: Mapping[str, Any], forms: Forms) -> None:
-    """Put arrays into a group, and `describe` them."""
+    """Put arrays into a group, and `label` them."""
     for name, array in arrays.items():
         large = np.size(array) > 1000
         group.create_dataset(name, data=array, compression="gzip" if large else None)
-    describe(group, forms)
+    label(group, forms)
 
 
-def describe(group: h5py.Group, forms: Forms) -> None:
+def label(group: h5py.Group, forms: Forms) -> None:
     """Give the arrays of a group their descriptions and units, and names to their axes.
 
-    Coordinates become dimension scales. Nothing must have been described before.
+    Coordinates become dimension scales. Nothing must have been labelled before.
     """
     arrays: dict[str, h5py.Dataset] = {}
     group.visititems(lambda k, v: arrays.update({k: v}) if isinstance(v, h5py.Dataset) else None)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import xarray
     from torch import Tensor
 
+FEW = 6  # entries that are shown one by one
+
 R = TypeVar("R")
 Own = TypeVar("Own", bound="Result")
 
@@ -58,9 +60,9 @@ class Result:
 
         def fill(file: h5py.File) -> None:
             write(file, arrays, RESULTS[self._kind])
-            about = {"description": (type(self).__doc__ or "").partition("\n")[0]}
-            about |= {"format": FORMAT, "type": type(self).__name__, "tensors": " ".join(tensors)}
-            file.attrs.update(about)
+            file.attrs.update(format=FORMAT, type=type(self).__name__)
+            file.attrs["description"] = str(type(self).__doc__).partition("\n")[0]
+            file.attrs.update(order=list(arrays), tensors=" ".join(tensors))
 
         write_whole(path, image(fill))
 
@@ -77,7 +79,8 @@ class Result:
                 known = {own.__name__: own for own in (cls, *cls.__subclasses__())}
                 if kind not in known:
                     raise InputError(f"{path}: {kind} found, {expected}")
-                arrays = _arrays(file)
+                arrays, order = _arrays(file), list(file.attrs.get("order", ()))
+                arrays = {name: arrays.pop(name) for name in order} | arrays
                 tensors = str(file.attrs.get("tensors", "")).split()
             result = from_arrays(known[kind], arrays, tensors)
             require_forms(arrays, RESULTS[result._kind])
@@ -133,15 +136,16 @@ def _glance(value: Any) -> str:
             numbers = sum(entry.numel() for entry in value.values())
             return f"{numbers:,} numbers in {len(value)} tensors"
         return one_line(", ".join(f"{key} {entry}" for key, entry in value.items()), 80)
-    if not np.ndim(value):
-        return f"{float(value):.6g}"
-    shape = " × ".join(map(str, value.shape))
-    if not np.prod(value.shape):
-        return f"{shape}, empty"
-    kind = str(value.dtype).removeprefix("torch.")
-    if kind == "bool":
-        return f"{shape} {kind}, {int(value.sum())} of {np.prod(value.shape)} true"
-    return f"{shape} {kind}, {float(value.min()):.4g} to {float(value.max()):.4g}"
+    array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    if array.ndim < 2 and array.size <= FEW:
+        return ", ".join(f"{entry:.6g}" for entry in array.ravel().tolist())
+    shape = f"{' × '.join(map(str, array.shape))} {array.dtype}"
+    if array.dtype == bool:
+        return f"{shape}, {int(array.sum())} of {array.size} true"
+    finite = array[np.isfinite(array)]
+    extent = f", {finite.min():.4g} to {finite.max():.4g}" if finite.size else ""
+    lacking = array.size - finite.size
+    return shape + extent + (f", {lacking} not finite" if lacking else "")
 
 
 def parameters(tensors: Mapping[str, Tensor]) -> np.ndarray:

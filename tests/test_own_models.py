@@ -263,7 +263,7 @@ def test_other_checkpoints_and_snapshots_are_of_the_same_model(here, unrendered,
         code, _, err = call_module(landscape, *own("vit"), *small, "--directions", *extra)
         assert code == 0, err
     with h5py.File("vit.h5") as file:
-        assert len(file["landscape_pca/train/cut/marks"]) == 4
+        assert len(file["landscape_pca/train/cut/points"]) == 4
 
 
 def test_own_models_and_csans_do_not_share_a_figure(here, call_module):
