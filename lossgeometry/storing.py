@@ -72,7 +72,7 @@ class Result:
 
         Raises `InputError` if the file is of another kind, or damaged.
         """
-        expected = f"expected a {cls.__name__} that was saved"
+        expected = f"expected a saved {cls.__name__}"
         try:
             with h5py.File(path) as file:
                 kind = _kind(file)
@@ -292,9 +292,9 @@ def open_measurement(path: str | Path, name: str | None = None) -> xarray.DataTr
         with h5py.File(path) as file:
             group = file if name is None else file.get(name)
             if not isinstance(group, h5py.Group):
-                names: list[str] = []
-                file.visititems(lambda k, v: names.append(k) if len(v.attrs) > 4 else None)
-                raise InputError(f"{path}: no {name} found, expected one of {', '.join(names)}")
+                names = {place.rpartition("/")[0] for place in _arrays(file)} - {""}
+                expected = f"one of {', '.join(sorted(names))}" if names else "no name"
+                raise InputError(f"{path}: no {shown(name)} found, expected {expected}")
             nodes = {"/": _labelled(group)}
             group.visititems(
                 lambda key, item: (
