@@ -320,7 +320,7 @@ def _labelled(group: h5py.Group) -> xarray.Dataset:
         if item.dtype.kind == "S" and not item.shape:
             about[key] = _text(str(value))
             continue
-        axes = [dim.label or f"{key}_{i}" for i, dim in enumerate(item.dims)]
+        axes = [dim.label or f"{item.name[1:]} {i}" for i, dim in enumerate(item.dims)]
         said = {k: item.attrs[k] for k in ("description", "units") if k in item.attrs}
         arrays[key] = xarray.Variable(axes, value, said)
     return xarray.Dataset(arrays, attrs=about)

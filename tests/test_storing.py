@@ -23,13 +23,15 @@ from lossgeometry import (
     Flatness,
     InputError,
     MaxEigenvalueSpectrum,
-    Path as Way,
     Plane,
     PolarTrajectory,
     Slice,
     SpectralDensity,
     Trajectory,
     open_measurement,
+)
+from lossgeometry import (
+    Path as Way,
 )
 from lossgeometry.algorithms.estimate import NormEstimate
 from lossgeometry.layout import RESULTS
@@ -247,7 +249,9 @@ def test_opens_a_saved_result_with_its_labels(tmp_path):
             path.write_text("no HDF5")
         with pytest.raises(InputError, match=rf"^{path}: .*{found}.*, expected an HDF5 file$"):
             open_measurement(path)
-    with pytest.raises(InputError, match=r"line\.h5: no 'train/nll' found, expected one of test, train$"):
+    with pytest.raises(
+        InputError, match=r"line\.h5: no 'train/nll' found, expected one of test, train$"
+    ):
         open_measurement(tmp_path / "line.h5", "train/nll")
 
 

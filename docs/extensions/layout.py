@@ -1,4 +1,4 @@
-"""The arrays in HDF5 files, as tables: ``<!-- arrays of results -->`` and ``... measurements -->``."""
+"""The arrays in HDF5 files, as tables, in place of ``<!-- arrays of results -->``."""
 
 import re
 from collections.abc import Mapping
