@@ -1,6 +1,5 @@
 """Results show, save and load themselves; files say what their arrays are."""
 
-import json
 from pathlib import Path
 
 import h5py
@@ -29,9 +28,6 @@ from lossgeometry import (
     SpectralDensity,
     Trajectory,
     open_measurement,
-)
-from lossgeometry import (
-    Path as Way,
 )
 from lossgeometry.algorithms.estimate import NormEstimate
 from lossgeometry.layout import RESULTS
@@ -66,7 +62,7 @@ EXAMPLES = [
     NormEstimate(3.0, 0.5, 10, 0.0, 10),
     Flatness(*random(4, 3).numpy()),
     CurvatureHistory(**ROWS),
-    Way(np.array([0, 0.5, 1]), {"nll": np.arange(3.0), "error": np.zeros(3)}),
+    lossgeometry.Path(np.array([0, 0.5, 1]), {"nll": np.arange(3.0), "error": np.zeros(3)}),
     Bezier(DIRECTION, np.arange(8.0)),
     Plane(DIRECTIONS, np.eye(3, 2)),
     Trajectory(DIRECTIONS, np.array([0.7, 0.2]), random(4, 2).numpy()),
@@ -178,7 +174,7 @@ def test_a_glance_says_how_large_it_is_and_what_is_lacking():
     assert "  angles     0, 0.5, nan" in repr(EXAMPLES[-1])
     assert "  nll         4 × 5 float64, 0 to 2" in repr(EXAMPLES[1])
     assert f"  done        4 × 5 bool, {(BOWL > 0.1).sum()} of 20 true" in repr(EXAMPLES[1])
-    holes = Way(np.linspace(0, 1, 9), {"<b>": np.array([np.nan, np.inf, *range(7)])})
+    holes = lossgeometry.Path(np.linspace(0, 1, 9), {"<b>": np.array([np.nan, np.inf, *range(7)])})
     assert "<b>  9 float64, 0 to 6, 2 not finite" in repr(holes)
     assert "<b>" not in holes._repr_html_()
     assert "directions          2 × 7 numbers in 2 tensors" in repr(EXAMPLES[-2])
@@ -249,9 +245,7 @@ def test_opens_a_saved_result_with_its_labels(tmp_path):
             path.write_text("no HDF5")
         with pytest.raises(InputError, match=rf"^{path}: .*{found}.*, expected an HDF5 file$"):
             open_measurement(path)
-    with pytest.raises(
-        InputError, match=r"line\.h5: no 'train/nll' found, expected one of test, train$"
-    ):
+    with pytest.raises(InputError, match=r"no 'train/nll' found, expected one of test, train$"):
         open_measurement(tmp_path / "line.h5", "train/nll")
 
 
@@ -261,8 +255,7 @@ def test_says_what_to_install_without_xarray(tmp_path, monkeypatch):
         open_measurement(tmp_path / "any.h5")
 
 
-@pytest.mark.parametrize("path", sorted(Path("checkpoints").glob("csan?.h5")), ids=str)
-def test_opens_shipped_measurements(path):
-    tree = open_measurement(path)
+def test_opens_what_is_shipped():
+    tree = open_measurement(Path(__file__).parent.parent / "checkpoints" / "csan8.h5")
     assert {"hessian/train", "landscape/train", "history"} <= {n.path[1:] for n in tree.subtree}
-    assert json.loads(json.dumps(tree["landscape/train"].attrs["options"]))["seed"] == 0
+    assert tree["landscape/train"].attrs["options"]["lines"] == 8
