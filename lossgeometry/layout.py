@@ -19,7 +19,7 @@ from lossgeometry.errors import InputError
 FORMAT = "lossgeometry, version 2"
 
 _KINDS = {"float": "fiu", "int": "iu", "bool": "b", "text": "S", "json": "S"}
-_LOSS, _CURVATURE = "of the loss", "loss / weight^2"
+_LOSS, _CURVATURE = "loss", "loss / weight^2"
 
 
 class Form(NamedTuple):
@@ -55,8 +55,8 @@ def _grid(axes: str) -> dict[str, Form]:
     }
 
 
-LINE: Forms = {"xs": Form("float xs", "steps along the direction"), **_grid("xs")}
-SURFACE: Forms = {
+LINE: dict[str, Form] = {"xs": Form("float xs", "steps along the direction"), **_grid("xs")}
+SURFACE: dict[str, Form] = {
     "xs": Form("float xs", "steps along the first direction"),
     "ys": Form("float ys", "steps along the second direction"),
     **_grid("ys xs"),

@@ -236,7 +236,7 @@ def test_opens_a_saved_result_with_its_labels(tmp_path):
     assert tree["train/nll"].dims == ("xs",)
     np.testing.assert_array_equal(tree["train/nll"].xs, XS)
     assert tree.attrs["settings"] == SETTINGS
-    assert tree["l2"].attrs["units"] == "of the loss"
+    assert tree["l2"].attrs["units"] == "loss"
     one = open_measurement(str(tmp_path / "line.h5"), "train").to_dataset()
     np.testing.assert_array_equal(one["nll"], 2 * XS**2)
     for name, found in (("text", "file signature"), ("none", "No such file")):

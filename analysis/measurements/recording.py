@@ -206,7 +206,7 @@ def _copy_all_but(left_out: Collection[str | None], path: Path, new: h5py.File) 
             copy(item, own, bare or ours)
             if ours:
                 label(own, described(name)[1])
-            if not own and not own.attrs:
+            if not len(own) and not own.attrs:
                 del target[key]
 
     try:
