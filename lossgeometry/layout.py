@@ -184,11 +184,6 @@ def form_of(name: str, forms: Forms) -> Form | None:
     return forms.get(name) or next(fits, None)
 
 
-def within(folder: str, forms: Forms) -> dict[str, Form]:
-    """The forms of arrays in a folder."""
-    return {f"{folder}/{name}": form for name, form in forms.items()}
-
-
 def require_forms(arrays: Mapping[str, np.ndarray], forms: Forms) -> None:
     """Raise `InputError` unless arrays have their types and axes; some may be missing."""
     sizes: dict[str, int] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import html
 import io
 import json
@@ -30,8 +31,6 @@ Own = TypeVar("Own", bound="Result")
 # Fields that files call otherwise.
 NAMES = {"done": "evaluated", "attributes": "settings", "together": "batches_at_a_time"}
 _FIRST = "lossgeometry curvature history, version 1"
-# What a damaged file fails with, in HDF5 or later.
-_DAMAGED = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError)
 
 
 class Result:
@@ -61,7 +60,7 @@ class Result:
         def fill(file: h5py.File) -> None:
             write(file, arrays, RESULTS[self._kind])
             file.attrs.update(format=FORMAT, type=type(self).__name__)
-            file.attrs["description"] = str(type(self).__doc__).partition("\n")[0]
+            file.attrs["description"] = str(type(self).__doc__).partition("\n")[0].replace("`", "")
             file.attrs.update(order=list(arrays), tensors=" ".join(tensors))
 
         write_whole(path, image(fill))
@@ -72,23 +71,16 @@ class Result:
 
         Raises `InputError` if the file is of another kind, or damaged.
         """
-        expected = f"expected a saved {cls.__name__}"
-        try:
-            with h5py.File(path) as file:
-                kind = _kind(file)
-                known = {own.__name__: own for own in (cls, *cls.__subclasses__())}
-                if kind not in known:
-                    raise InputError(f"{path}: {kind} found, {expected}")
-                arrays, order = _arrays(file), list(file.attrs.get("order", ()))
-                arrays = {name: arrays.pop(name) for name in order} | arrays
-                tensors = str(file.attrs.get("tensors", "")).split()
-            result = from_arrays(known[kind], arrays, tensors)
+        with _opened(path, f"a saved {cls.__name__}") as file:
+            kind = _kind(file)
+            known = {own.__name__: own for own in (cls, *cls.__subclasses__())}
+            if kind not in known:
+                raise ValueError(f"{kind} found")
+            arrays, order = _arrays(file), list(file.attrs.get("order", ()))
+            arrays = {name: arrays.pop(name) for name in order} | arrays
+            result = from_arrays(known[kind], arrays, str(file.attrs.get("tensors", "")).split())
             require_forms(arrays, RESULTS[result._kind])
             return result
-        except _DAMAGED as error:
-            if str(error).startswith(f"{path}:"):
-                raise
-            raise InputError(f"{path}: {one_line(error)}, {expected}") from error
 
     def __repr__(self) -> str:
         rows = list(self._rows())
@@ -224,6 +216,16 @@ def _tensor(array: Any) -> Tensor:
     return torch.as_tensor(array)
 
 
+@contextlib.contextmanager
+def _opened(path: str | Path, expected: str) -> Iterator[h5py.File]:
+    """A file; what is wrong with it, also later, is an `InputError`."""
+    try:
+        with h5py.File(path) as file:
+            yield file
+    except Exception as error:  # a damaged file fails in any way it likes
+        raise InputError(f"{path}: {one_line(error)}, expected {expected}") from error
+
+
 def _kind(file: h5py.File) -> str:
     """The type of result that a file holds, in words if there is none."""
     form = file.attrs.get("format")
@@ -288,22 +290,19 @@ def open_measurement(path: str | Path, name: str | None = None) -> xarray.DataTr
         raise InputError(
             "xarray is not installed, expected pip install 'locality-landscapes[xarray]'"
         ) from error
-    try:
-        with h5py.File(path) as file:
-            group = file if name is None else file.get(name)
-            if not isinstance(group, h5py.Group):
-                names = {place.rpartition("/")[0] for place in _arrays(file)} - {""}
-                expected = f"one of {', '.join(sorted(names))}" if names else "no name"
-                raise InputError(f"{path}: no {shown(name)} found, expected {expected}")
+    with _opened(path, "an HDF5 file of results") as file:
+        group = file.get(name or "/")
+        if isinstance(group, h5py.Group):
             nodes = {"/": _labelled(group)}
             group.visititems(
                 lambda key, item: (
                     nodes.update({key: _labelled(item)}) if isinstance(item, h5py.Group) else None
                 )
             )
-    except OSError as error:
-        raise InputError(f"{path}: {one_line(error)}, expected an HDF5 file") from error
-    return xarray.DataTree.from_dict(nodes)
+            return xarray.DataTree.from_dict(nodes)
+        places = sorted({place.rpartition("/")[0] for place in _arrays(file)} - {""})
+    expected = f"one of {', '.join(places)}" if places else "no name"
+    raise InputError(f"{path}: no {shown(name)} found, expected {expected}")
 
 
 def _labelled(group: h5py.Group) -> xarray.Dataset:

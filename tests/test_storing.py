@@ -243,7 +243,9 @@ def test_opens_a_saved_result_with_its_labels(tmp_path):
         path = tmp_path / f"{name}.h5"
         if name == "text":
             path.write_text("no HDF5")
-        with pytest.raises(InputError, match=rf"^{path}: .*{found}.*, expected an HDF5 file$"):
+        with pytest.raises(
+            InputError, match=rf"^{path}: .*{found}.*, expected an HDF5 file of results$"
+        ):
             open_measurement(path)
     with pytest.raises(InputError, match=r"no 'train/nll' found, expected one of test, train$"):
         open_measurement(tmp_path / "line.h5", "train/nll")

@@ -12,16 +12,8 @@ from typing import Any
 import numpy as np
 
 from lossgeometry.errors import InputError
-from lossgeometry.layout import (
-    LINE,
-    PARAMETERS,
-    RESULTS,
-    SURFACE,
-    Form,
-    Forms,
-    require_forms,
-    within,
-)
+from lossgeometry.layout import LINE, PARAMETERS, RESULTS, SURFACE, Form, Forms, require_forms
+from lossgeometry.running.saving import below
 from lossgeometry.storing import NAMES
 from models.description import PYRAMIDS, require, require_description, require_integer
 
@@ -87,7 +79,7 @@ MEASUREMENTS: dict[str, tuple[str, Forms]] = {
         "Eigenvalues of the Hessian: of mini-batches, and of several of them as one.",
         {
             **_SPECTRUM,
-            **within("density", _DENSITY),
+            **below("density", _DENSITY),
             "trace": Form("float", "trace of the Hessian", _CURVATURE),
             "trace_standard_error": Form("float", "of the trace, by chance", _CURVATURE),
             "layers/names": Form("text names", "names of the layers"),
@@ -104,10 +96,10 @@ MEASUREMENTS: dict[str, tuple[str, Forms]] = {
     "landscape": (
         "The loss along lines and on a surface through the weights.",
         {
-            **within("line", _LINE),
-            **within("test_line", _LINE),
-            **within("lines/*", _LINE),
-            **within("surface", _SURFACE),
+            **below("line", _LINE),
+            **below("test_line", _LINE),
+            **below("lines/*", _LINE),
+            **below("surface", _SURFACE),
             "cut/directions": Form("float direction=2 parameter", "the directions of the surface"),
             "cut/parameters": PARAMETERS,
             "cut/names": Form("text direction=2", "names of the directions"),
@@ -115,9 +107,9 @@ MEASUREMENTS: dict[str, tuple[str, Forms]] = {
             "cut/high": Form("float direction=2", "largest step along each"),
             "cut/points": Form("float point* direction=2", "what is marked: steps to each point"),
             "cut/extras/ts": Form("float ts", "places on the path to the other checkpoint"),
-            **within("cut/extras/linear", _scores("ts", " on the straight path")),
-            **within("cut/extras/bezier", _scores("ts", " on the curve of low loss")),
-            **within("cut/extras/polar", RESULTS["PolarTrajectory"]),
+            **below("cut/extras/linear", _scores("ts", " on the straight path")),
+            **below("cut/extras/bezier", _scores("ts", " on the curve of low loss")),
+            **below("cut/extras/polar", RESULTS["PolarTrajectory"]),
             "cut/extras/explained_variance": RESULTS["Trajectory"]["explained_variance"],
             "cut/extras/eigenvalues": Form("float direction=2", "of the directions", _CURVATURE),
             "cut/extras/residuals": Form("float direction=2", "of the eigenvectors", _CURVATURE),

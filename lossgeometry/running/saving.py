@@ -16,6 +16,7 @@ from lossgeometry.errors import InputError
 SAVE_EVERY = 10.0  # seconds; 0: whenever something has been done
 
 State = TypeVar("State")
+Entry = TypeVar("Entry")
 
 
 class Saver(Generic[State]):
@@ -121,8 +122,8 @@ def filled(
     return {name: np.array(saved[name]) for name in blank}
 
 
-def below(folder: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays by the names "FOLDER/NAME"."""
+def below(folder: str, arrays: Mapping[str, Entry]) -> dict[str, Entry]:
+    """The arrays, or what there is of each, by the names "FOLDER/NAME"."""
     return {f"{folder}/{key}": array for key, array in arrays.items()}
 
 
