@@ -124,14 +124,14 @@ def _glance(value: Any) -> str:
     if isinstance(value, list):  # of directions
         return f"{len(value)} × {_glance(value[0])}"
     if isinstance(value, Mapping):
-        if all(hasattr(entry, "numel") for entry in value.values()):
+        if value and all(hasattr(entry, "numel") for entry in value.values()):
             numbers = sum(entry.numel() for entry in value.values())
             return f"{numbers:,} numbers in {len(value)} tensors"
         return one_line(", ".join(f"{key} {entry}" for key, entry in value.items()), 80)
     array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
-    if array.ndim < 2 and array.size <= FEW:
-        return ", ".join(f"{entry:.6g}" for entry in array.ravel().tolist())
     shape = f"{' × '.join(map(str, array.shape))} {array.dtype}"
+    if array.ndim < 2 and array.size <= FEW and array.dtype != bool:
+        return ", ".join(f"{entry:.6g}" for entry in array.ravel().tolist())
     if array.dtype == bool:
         return f"{shape}, {int(array.sum())} of {array.size} true"
     finite = array[np.isfinite(array)]
