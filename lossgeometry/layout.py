@@ -20,6 +20,7 @@ FORMAT = "lossgeometry, version 2"
 
 _KINDS = {"float": "fiu", "int": "iu", "bool": "b", "text": "S", "json": "S"}
 _LOSS, _CURVATURE = "loss", "loss / weight^2"
+_OPERATOR = "operator"  # those of the operator: of a Hessian the same
 
 
 class Form(NamedTuple):
@@ -67,15 +68,12 @@ PARAMETERS = Form(
 )
 
 
-def _eigenvalues(axes: str, order: str) -> dict[str, Form]:
+def _eigenvalues(axes: str, what: str, units: str) -> dict[str, Form]:
+    bounds = "bounds: an eigenvalue of the operator is at most so far away"
     return {
-        "eigenvalues": Form(f"float {axes}", f"eigenvalues of the Hessian, {order}", _CURVATURE),
-        "residuals": Form(f"float {axes}", "norms of the residuals, |H x - lambda x|", _CURVATURE),
-        "errors": Form(
-            f"float {axes}",
-            "bounds: an eigenvalue of the operator is at most so far away",
-            _CURVATURE,
-        ),
+        "eigenvalues": Form(f"float {axes}", f"eigenvalues, {what}", units),
+        "residuals": Form(f"float {axes}", "norms of the residuals, |A x - lambda x|", units),
+        "errors": Form(f"float {axes}", bounds, units),
         "converged": Form(f"bool {axes}", "whether the error is within the tolerance"),
     }
 
@@ -91,12 +89,12 @@ RESULTS: dict[str, Forms] = {
     "Line": LINE,
     "Surface": SURFACE,
     "Eigenpairs": {
-        **_eigenvalues("rank", "the most wanted first"),
+        **_eigenvalues("rank", "the most wanted first", _OPERATOR),
         "eigenvectors": Form("float parameter rank", "eigenvectors, orthonormal columns"),
         "matvecs": Form("int", "products with the operator"),
     },
     "MaxEigenvalueSpectrum": {
-        **_eigenvalues("batch rank", "of each mini-batch those of largest magnitude"),
+        **_eigenvalues("batch rank", "of each mini-batch, largest magnitude first", _CURVATURE),
         "matvecs": Form("int batch", "Hessian-vector products of each mini-batch"),
         "batches_at_a_time": Form("int", "mini-batches that were solved in lock-step"),
         "nep": Form("float", "negative max eigenvalue proportion: share below zero", "fraction"),
@@ -105,23 +103,23 @@ RESULTS: dict[str, Forms] = {
         "ape_standard_error": Form("float", "of ape, over mini-batches", _CURVATURE),
     },
     "SpectralDensity": {
-        "diagonals": Form("float probe step", "diagonals of Lanczos' matrices", _CURVATURE),
+        "diagonals": Form("float probe step", "diagonals of Lanczos' matrices", _OPERATOR),
         "off_diagonals": Form(
             "float probe step",
             "beside the diagonals; the last to the step that was not made",
-            _CURVATURE,
+            _OPERATOR,
         ),
         "size": Form("int", "number of eigenvalues"),
         "eps": Form("float", "relative precision of the products"),
-        "nodes": Form("float probe step", "nodes of the quadrature, ascending", _CURVATURE),
+        "nodes": Form("float probe step", "nodes of the quadrature, ascending", _OPERATOR),
         "weights": Form("float probe step", "their weights; of a probe they add up to 1"),
-        "grid": Form("float grid", "eigenvalues at which the density is given", _CURVATURE),
+        "grid": Form("float grid", "eigenvalues at which the density is given", _OPERATOR),
         "density": Form(
-            "float grid", "density of all eigenvalues, smoothed by a Gaussian", "weight^2 / loss"
+            "float grid", "density of all eigenvalues, smoothed by a Gaussian", "1 / operator"
         ),
-        "standard_error": Form("float grid", "of the density, by chance", "weight^2 / loss"),
-        "systematic_error": Form("float grid", "of the density, of quadrature", "weight^2 / loss"),
-        "bandwidth": Form("float", "standard deviation of the Gaussian", _CURVATURE),
+        "standard_error": Form("float grid", "of the density, by chance", "1 / operator"),
+        "systematic_error": Form("float grid", "of the density, of quadrature", "1 / operator"),
+        "bandwidth": Form("float", "standard deviation of the Gaussian", _OPERATOR),
     },
     "Estimate": _ESTIMATE,
     "NormEstimate": _ESTIMATE,
@@ -133,18 +131,18 @@ RESULTS: dict[str, Forms] = {
     },
     "CurvatureHistory": {
         "steps": Form("int steps*", "steps that the optimizer had made"),
-        "eigenvalues": Form("float steps* rank", "the largest, descending", _CURVATURE),
-        "errors": Form("float steps* rank", "stated errors of the eigenvalues", _CURVATURE),
+        "eigenvalues": Form("float steps* rank", "the largest, descending", _OPERATOR),
+        "errors": Form("float steps* rank", "stated errors of the eigenvalues", _OPERATOR),
         "loss": Form("float steps*", "the objective on the probe", _LOSS),
         "gradient_norm": Form("float steps*", "Euclidean norm of its gradient", "loss / weight"),
         "gradient_curvature": Form(
-            "float steps*", "second derivative along the normalised gradient", _CURVATURE
+            "float steps*", "second derivative along the normalised gradient", _OPERATOR
         ),
         "threshold": Form(
-            "float steps*", "curvature at which the step that comes next is unstable", _CURVATURE
+            "float steps*", "curvature at which the step that comes next is unstable", _OPERATOR
         ),
-        "trace": Form("float steps*", "sum of all eigenvalues", _CURVATURE),
-        "trace_error": Form("float steps*", "standard error of the trace", _CURVATURE),
+        "trace": Form("float steps*", "sum of all eigenvalues", _OPERATOR),
+        "trace_error": Form("float steps*", "standard error of the trace", _OPERATOR),
         "width": Form("float steps*", "of the loss along the direction: flatness", "steps"),
         "sharpness": Form("float steps*", "of the loss along the direction", "percent"),
         "asymmetry": Form("float steps*", "of the loss along the direction", "fraction"),

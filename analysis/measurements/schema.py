@@ -38,9 +38,9 @@ MEASUREMENTS: dict[str, tuple[str, Forms]] = {
         "The training, epoch by epoch.",
         {
             "epoch": Form("float epoch", "epochs of training"),
-            "objective": Form("float epoch", "mean of the loss that was minimised", "nats"),
+            "objective": Form("float epoch", "mean NLL during the epoch, penalty at its end"),
             "learning_rate": Form("float epoch", "learning rate of the last step"),
-            "seconds": Form("float epoch", "that the training took so far", "s"),
+            "seconds": Form("float epoch", "duration of the last epoch", "s"),
             **{
                 f"{split}_{score}": form
                 for split in ("train", "test")
@@ -68,7 +68,7 @@ MEASUREMENTS: dict[str, tuple[str, Forms]] = {
         {
             "corruptions": Form("text corruptions=15", "names of the corruptions"),
             **_scores("corruptions=15 severity=5", " on corrupted images"),
-            "image_error": Form("float image", "share of corruptions that mislead", "fraction"),
+            "image_error": Form("float image", "share of the 75 that mislead", "fraction"),
             "wrong": Form("int image corruptions=15", "severities, of 5, that mislead"),
             "clean_nll": Form("float", "negative log-likelihood of clean images", "nats"),
             "clean_error": Form("float", "share of clean images misclassified", "fraction"),
