@@ -171,12 +171,12 @@ def to_arrays(result: Any) -> dict[str, np.ndarray]:
 
 def from_arrays(cls: type[R], arrays: Mapping[str, np.ndarray], tensors: Collection[str] = ()) -> R:
     """Inverse of `to_arrays`; fields that are named in `tensors` are tensors."""
-    left, values = dict(arrays), {}
+    left, values = dict(arrays), dict[str, Any]()
     for field in fields(cls):  # type: ignore[arg-type]
         name = NAMES.get(field.name, field.name)
         match field.type:
             case "dict[str, np.ndarray]":
-                continue
+                values[field.name] = left  # in the end
             case "dict[str, Any]":
                 values[field.name] = json.loads(left.pop(name).tobytes())
             case "Direction":
@@ -190,9 +190,6 @@ def from_arrays(cls: type[R], arrays: Mapping[str, np.ndarray], tensors: Collect
                 values[field.name] = array if array.ndim else array.item()
         if field.name in tensors:
             values[field.name] = _tensor(values[field.name])
-    for field in fields(cls):  # type: ignore[arg-type]
-        if field.type == "dict[str, np.ndarray]":
-            values[field.name] = left
     return cls(**values)
 
 

@@ -1,5 +1,7 @@
 """Results show, save and load themselves; files say what their arrays are."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -261,3 +263,12 @@ def test_opens_what_is_shipped():
     tree = open_measurement(Path(__file__).parent.parent / "checkpoints" / "csan8.h5")
     assert {"hessian/train", "landscape/train", "history"} <= {n.path[1:] for n in tree.subtree}
     assert tree["landscape/train"].attrs["options"]["lines"] == 8
+
+
+def test_measurements_are_opened_without_pytorch():
+    program = "import sys; sys.modules['torch'] = None; import lossgeometry; "
+    program += "print(lossgeometry.open_measurement('checkpoints/csan8.h5', 'history')['epoch'][1])"
+    how = dict(capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    done = subprocess.run([sys.executable, "-c", program], **how)
+    assert done.returncode == 0, done.stderr
+    assert "1." in done.stdout
