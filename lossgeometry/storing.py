@@ -70,6 +70,15 @@ class Result:
         """Read what `save` wrote; tensors are on the CPU.
 
         Raises `InputError` if the file is of another kind, or damaged.
+
+        Examples
+        --------
+        >>> import tempfile, torch
+        >>> from lossgeometry import Eigenpairs, eigsh
+        >>> path = tempfile.mkdtemp() + "/top.h5"
+        >>> eigsh(torch.diag(torch.tensor([1.0, 2.0, 5.0])), k=1).save(path)
+        >>> Eigenpairs.load(path).eigenvalues.round()
+        tensor([5.], dtype=torch.float64)
         """
         with _opened(path, f"a saved {cls.__name__}") as file:
             kind = _kind(file)

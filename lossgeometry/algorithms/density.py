@@ -92,19 +92,17 @@ class SpectralDensity(Result):
         """The density, with a band of two standard errors and the systematic one."""
         from lossgeometry.plots import plot_spectral_density
 
-        grid, found = self.grid(), self.estimate(self.grid())
-        wrong = found.systematic_error
-        errors: dict[str, Any] = dict(systematic_error=wrong, standard_error=found.standard_error)
-        return plot_spectral_density(grid, found.estimate, ax=ax, **errors)
+        return plot_spectral_density(**self._smoothed(), ax=ax)
 
     def _derived(self) -> dict[str, Any]:
+        quadrature = {name: getattr(self, name) for name in ("nodes", "weights", "bandwidth")}
+        return quadrature | self._smoothed()
+
+    def _smoothed(self) -> dict[str, Any]:
         grid = self.grid()
         found = self.estimate(grid)
-        return {
-            **{name: getattr(self, name) for name in ("nodes", "weights", "bandwidth")},
-            **{"grid": grid, "density": found.estimate, "standard_error": found.standard_error},
-            "systematic_error": found.systematic_error,
-        }
+        errors = {name: getattr(found, name) for name in ("standard_error", "systematic_error")}
+        return {"grid": grid, "density": found.estimate, **errors}
 
     def count(self, lower: float, upper: float) -> Estimate[float]:
         """Number of eigenvalues in [lower, upper].
