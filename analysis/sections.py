@@ -50,7 +50,7 @@ def sections(
     cut = unpack_cut(arrays)
     if cut is None:
         cut = team.first(partial(choose, Progress(above("cutting", arrays), save_choice)))
-        arrays = pack_cut(cut)
+        arrays = pack_cut(cut, objective.model)
         team.first(partial(recording.save, arrays))
 
     def of(function: Callable[..., Slice], what: Objective, *where: Any) -> Callable[..., Slice]:

@@ -20,12 +20,10 @@ from lossgeometry import (
     trace,
 )
 from lossgeometry.errors import InputError
+from lossgeometry.running.saving import below
+from lossgeometry.storing import to_arrays
 
 TRACE_MATVECS = 60
-_SPECTRUM = (  # what is stored of a `MaxEigenvalueSpectrum`
-    *("eigenvalues", "residuals", "errors", "converged", "matvecs", "together"),
-    *("nep", "nep_standard_error", "ape", "ape_standard_error"),
-)
 
 
 def spectra(
@@ -71,22 +69,12 @@ def spectra(
     density = spectral_density(hessian, probes=probes, steps=steps, seed=seed)  # with a bar
     with working("trace"):
         whole = trace(hessian, matvecs=TRACE_MATVECS, seed=seed)
-    grid = density.grid()
-    smoothed = density.estimate(grid)
     arrays = {
-        **{key: getattr(spectrum, key) for key in _SPECTRUM},
-        "density/nodes": density.nodes,
-        "density/weights": density.weights,
-        "density/grid": grid,
-        "density/density": smoothed.estimate,
-        "density/standard_error": smoothed.standard_error,
-        "density/systematic_error": smoothed.systematic_error,
-        "density/bandwidth": density.bandwidth,
+        **to_arrays(spectrum),
+        **below("density", to_arrays(density)),
+        **below("check", to_arrays(check)),
         "trace": whole.estimate,
         "trace_standard_error": whole.standard_error,
-        "check/symmetry": check.symmetry,
-        "check/finite_difference": check.finite_difference,
-        "check/tolerance": check.tolerance,
     }
     if layers:
         del hessian  # the budget is for one at a time

@@ -28,6 +28,7 @@ from .operators.hessian import Hessian
 from .operators.layers import per_layer
 from .operators.precondition import Preconditioned, stability_threshold
 from .pages.results import report
+from .storing import open_measurement
 from .tracking import CurvatureHistory, CurvatureTracker
 
 __all__ = [
@@ -65,6 +66,7 @@ __all__ = [
     "line",
     "linear_path",
     "max_eigenvalue_spectrum",
+    "open_measurement",
     "pca_directions",
     "per_layer",
     "plane",

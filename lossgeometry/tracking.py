@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -28,6 +27,7 @@ from lossgeometry.operators.hessian import Hessian
 from lossgeometry.operators.precondition import Preconditioned, stability_threshold
 from lossgeometry.parameters import select_parameters
 from lossgeometry.seeds import derive_seed, untouched_rng
+from lossgeometry.storing import Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,30 +35,12 @@ if TYPE_CHECKING:
 TOLERANCE = 0.02  # relative error of the eigenvalues at which no more products are made
 PRODUCTS = 6  # at most, an eigenvalue, once there are eigenvectors to start from
 XS = np.linspace(-1.0, 1.0, 21)  # steps along the direction of the flatness
-FORMAT = "lossgeometry curvature history, version 1"
 
 Row: TypeAlias = "dict[str, float | np.ndarray]"
 
-# What a row holds, by name, as it is described in the file.
-FIELDS = {
-    "steps": "(n,) steps that the optimizer had made",
-    "eigenvalues": "(n, k) largest eigenvalues, descending",
-    "errors": "(n, k) stated errors of the eigenvalues, in their units",
-    "loss": "(n,) the objective on the probe",
-    "gradient_norm": "(n,) Euclidean norm of its gradient",
-    "gradient_curvature": "(n,) second derivative along the normalised gradient",
-    "threshold": "(n,) curvature at which the step that comes next is unstable",
-    "trace": "(n,) sum of all eigenvalues",
-    "trace_error": "(n,) standard error of the trace",
-    "width": "(n,) of the loss along the direction, see lossgeometry.flatness",
-    "sharpness": "(n,) of the loss along the direction, in percent",
-    "asymmetry": "(n,) of the loss along the direction",
-    "matvecs": "(n,) products that the eigenvalues took",
-}
 
-
-@dataclass(frozen=True)
-class CurvatureHistory:
+@dataclass(frozen=True, repr=False)
+class CurvatureHistory(Result):
     """What a `CurvatureTracker` has measured: n rows; NaN is what was not asked for."""
 
     steps: np.ndarray  # (n,) int, steps that the optimizer had made
@@ -83,32 +65,6 @@ class CurvatureHistory:
             self.steps, self.eigenvalues, self.errors, threshold=self.threshold, ax=ax
         )
 
-    def save(self, path: str | Path) -> None:
-        """Write an HDF5 file, whole or not at all: an array for each of the names above."""
-        import h5py
-
-        path = Path(path)
-        unfinished = path.with_name(f".{path.name}.partial")
-        with h5py.File(unfinished, "w") as file:
-            file.attrs["format"] = FORMAT
-            for name, description in FIELDS.items():
-                file[name] = getattr(self, name)
-                file[name].attrs["description"] = description
-        os.replace(unfinished, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> CurvatureHistory:
-        """Read what `save` wrote; raises `InputError` if it is another kind of file."""
-        import h5py
-
-        try:
-            with h5py.File(path) as file:
-                if file.attrs.get("format") == FORMAT:
-                    return cls(**{name: file[name][()] for name in FIELDS})
-        except (OSError, KeyError) as error:
-            raise InputError(f"{path}: {error}, expected a curvature history") from error
-        raise InputError(f"{path}: another HDF5 file, expected a {FORMAT}")
-
     @classmethod
     def of(cls, rows: list[Row], k: int) -> CurvatureHistory:
         """The history of such rows, with eigenvalues (k,) in each."""
@@ -119,12 +75,11 @@ class CurvatureHistory:
             kind = int if name in ("steps", "matvecs") else float
             return np.array(numbers, dtype=kind).reshape(shape)
 
-        return cls(**{name: column(name) for name in FIELDS})
+        return cls(**{field.name: column(field.name) for field in fields(cls)})
 
     def rows(self) -> list[Row]:
         """Inverse of `of`."""
-        columns = {name: getattr(self, name) for name in FIELDS}
-        return [{name: c[i] for name, c in columns.items()} for i in range(len(self.steps))]
+        return [{name: c[i] for name, c in vars(self).items()} for i in range(len(self.steps))]
 
 
 class CurvatureTracker:

@@ -90,12 +90,12 @@ def landscape(grid, kind):
         **{f"{part}/{m}": 1 + grid**2 for part in ("line", "test_line") for m in ("nll", "error")},
         "line/l2": 1 + grid**2,
         **{f"surface/{key}": bowl for key in ("nll", "l2")},
-        "surface/done": bowl > 1.5,
-        "surface/attributes": text(interpolated=True, evaluations=9, objective_error=0.01),
+        "surface/evaluated": bowl > 1.5,
+        "surface/settings": text(interpolated=True, evaluations=9, objective_error=0.01),
         **{f"{part}/xs": grid for part in ("line", "test_line", "surface")},
         "surface/ys": grid,
-        "cut/ranges": text(names=["direction 1", "direction 2"], low=[-1, -1], high=[1, 1]),
-        "cut/marks": np.zeros((0, 2)) if not kind else np.array([[-1, 0.5], [0.5, 1], [0, 0]]),
+        "cut/names": np.array([b"direction 1", b"direction 2"]),
+        "cut/points": np.zeros((0, 2)) if not kind else np.array([[-1, 0.5], [0.5, 1], [0, 0]]),
     }
     if not kind:
         arrays |= {f"lines/{i}/nll": 1 + (i + 1) * grid**2 for i in range(2)}
@@ -110,7 +110,7 @@ def landscape(grid, kind):
 
 
 def text(**value):
-    return np.frombuffer(json.dumps(value).encode(), dtype=np.uint8)
+    return np.bytes_(json.dumps(value))
 
 
 def _convolution(network, kernel_size):

@@ -1,10 +1,12 @@
 """Planes of a trained network: what is in them agrees with what it was made of."""
 
 import copy
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from analysis import cuts
 from analysis.objective import build_objective
@@ -165,10 +167,17 @@ def test_cuts_survive_storage(objective):
     from analysis.measurements.packing import pack_cut, unpack_cut
 
     cut = cuts.towards_cut(objective, moved(objective, 0.3), seed=0, span=1.0)
-    again = unpack_cut(pack_cut(cut))
+    arrays = pack_cut(cut, objective.model)
+    again = unpack_cut(arrays)
     assert again is not None
     np.testing.assert_array_equal(again.directions, cut.directions)
     np.testing.assert_array_equal(again.marks, cut.marks)
     assert (again.names, again.low, again.high) == (cut.names, cut.low, cut.high)
     assert again.extras.keys() == cut.extras.keys()
+    first, start = cut.tensors(objective.model)[0], 0
+    for name, shape in json.loads(arrays["cut/parameters"].item()).items():
+        end = start + int(np.prod(shape))
+        assert torch.equal(torch.tensor(cut.directions[0, start:end]).reshape(shape), first[name])
+        start = end
+    assert start == cut.directions.shape[1]
     assert unpack_cut({}) is None

@@ -120,7 +120,7 @@ def progress_of(path):
     done = []
 
     def count(key, item):
-        if key.endswith("/done"):
+        if key.endswith(("/done", "/evaluated")):
             done.append(item[()].sum())
 
     with h5py.File(path) as file:

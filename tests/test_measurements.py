@@ -1,6 +1,7 @@
 import dataclasses
 import errno
 import fcntl
+import json
 import multiprocessing
 import os
 import threading
@@ -11,10 +12,11 @@ import pytest
 
 from analysis.measurements.files import collect, load, measurement_file
 from analysis.measurements.recording import store, stored
-from lossgeometry import InputError
+from lossgeometry import InputError, open_measurement
 from models import files, load_checkpoint, load_dataset
 from models.files import locked, replacing
 from models.train import Options, untrained
+from tests.measured import write
 
 ARRAYS = {"values": np.arange(3.0), "part/holes": np.array([np.nan, np.inf]), "scalar": np.array(2)}
 OPTIONS = {"seed": 3, "objective": "train", "split": "train", "tol": 1e-3}
@@ -61,6 +63,69 @@ def test_measurements_replace_their_namesake_and_nothing_else(checkpoint):
     path = measurement_file(checkpoint.path)
     assert load(path, "one").arrays.keys() == {"new"}
     assert load(path, "two").arrays.keys() == ARRAYS.keys()
+
+
+def landscape_arrays():
+    grid = np.linspace(-1, 1, 3)
+    arrays = {f"surface/{name}": grid + grid[:, None] for name in ("nll", "error")}
+    arrays |= {"surface/xs": grid, "surface/ys": grid, "surface/evaluated": np.ones((3, 3), bool)}
+    arrays |= {"surface/settings": np.array(b'{"seed": 0}'), "cut/names": np.array([b"a", b"b"])}
+    return arrays | {"cut/low": -np.ones(2), "cut/high": np.ones(2), "cut/points": np.zeros((0, 2))}
+
+
+def test_arrays_say_what_they_are_whatever_is_stored_later(checkpoint):
+    arrays, how = landscape_arrays(), dict(checkpoint=checkpoint, options=OPTIONS)
+    store("unfinished/landscape/train", arrays, **how)
+    store("landscape/train", arrays, in_place_of="unfinished/landscape/train", **how)
+    store("another", ARRAYS, **how)
+    path = measurement_file(checkpoint.path)
+    with h5py.File(path) as file:
+        assert sorted(file) == ["another", "landscape"]  # and nothing empty
+        group = file["landscape/train"]
+        assert group.attrs["format"] == "lossgeometry, version 2"
+        assert group.attrs["description"].startswith("The loss along lines and on a surface")
+        error = group["surface/error"]
+        assert error.attrs["units"] == "fraction"
+        assert [dim.label for dim in error.dims] == ["ys", "xs"]
+        assert error.dims[1][0] == group["surface/xs"]
+    surface = open_measurement(path, "landscape/train/surface")
+    np.testing.assert_array_equal(surface["nll"].sel(ys=0.0), arrays["surface/nll"][1])
+    tree = open_measurement(path)
+    assert tree["landscape/train"].attrs["options"] == OPTIONS
+    assert tree["landscape/train/cut/names"].values.tolist() == ["a", "b"]
+    assert tree["another/part/holes"].shape == (2,)
+
+
+def test_files_without_a_format_are_read_by_the_names_of_today(tmp_path):
+    path, new = tmp_path / "old.h5", landscape_arrays()
+    new |= {"lines/0/xs": np.ones(3), "lines/0/nll": np.ones(3), "cutting/fit/done": np.ones(2)}
+    old = {name: array for name, array in new.items() if name not in ("cut/low", "cut/high")}
+    old["surface/done"], old["cut/marks"] = old.pop("surface/evaluated"), old.pop("cut/points")
+    old["surface/attributes"] = np.frombuffer(old.pop("surface/settings").item(), np.uint8)
+    ranges = {"names": ["a", "b"], "low": [-1.0, -1.0], "high": [1.0, 1.0]}
+    del old["cut/names"]
+    old["cut/ranges"] = np.frombuffer(json.dumps(ranges).encode(), np.uint8)
+    for name in ("landscape/train", "unfinished/landscape_pca/train"):
+        write(path, name, old)
+        found = load(path, name).arrays
+        assert found.keys() == new.keys()
+        for key, array in new.items():
+            assert found[key].dtype == array.dtype, key
+            np.testing.assert_array_equal(found[key], array)
+    rows = {"eigenvalues": np.ones((4, 2)), "done": np.ones(4, bool)}
+    write(path, "unfinished/hessian/train", rows)
+    assert load(path, "unfinished/hessian/train").arrays.keys() == rows.keys()
+    write(path, "hessian/train", {"together": np.int64(3)})
+    assert load(path, "hessian/train").arrays["batches_at_a_time"] == 3
+
+
+def test_files_of_a_later_format_are_refused(checkpoint):
+    store("one", ARRAYS, checkpoint=checkpoint, options=OPTIONS)
+    path = measurement_file(checkpoint.path)
+    with h5py.File(path, "a") as file:
+        file["one"].attrs["format"] = "lossgeometry, version 3"
+    with pytest.raises(InputError, match=r"one: 'lossgeometry, version 3' found, expected 'l"):
+        load(path, "one")
 
 
 def test_failure_while_writing_leaves_the_file_as_it_was(checkpoint, monkeypatch):

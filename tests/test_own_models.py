@@ -94,7 +94,7 @@ def test_batchnorm_normalises_over_the_mini_batch_in_training_only(here, unrende
         )
         with h5py.File("batchnorm.h5") as file:
             group = file[f"landscape/{objective}"]
-            attributes = json.loads(group["line/attributes"][()].tobytes())
+            attributes = json.loads(group["line/settings"][()].tobytes())
             at_the_weights = group["line/nll"][2]
         assert attributes["mode"] == mode
         model = build_model(BATCHNORM, classes=2, channels=3)
@@ -125,7 +125,7 @@ def test_statistics_are_recalibrated_and_bfloat16_is_used_where_asked(
         with h5py.File("batchnorm.h5") as file:
             group = file["landscape/clean"]
             for part in ("line", "test_line", "surface"):
-                found = json.loads(group[f"{part}/attributes"][()].tobytes())
+                found = json.loads(group[f"{part}/settings"][()].tobytes())
                 assert (found["batchnorm"], found["precision"]) == (batchnorm, precision)
             losses.append(group["line/nll"][2])
     assert len(set(losses)) == 3
@@ -263,7 +263,7 @@ def test_other_checkpoints_and_snapshots_are_of_the_same_model(here, unrendered,
         code, _, err = call_module(landscape, *own("vit"), *small, "--directions", *extra)
         assert code == 0, err
     with h5py.File("vit.h5") as file:
-        assert len(file["landscape_pca/train/cut/marks"]) == 4
+        assert len(file["landscape_pca/train/cut/points"]) == 4
 
 
 def test_own_models_and_csans_do_not_share_a_figure(here, call_module):

@@ -352,7 +352,7 @@ def test_files_of_others_are_refused(tmp_path):
     path = tmp_path / "other.h5"
     with h5py.File(path, "w") as file:
         file["x"] = 1
-    with pytest.raises(InputError, match="expected a lossgeometry curvature history"):
+    with pytest.raises(InputError, match="expected a saved CurvatureHistory"):
         CurvatureHistory.load(path)
     path.write_text("no HDF5")
     with pytest.raises(InputError, match=r"other\.h5"):

@@ -35,7 +35,7 @@ def surface_chart(group: Sequence[Measurement], *, log: bool = True) -> Chart:
             m.arrays["surface/ys"],
             {loss: losses(m, "surface")[loss] for loss in common},
             names(m),
-            m.arrays["cut/marks"],
+            m.arrays["cut/points"],
             interpolated(m).strip(),
         )
         for text, m in zip(texts, group, strict=True)
@@ -85,7 +85,7 @@ def write_vtu(measurement: Measurement, path: Path) -> Path:
     quads = quads[finite[quads].all(axis=1)]
     points = np.stack([xs, ys, np.where(np.isfinite(height), height, 0.0)], axis=-1).reshape(-1, 3)
     data = {name: array.ravel() for name, array in values.items()}
-    data["evaluated"] = measurement.arrays["surface/done"].ravel().astype(np.uint8)
+    data["evaluated"] = measurement.arrays["surface/evaluated"].ravel().astype(np.uint8)
     mesh = meshio.Mesh(points, [("quad", quads)], point_data=data)
     with replacing(path) as partial:
         mesh.write(partial, file_format="vtu")

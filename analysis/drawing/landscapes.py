@@ -157,11 +157,11 @@ def _contours(group: Sequence[Measurement], log: bool) -> Figure:
         for title, (first, second), m, ax in zip(titles, axes_of, group, row, strict=True):
             xs, ys = m.arrays["surface/xs"], m.arrays["surface/ys"]
             plots.plot_contours(xs, ys, losses(m, "surface")[loss], norm=norm, ax=ax)
-            done = m.arrays["surface/done"]
+            done = m.arrays["surface/evaluated"]
             if not done.all():
                 rows_done, columns_done = np.nonzero(done)
                 plots.plot_evaluated(xs[columns_done], ys[rows_done], ax=ax)
-            marks = m.arrays["cut/marks"]
+            marks = m.arrays["cut/points"]
             if len(marks):
                 plots.plot_way(marks, ax=ax)
             ax.set(title=title, xlabel=first, ylabel=second)

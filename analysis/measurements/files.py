@@ -15,8 +15,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from analysis.measurements.schema import Found, LackingError, Measurement, require_usable
+from analysis.measurements.schema import (
+    Found,
+    LackingError,
+    Measurement,
+    renamed,
+    require_usable,
+)
 from lossgeometry.errors import InputError, shown
+from lossgeometry.layout import FORMAT
 from models.reading.hdf5 import opened
 
 Result = TypeVar("Result")
@@ -49,10 +56,13 @@ def load(path: Path, name: str) -> Measurement | None:
             key: _dictionary(key, file.text(key, group))
             for key in ("options", "checkpoint", "versions")
         }
+        arrays, form = file.arrays(group), file.text("format", group, default="")
+        if form not in (FORMAT, ""):
+            raise InputError(f"{path}:/{name}: {shown(form)} found, expected {FORMAT!r}")
         found = Measurement(
             path=path,
             name=name,
-            arrays=Found(path, name, file.arrays(group)),
+            arrays=Found(path, name, arrays if form else renamed(arrays)),
             **{key: Found(path, name, value) for key, value in attributes.items()},
             date=file.text("date", group),
             data=_dictionary("data", file.text("data", group, default="{}")),

@@ -24,8 +24,8 @@ def common_losses(group: Sequence[Measurement], part: str) -> list[str]:
 
 def names(measurement: Measurement) -> tuple[str, str]:
     """Of the two directions."""
-    first, second = json.loads(measurement.arrays["cut/ranges"].tobytes())["names"]
-    return first, second
+    first, second = measurement.arrays["cut/names"].tolist()
+    return first.decode(), second.decode()
 
 
 def extent(measurement: Measurement) -> list[float]:
@@ -35,10 +35,10 @@ def extent(measurement: Measurement) -> list[float]:
 
 def interpolated(measurement: Measurement) -> str:
     """What an adaptive surface is worth, as a second line of a title."""
-    how = json.loads(measurement.arrays["surface/attributes"].tobytes())
+    how = json.loads(measurement.arrays["surface/settings"].tobytes())
     if not how.get("interpolated"):
         return ""
     return (
-        f"\n{how['evaluations']} of {measurement.arrays['surface/done'].size} points, "
+        f"\n{how['evaluations']} of {measurement.arrays['surface/evaluated'].size} points, "
         f"error {how['objective_error']:.1%}"
     )

@@ -2,43 +2,39 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
+from torch import nn
 
 from analysis.cuts import Cut
 from lossgeometry.landscape.sampling import Slice
+from lossgeometry.parameters import select_parameters
 from lossgeometry.running.saving import above, below
+from lossgeometry.storing import from_arrays, parameters, to_arrays
 
 
 def pack(part: str, result: Slice) -> dict[str, np.ndarray]:
     """Arrays of a slice, by the names they are stored under."""
-    arrays = {**result, "xs": result.xs, "done": result.done}
-    if result.ys is not None:
-        arrays["ys"] = result.ys
-    return below(part, arrays | {"attributes": _text(result.attributes)})
+    return below(part, to_arrays(result))
 
 
 def unpack(part: str, stored: Mapping[str, np.ndarray]) -> Slice | None:
     """Inverse of `pack`; None if the part has not been begun."""
     arrays = above(part, stored)
-    if "done" not in arrays:
-        return None
-    return Slice(
-        xs=arrays.pop("xs"),
-        ys=arrays.pop("ys", None),
-        done=arrays.pop("done"),
-        attributes=json.loads(arrays.pop("attributes").tobytes()),
-        metrics=arrays,
-    )
+    return from_arrays(Slice, arrays) if arrays else None
 
 
-def pack_cut(cut: Cut) -> dict[str, np.ndarray]:
+def pack_cut(cut: Cut, model: nn.Module) -> dict[str, np.ndarray]:
     """Arrays of a cut, its directions included, by the names they are stored under."""
-    ranges = {"names": cut.names, "low": cut.low, "high": cut.high}
-    arrays = {"directions": cut.directions, "marks": cut.marks, "ranges": _text(ranges)}
+    arrays = {
+        "directions": cut.directions,
+        "parameters": parameters(select_parameters(model)),
+        "names": np.char.encode(cut.names, "utf-8"),
+        "low": np.array(cut.low),
+        "high": np.array(cut.high),
+        "points": cut.marks,
+    }
     return below("cut", arrays) | below("cut/extras", cut.extras)
 
 
@@ -47,14 +43,12 @@ def unpack_cut(stored: Mapping[str, np.ndarray]) -> Cut | None:
     arrays = above("cut", stored)
     if not arrays:
         return None
-    ranges = json.loads(arrays["ranges"].tobytes())
+    names, low, high = (arrays[key].tolist() for key in ("names", "low", "high"))
     return Cut(
         directions=arrays["directions"],
-        marks=arrays["marks"],
+        names=(names[0].decode(), names[1].decode()),
+        low=(low[0], low[1]),
+        high=(high[0], high[1]),
+        marks=arrays["points"],
         extras=above("extras", arrays),
-        **{key: tuple(values) for key, values in ranges.items()},
     )
-
-
-def _text(value: dict[str, Any]) -> np.ndarray:
-    return np.frombuffer(json.dumps(value).encode(), dtype=np.uint8)

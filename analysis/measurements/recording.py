@@ -13,8 +13,9 @@ import h5py
 import numpy as np
 
 from analysis.measurements.files import fits, load, measurement_file, same_data
-from analysis.measurements.schema import Measurement
+from analysis.measurements.schema import Measurement, described
 from lossgeometry.errors import InputError, one_line
+from lossgeometry.layout import FORMAT, image, label, write
 from lossgeometry.running.distributed import ALONE, Team
 from models.files import locked, patiently, replacing
 from models.provenance import Provenance, versions
@@ -162,26 +163,27 @@ def store(
     """
     assert checkpoint.path is not None, "a checkpoint is saved before it is measured"
     path = measurement_file(checkpoint.path)
+    what, forms = described(name)
     attributes = {
+        "format": FORMAT,
+        "description": what,
         "options": json.dumps(dict(options), sort_keys=True),
         "checkpoint": json.dumps(describe(checkpoint), sort_keys=True),
         "versions": json.dumps(versions()),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "data": json.dumps(dict(data or {}), sort_keys=True),
     }
+
+    def fill(new: h5py.File) -> None:
+        """With what stays, for a file would keep the room of all that was ever deleted."""
+        if path.exists():
+            _copy_all_but((name, in_place_of), path, new)
+        group = new.create_group(name)
+        group.attrs.update(attributes)
+        write(group, arrays, forms)
+
     with locked(path):
-        # Composed in memory, for a full disk leaves HDF5 in a state that it does not recover from;
-        # and of what stays, for a file would keep the room of all that was ever deleted.
-        with h5py.File("new", "w", driver="core", backing_store=False) as new:
-            if path.exists():
-                _copy_all_but((name, in_place_of), path, new)
-            group = new.create_group(name)
-            for key, array in arrays.items():
-                large = np.size(array) > 1000
-                group.create_dataset(key, data=array, compression="gzip" if large else None)
-            group.attrs.update(attributes)
-            new.flush()
-            content = new.id.get_file_image()
+        content = image(fill)
         with replacing(path) as temporary:
             temporary.write_bytes(content)
         measurement = load(path, name)
@@ -190,14 +192,22 @@ def store(
 
 
 def _copy_all_but(left_out: Collection[str | None], path: Path, new: h5py.File) -> None:
-    def copy(source: h5py.Group, target: h5py.Group) -> None:
+    def copy(source: h5py.Group, target: h5py.Group, bare: bool = False) -> None:
+        """The attributes of arrays that are `bare` refer to others, and have to be made anew."""
         target.attrs.update(source.attrs)
         for key, item in source.items():
             name = item.name.removeprefix("/")
-            if any(other and other.startswith(f"{name}/") for other in left_out):
-                copy(item, target.create_group(key))
-            elif name not in left_out:
-                source.copy(item, target, key)
+            if name in left_out:
+                continue
+            if isinstance(item, h5py.Dataset):
+                source.copy(item, target, key, without_attrs=bare)
+                continue
+            own, ours = target.create_group(key), "format" in item.attrs
+            copy(item, own, bare or ours)
+            if ours:
+                label(own, described(name)[1])
+            if not len(own) and not own.attrs:
+                del target[key]
 
     try:
         with patiently(lambda: h5py.File(path), BlockingIOError, path) as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,47 +12,111 @@ from typing import Any
 import numpy as np
 
 from lossgeometry.errors import InputError
-from models.description import PYRAMIDS, SCORES, require, require_description, require_integer
+from lossgeometry.layout import LINE, PARAMETERS, RESULTS, SURFACE, Form, Forms, require_forms
+from lossgeometry.running.saving import below
+from lossgeometry.storing import NAMES
+from models.description import PYRAMIDS, require, require_description, require_integer
 
 LARGEST = 1e100  # of a finite value: more cannot be drawn
-_KINDS = {"float": "fiu", "bool": "b", "text": "S", "bytes": "u"}
-_METRICS = ("nll", "error")
-_LINE = {"xs": "float m", "nll": "float m", "error": "float m", "done": "bool m"}
-_SURFACE = {
-    **{"xs": "float columns", "ys": "float rows", "attributes": "bytes length"},
-    **dict.fromkeys(_METRICS, "float rows columns"),
-    "done": "bool rows columns",
-}
-# The type of each array and what its axes are: numbers, or names of equal lengths.
-_ARRAYS: dict[str, dict[str, str]] = {
-    "history": dict.fromkeys(("epoch", *SCORES), "float epochs"),
-    "outcomes": {
-        f"{split}/{key}": f"{kind} {split}"
-        for split in ("train", "test")
-        for key, kind in (("nll", "float"), ("correct", "bool"))
-    },
-    "objective": dict.fromkeys(("nll", "error"), "float"),
-    "robustness": {
-        **{"error": "float 15 5", "corruptions": "text 15", "image_error": "float images"},
-        **{"clean_error": "float", "mean_corruption_error": "float"},
-    },
-    "hessian": {
-        **dict.fromkeys(("eigenvalues", "residuals", "errors"), "float batches k"),
-        "converged": "bool batches k",
-        **{f"density/{name}": "float n" for name in ("grid", "density")},
-        **{f"density/{name}_error": "float n" for name in ("standard", "systematic")},
-        "density/bandwidth": "float",
-        **{"layers/names": "text layers", "layers/eigenvalues": "float layers top"},
-        "layers/converged": "bool layers top",
-        **dict.fromkeys(("nep", "ape", "trace"), "float"),
-        **{f"{name}_standard_error": "float" for name in ("nep", "ape", "trace")},
-    },
-    "landscape": {
-        **{"cut/extras/ts": "float ts"},
-        **{f"cut/extras/{p}/{m}": "float ts" for p in ("linear", "bezier") for m in _METRICS},
-        **{f"cut/extras/polar/{name}": "float snapshots" for name in ("angles", "distances")},
-        "cut/extras/polar/turns": "float turns",
-    },
+
+
+def _scores(axes: str, where: str = "") -> dict[str, Form]:
+    return {
+        "nll": Form(f"float {axes}".strip(), f"negative log-likelihood{where}", "nats"),
+        "error": Form(f"float {axes}".strip(), f"share of images misclassified{where}", "fraction"),
+    }
+
+
+_MEAN = ", the mean over images"
+_SPECTRUM, _DENSITY = RESULTS["MaxEigenvalueSpectrum"], RESULTS["SpectralDensity"]
+_LINE, _SURFACE = (_scores("xs", _MEAN) | LINE, _scores("ys xs", _MEAN) | SURFACE)
+_CURVATURE = _SPECTRUM["eigenvalues"].units
+
+# What each kind of measurement is, and the forms of its arrays.
+MEASUREMENTS: dict[str, tuple[str, Forms]] = {
+    "history": (
+        "The training, epoch by epoch.",
+        {
+            "epoch": Form("float epoch", "epochs of training"),
+            "objective": Form("float epoch", "mean NLL during the epoch, penalty at its end"),
+            "learning_rate": Form("float epoch", "learning rate of the last step"),
+            "seconds": Form("float epoch", "duration of the last epoch", "s"),
+            **{
+                f"{split}_{score}": form
+                for split in ("train", "test")
+                for score, form in _scores("epoch", f", of the {split} images").items()
+            },
+        },
+    ),
+    "outcomes": (
+        "What becomes of every clean image.",
+        {
+            f"{split}/{name}": form
+            for split in ("train", "test")
+            for name, form in (
+                ("nll", Form("float image", f"of each {split} image", "nats")),
+                ("correct", Form("bool image", "whether it is classified correctly")),
+            )
+        },
+    ),
+    "objective": (
+        "What training sees at the weights: augmented images, the model in training mode.",
+        _scores("", _MEAN),
+    ),
+    "robustness": (
+        "Errors on corrupted images.",
+        {
+            "corruptions": Form("text corruptions=15", "names of the corruptions"),
+            **_scores("corruptions=15 severity=5", " on corrupted images"),
+            "image_error": Form("float image", "share of the 75 that mislead", "fraction"),
+            "wrong": Form("int image corruptions=15", "severities, of 5, that mislead"),
+            "clean_nll": Form("float", "negative log-likelihood of clean images", "nats"),
+            "clean_error": Form("float", "share of clean images misclassified", "fraction"),
+            "mean_corruption_error": Form("float", "mean of the errors", "fraction"),
+        },
+    ),
+    "hessian": (
+        "Eigenvalues of the Hessian: of mini-batches, and of several of them as one.",
+        {
+            **_SPECTRUM,
+            **below("density", _DENSITY),
+            "trace": Form("float", "trace of the Hessian", _CURVATURE),
+            "trace_standard_error": Form("float", "of the trace, by chance", _CURVATURE),
+            "layers/names": Form("text names", "names of the layers"),
+            "layers/eigenvalues": Form(
+                "float names top", "of the block of each layer, largest magnitude first", _CURVATURE
+            ),
+            "layers/converged": Form("bool names top", _SPECTRUM["converged"].description),
+            "check/symmetry": Form("float", "|(H - H^T) v| / |H v|, estimated"),
+            "check/finite_difference": Form("float", "|H v - finite difference| / |H v|"),
+            "check/tolerance": Form("float", "of both"),
+            "check/smooth": Form("bool", "whether finite differences tend to a derivative"),
+        },
+    ),
+    "landscape": (
+        "The loss along lines and on a surface through the weights.",
+        {
+            **below("line", _LINE),
+            **below("test_line", _LINE),
+            **below("lines/*", _LINE),
+            **below("surface", _SURFACE),
+            "cut/directions": Form("float direction=2 parameter", "the directions of the surface"),
+            "cut/parameters": PARAMETERS,
+            "cut/names": Form("text direction=2", "names of the directions"),
+            "cut/low": Form("float direction=2", "least step along each"),
+            "cut/high": Form("float direction=2", "largest step along each"),
+            "cut/points": Form("float point* direction=2", "what is marked: steps to each point"),
+            "cut/extras/ts": Form("float ts", "places on the path to the other checkpoint"),
+            **below("cut/extras/linear", _scores("ts", " on the straight path")),
+            **below("cut/extras/bezier", _scores("ts", " on the curve of low loss")),
+            **below("cut/extras/polar", RESULTS["PolarTrajectory"]),
+            "cut/extras/explained_variance": RESULTS["Trajectory"]["explained_variance"],
+            "cut/extras/eigenvalues": Form("float direction=2", "of the directions", _CURVATURE),
+            "cut/extras/residuals": Form("float direction=2", "of the eigenvectors", _CURVATURE),
+            "cut/extras/gradient_norm": Form("float", "length of the gradient", "loss / weight"),
+            "cut/extras/fit/losses": RESULTS["Bezier"]["losses"],
+        },
+    ),
 }
 
 
@@ -100,8 +165,7 @@ def require_usable(m: Measurement) -> None:
     recipe = m.checkpoint["recipe"]
     for name in ("epochs", "warmup_epochs"):
         require_integer(name, recipe.get(name), 0, 10**6)
-    unfinished = m.name.startswith("unfinished/")
-    kind = m.name.removeprefix("unfinished/").partition("/")[0].partition("_")[0]
+    kind = _kind(m.name)
     _require_architecture(kind, m.checkpoint["architecture"])
     _require_options(kind, m.options)
     for name, array in m.arrays.items():
@@ -113,16 +177,48 @@ def require_usable(m: Measurement) -> None:
             for text in array.ravel().tolist():
                 plain = text.decode(errors="replace")
                 require(plain.isprintable() and "\ufffd" not in plain, name, text, "a plain text")
-    if unfinished:
+    if m.name.startswith("unfinished/"):
         return
-    sizes: dict[str, int] = {}
-    for name, form in _ARRAYS.get(kind, {}).items():
-        _require_form(name, m.arrays.get(name), form, sizes)
+    require_forms(m.arrays, described(m.name)[1])
     if kind == "history" and "epoch" in m.arrays:
         epochs = m.arrays["epoch"]
         require(bool((np.diff(epochs) > 0).all()), "epoch", "others", "increasing numbers")
     if kind == "landscape":
         _require_landscape(m.arrays)
+
+
+def _kind(name: str) -> str:
+    return name.removeprefix("unfinished/").partition("/")[0].partition("_")[0]
+
+
+def described(name: str) -> tuple[str, Forms]:
+    """What a measurement of this name is, and the forms of its arrays."""
+    return MEASUREMENTS.get(_kind(name), ("", {}))
+
+
+_ON_A_LINE = re.compile(r"(?:line|test_line|lines/\w+)/(?:xs|nll|error|l2)")
+
+# What was called otherwise before there was a format.
+_NAMES = {"marks": "points", **NAMES}
+_RENAMED = re.compile(r"together|((line|test_line|lines/\d+|surface|cut)/)(done|attributes|marks)")
+
+
+def renamed(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays of files that were written before there was a format, as they are called now."""
+    found: dict[str, np.ndarray] = {}
+    for name, array in arrays.items():
+        folder, slash, last = name.rpartition("/")
+        if name == "cut/ranges":
+            ranges = json.loads(array.tobytes())
+            for key, values in ranges.items():
+                plain = [v.encode() if isinstance(v, str) else v for v in values]
+                found[f"cut/{key}"] = np.array(plain)
+        elif _RENAMED.fullmatch(name):
+            text = last == "attributes"
+            found[f"{folder}{slash}{_NAMES[last]}"] = np.array(array.tobytes()) if text else array
+        else:
+            found[name] = array
+    return found
 
 
 def _require_architecture(kind: str, architecture: Mapping[str, Any]) -> None:
@@ -157,58 +253,19 @@ def _require_options(kind: str, options: Mapping[str, Any]) -> None:
             require_integer(name, options[name], 0, 2**24)
 
 
-def _require_form(name: str, array: np.ndarray | None, form: str, sizes: dict[str, int]) -> None:
-    """One array is of the type and shape that `form` says; `sizes` are those found so far.
-
-    One that is missing is complained of where it is used, see `Found`.
-    """
-    if array is None:
-        return
-    kind, *axes = form.split()
-    fits = array.dtype.kind in _KINDS[kind] and array.ndim == len(axes)
-    if fits:
-        for axis, length in zip(axes, array.shape, strict=True):
-            wanted = int(axis) if axis.isdigit() else sizes.setdefault(axis, length)
-            fits = fits and length == wanted > 0
-    require(fits, name, f"{array.dtype} {array.shape}", f"{form}, as long as the others")
-
-
 def _require_landscape(arrays: Mapping[str, np.ndarray]) -> None:
-    sizes: dict[str, int] = {}
-    lines = {name.rpartition("/")[0] for name in arrays if name.startswith("lines/")}
-    for part in ("line", "test_line", *lines):
-        for name, form in _LINE.items():
-            _require_form(f"{part}/{name}", arrays.get(f"{part}/{name}"), form, sizes)
-    for name, form in _SURFACE.items():
-        _require_form(f"surface/{name}", arrays.get(f"surface/{name}"), form, sizes)
-    _require_form("line/l2", arrays.get("line/l2"), "float m", sizes)
-    _require_form("surface/l2", arrays.get("surface/l2"), "float rows columns", sizes)
+    lines = [array for name, array in arrays.items() if _ON_A_LINE.fullmatch(name)]
+    lengths = [len(array) for array in lines]
+    require(len({*lengths}) < 2, "lines", lengths, "equal lengths")
     for name in ("line/xs", "surface/xs", "surface/ys"):
         axis = arrays.get(name, np.arange(2))
         even = len(axis) > 1 and bool(np.isfinite(axis).all() and (np.diff(axis) > 0).all())
         require(even, name, axis, "increasing steps")
-    marks = arrays.get("cut/marks", np.zeros((0, 2)))
-    fits = marks.dtype.kind == "f" and marks.ndim == 2 and marks.shape[1] == 2
-    require(fits, "cut/marks", marks, "points of the plane")
-    names = _json("cut/ranges", arrays).get("names")
-    plain = names is None or (
-        isinstance(names, list) and len(names) == 2 and all(map(_plain, names))
-    )
-    require(plain, "cut/ranges", names, "names of two directions")
-    how = _json("surface/attributes", arrays)
+    for name in arrays.get("cut/names", np.zeros(0, "S")).tolist():
+        require(len(name) < 100, "cut/names", name, "a name")
+    how = json.loads(arrays.get("surface/settings", np.array(b"{}")).tobytes())
+    require(isinstance(how, dict), "surface/settings", how, "a dictionary")
     if how.get("interpolated"):
         require_integer("evaluations", how.get("evaluations"), 0, 2**40)
         error = how.get("objective_error")
         require(isinstance(error, int | float), "objective_error", error, "a number")
-
-
-def _plain(text: object) -> bool:
-    return isinstance(text, str) and text.isprintable() and len(text) < 100
-
-
-def _json(name: str, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The dictionary that bytes hold."""
-    array = arrays.get(name, np.frombuffer(b"{}", dtype=np.uint8))
-    found: Any = json.loads(array.tobytes()) if array.dtype == np.uint8 else None
-    require(isinstance(found, dict), name, found, "a dictionary")
-    return found

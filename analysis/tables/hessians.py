@@ -62,7 +62,7 @@ def report(name: str, measurement: Measurement) -> None:
             f"{name}: Hessian {'not fully ' if jumps else ''}checked, asymmetry {symmetry:.1e}, "
             f"off finite differences {difference:.1e}{jumps}, allowed {allowed:.1e}"
         )
-        together = int(arrays.get("together", 1))
+        together = int(arrays.get("batches_at_a_time", 1))
         how = "one by one" if together == 1 else f"{together} at a time"
         worth = ""
         if "errors" in arrays:

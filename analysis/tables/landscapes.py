@@ -26,7 +26,7 @@ def print_landscapes(measurements: Sequence[Measurement]) -> None:
         if unknown:
             total = m.arrays["surface/nll"].size
             print(f"{name}: not a number at {unknown} of {total} points of the surface")
-        if m.options.get("adaptive") and m.arrays["surface/done"].all():
+        if m.options.get("adaptive") and m.arrays["surface/evaluated"].all():
             print(f"{name}: not smooth enough, all points of the surface evaluated")
         print(f"stored in {m.path}:/{m.name}")
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,11 +17,15 @@ from lossgeometry.algorithms.eigensolver import SymmetricOperator
 from lossgeometry.algorithms.estimate import Estimate
 from lossgeometry.algorithms.trace import dot_columns
 from lossgeometry.errors import InputError
+from lossgeometry.storing import Result
 from lossgeometry.symmetry import require_small_asymmetry, require_symmetric
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-@dataclass(frozen=True)
-class SpectralDensity:
+
+@dataclass(frozen=True, repr=False)
+class SpectralDensity(Result):
     """Lanczos' tridiagonal matrices from random probes, and what they say of the eigenvalues.
 
     Each is a Gauss quadrature rule of the eigenvalue distribution as its probe weighs it. The mean
@@ -31,6 +36,7 @@ class SpectralDensity:
     off_diagonals: np.ndarray  # (probes, steps), the last to the step that was not made
     size: int  # P, the number of eigenvalues
     eps: float  # of the precision of the products
+    _shown = ("nodes",)
 
     @property
     def matvecs(self) -> int:
@@ -81,6 +87,22 @@ class SpectralDensity:
         rules = [(kernel(nodes), weights[:, None, :]) for nodes, weights in self._rules]
         gauss, other = ((values * weights).sum(2).mean(0) for values, weights in rules)
         return Estimate(gauss, *self._by_chance(rules), np.abs(gauss - other) / 2, self.matvecs)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The density, with a band of two standard errors and the systematic one."""
+        from lossgeometry.plots import plot_spectral_density
+
+        return plot_spectral_density(**self._smoothed(), ax=ax)
+
+    def _derived(self) -> dict[str, Any]:
+        quadrature = {name: getattr(self, name) for name in ("nodes", "weights", "bandwidth")}
+        return quadrature | self._smoothed()
+
+    def _smoothed(self) -> dict[str, Any]:
+        grid = self.grid()
+        found = self.estimate(grid)
+        errors = {name: getattr(found, name) for name in ("standard_error", "systematic_error")}
+        return {"grid": grid, "density": found.estimate, **errors}
 
     def count(self, lower: float, upper: float) -> Estimate[float]:
         """Number of eigenvalues in [lower, upper].

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -15,6 +15,10 @@ from lossgeometry.algorithms.krylov import KrylovSpace, MatrixLike
 from lossgeometry.errors import InputError
 from lossgeometry.running.distributed import ALONE
 from lossgeometry.running.saving import Saver, filled
+from lossgeometry.storing import Result
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Which = Literal["LM", "LA", "SA", "BE"]
 
@@ -25,8 +29,8 @@ class SymmetricOperator(MatrixLike, Protocol):
     def __matmul__(self, vector: Tensor, /) -> Tensor: ...
 
 
-@dataclass(frozen=True)
-class Eigenpairs:
+@dataclass(frozen=True, repr=False)
+class Eigenpairs(Result):
     """Eigenvalues and eigenvectors, the most wanted first, and what they are worth."""
 
     eigenvalues: Tensor  # (k,) float64
@@ -35,6 +39,14 @@ class Eigenpairs:
     errors: Tensor  # (k,) float64, an eigenvalue of A is at most so far away
     converged: Tensor  # (k,) bool, whether that is within the tolerance
     matvecs: int  # products with A
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The eigenvalues by their rank, with bars of their errors."""
+        from lossgeometry.plots import plot_points
+
+        values, errors = (tensor.cpu().numpy() for tensor in (self.eigenvalues, self.errors))
+        ranks, texts = np.arange(1, len(values) + 1), dict(xlabel="rank", ylabel="eigenvalue")
+        return plot_points(ranks, values, errors, line="", ax=ax, **texts)
 
 
 def eigsh(

@@ -11,12 +11,13 @@ from scipy import special  # scipy.stats takes half a second to import
 from torch import Tensor
 
 from lossgeometry.errors import InputError
+from lossgeometry.storing import Result
 
 Value = TypeVar("Value", float, np.ndarray, Tensor)
 
 
-@dataclass(frozen=True)
-class Estimate(Generic[Value]):
+@dataclass(frozen=True, repr=False)
+class Estimate(Result, Generic[Value]):
     """A stochastic estimate and its errors, all of one shape, in the units of what is estimated."""
 
     estimate: Value
@@ -40,7 +41,7 @@ class Estimate(Generic[Value]):
         return self.estimate - half, self.estimate + half
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class NormEstimate(Estimate[float]):
     """A norm, which has no sign and whose errors are factors."""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -33,13 +33,17 @@ from lossgeometry.running.distributed import ALONE, Team
 from lossgeometry.running.saving import Saver, filled
 from lossgeometry.running.threads import MOST_THREADS, free_threads, parallel
 from lossgeometry.seeds import derive_seed
+from lossgeometry.storing import Result
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Solver = Literal["lanczos", "pyhessian"]
 Columns = dict[str, np.ndarray]  # of the `Eigenpairs` of several mini-batches, a row for each
 
 
-@dataclass(frozen=True)
-class MaxEigenvalueSpectrum:
+@dataclass(frozen=True, repr=False)
+class MaxEigenvalueSpectrum(Result):
     """Eigenvalues of largest magnitude of every mini-batch, and what they say together.
 
     Standard errors are over mini-batches, the eigenvalues of one being dependent. A mini-batch
@@ -56,6 +60,14 @@ class MaxEigenvalueSpectrum:
     nep_standard_error: float
     ape: float  # average of the positive max eigenvalues; NaN if there are none
     ape_standard_error: float
+
+    def plot(
+        self, ax: Axes | None = None, *, half: Literal["negative", "positive"] = "positive"
+    ) -> Axes:
+        """Density of the eigenvalues on one side of zero, on a logarithmic axis."""
+        from lossgeometry.plots import plot_max_eigenvalues
+
+        return plot_max_eigenvalues(self.eigenvalues.numpy(), half, ax=ax)
 
 
 def max_eigenvalue_spectrum(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,12 +24,16 @@ from lossgeometry.objective import FrozenLoss
 from lossgeometry.parameters import flatten, unflatten
 from lossgeometry.running.saving import Saver, filled
 from lossgeometry.seeds import derive_seed
+from lossgeometry.storing import Result
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Arrays = dict[str, np.ndarray]  # of something unfinished, to be stored
 
 
-@dataclass(frozen=True)
-class Path:
+@dataclass(frozen=True, repr=False)
+class Path(Result):
     """Metrics on a way from a model to another, t = 0 and t = 1."""
 
     ts: np.ndarray  # (n,), from 0 to 1
@@ -39,13 +43,28 @@ class Path:
         """Largest height of a metric over the straight line between both ends, see `barrier`."""
         return barrier(self.ts, self.metrics[metric])
 
+    def plot(self, ax: Axes | None = None, *, metric: str | None = None) -> Axes:
+        """A metric on the way, by default the first."""
+        from lossgeometry.plots import plot_line
 
-@dataclass(frozen=True)
-class Bezier:
+        name = metric or next(iter(self.metrics))
+        way = "from one model, 0, to the other, 1"
+        return plot_line(self.ts, self.metrics[name], xlabel=way, ylabel=name, ax=ax)
+
+
+@dataclass(frozen=True, repr=False)
+class Bezier(Result):
     """The curve (1-t)^2 model + 2t(1-t) bend + t^2 other."""
 
     bend: Direction  # weights of the control point
     losses: np.ndarray  # (steps,) at the random points of the fit, without the penalty
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The losses that the fit has met."""
+        from lossgeometry.plots import plot_line
+
+        steps = np.arange(len(self.losses))
+        return plot_line(steps, self.losses, xlabel="step of the fit", ylabel="loss", ax=ax)
 
 
 def linear_path(

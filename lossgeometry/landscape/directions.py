@@ -19,6 +19,7 @@ from lossgeometry.batches import Count, Data, Forward
 from lossgeometry.errors import InputError
 from lossgeometry.objective import FrozenLoss, LossFunction
 from lossgeometry.parameters import flatten, select_parameters, unflatten
+from lossgeometry.storing import Result
 
 Direction = dict[str, Tensor]
 Normalization = Literal["filter", "layer", "none"]
@@ -155,8 +156,8 @@ def towards(model: nn.Module, other: Mapping[str, Tensor]) -> Direction:
     return _difference(_matching(model, other), _matching(model, _weights(model)))
 
 
-@dataclass(frozen=True)
-class Plane:
+@dataclass(frozen=True, repr=False)
+class Plane(Result):
     """The plane through three points of weight space, in coordinates that keep distances."""
 
     directions: list[Direction]  # two, orthonormal

@@ -9,10 +9,11 @@ from numpy.typing import ArrayLike
 
 from lossgeometry.errors import InputError
 from lossgeometry.statistics import Estimate, across_seeds
+from lossgeometry.storing import Result
 
 
-@dataclass(frozen=True)
-class Flatness:
+@dataclass(frozen=True, repr=False)
+class Flatness(Result):
     """Flatness along n independent random directions; see `flatness` for the definitions."""
 
     curvature: np.ndarray  # (n,) second derivative of the loss at the weights

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from tqdm import tqdm
@@ -17,12 +17,16 @@ from lossgeometry.landscape.evaluation import Evaluator, Point, displaced, finge
 from lossgeometry.running.distributed import ALONE, Team
 from lossgeometry.running.saving import Saver
 from lossgeometry.running.threads import free_threads
+from lossgeometry.storing import Result
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Index: TypeAlias = tuple[int, ...]  # of a point: (i,) or (i, j), as in the arrays of a Slice
 
 
-@dataclass(frozen=True)
-class Slice(Mapping[str, np.ndarray]):
+@dataclass(frozen=True, repr=False)
+class Slice(Result, Mapping[str, np.ndarray]):
     """Metrics on a grid of points; ``slice["nll"]`` is an array.
 
     The shape of each array is (len(ys), len(xs)) for a surface, (len(xs),) for a line. Values are
@@ -44,6 +48,19 @@ class Slice(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self.metrics)
+
+    @property
+    def _kind(self) -> str:
+        return "Line" if self.ys is None else "Surface"
+
+    def plot(self, ax: Axes | None = None, *, metric: str | None = None) -> Axes:
+        """A metric, by default the first: its curve along a line, its contours on a surface."""
+        from lossgeometry.plots import plot_contours, plot_line
+
+        name = metric or next(iter(self))
+        if self.ys is None:
+            return plot_line(self.xs, self[name], ylabel=name, ax=ax)
+        return plot_contours(self.xs, self.ys, self[name], ax=ax)
 
 
 class Sampler:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,24 +12,45 @@ from torch import Tensor, nn
 
 from lossgeometry.errors import InputError
 from lossgeometry.landscape.directions import Direction, as_vector, pca_directions, towards
+from lossgeometry.storing import Result
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
-@dataclass(frozen=True)
-class Trajectory:
+@dataclass(frozen=True, repr=False)
+class Trajectory(Result):
     """Snapshots of a run in the plane in which it moved most, with the model as the origin."""
 
     directions: list[Direction]  # two, orthonormal: the principal directions
     explained_variance: np.ndarray  # (2,) shares of the variance of the snapshots
     coordinates: np.ndarray  # (n, 2) of each snapshot
 
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The way of the run in the plane, also onto the contours of a `surface` there."""
+        from lossgeometry.plots import plot_way
 
-@dataclass(frozen=True)
-class PolarTrajectory:
+        ax = plot_way(self.coordinates, ax=ax)
+        first, second = self.explained_variance
+        ax.set(xlabel=f"principal direction 1 ({first:.1%} of variance)")
+        ax.set(ylabel=f"principal direction 2 ({second:.1%} of variance)")
+        return ax
+
+
+@dataclass(frozen=True, repr=False)
+class PolarTrajectory(Result):
     """Where a run is as seen from its end, and how it turns; angles in radians, in [0, pi]."""
 
     distances: np.ndarray  # (n,) of each snapshot to the last
     angles: np.ndarray  # (n,) between snapshot and first, seen from the last, which has NaN
     turns: np.ndarray  # (n - 2,) between successive updates
+    _projection = "polar"
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The run as seen from its end; `ax` has the projection "polar"."""
+        from lossgeometry.plots import plot_polar
+
+        return plot_polar(self.angles, self.distances, ax=ax)
 
 
 def trajectory(model: nn.Module, snapshots: Sequence[Mapping[str, Tensor]]) -> Trajectory:

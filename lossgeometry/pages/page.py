@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import html
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from lossgeometry.errors import InputError
+from lossgeometry.running.saving import write_whole
 
 DASHES = {  # of lines, by plotly's names: lengths of strokes and gaps
     "solid": "",
@@ -123,13 +123,7 @@ def write_page(path: str | Path, title: str, blocks: Sequence[Block]) -> Path:
         plotly=_plotly() if "<figure" in body else "",
         script=own.joinpath("page.js").read_text(encoding="utf-8"),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(page, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, page.encode())
     return path
 
 

@@ -1,9 +1,11 @@
-"""Unfinished results, saved now and then so that a killed run loses little."""
+"""Unfinished results, saved now and then so that a killed run loses little; whole files."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -14,6 +16,7 @@ from lossgeometry.errors import InputError
 SAVE_EVERY = 10.0  # seconds; 0: whenever something has been done
 
 State = TypeVar("State")
+Entry = TypeVar("Entry")
 
 
 class Saver(Generic[State]):
@@ -119,8 +122,8 @@ def filled(
     return {name: np.array(saved[name]) for name in blank}
 
 
-def below(folder: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays by the names "FOLDER/NAME"."""
+def below(folder: str, arrays: Mapping[str, Entry]) -> dict[str, Entry]:
+    """The arrays, or what there is of each, by the names "FOLDER/NAME"."""
     return {f"{folder}/{key}": array for key, array in arrays.items()}
 
 
@@ -128,3 +131,15 @@ def above(folder: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
     """Inverse of `below`: those of `arrays` that are in the folder."""
     start = f"{folder}/"
     return {k.removeprefix(start): array for k, array in arrays.items() if k.startswith(start)}
+
+
+def write_whole(path: str | Path, content: bytes) -> None:
+    """Write a file, whole or not at all; its folder is made if it is missing."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

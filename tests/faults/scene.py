@@ -152,8 +152,8 @@ def groups(path: Path) -> dict[str, dict[str, bytes]]:
 
 
 def units(group: dict[str, bytes]) -> int:
-    """Work that a group of unfinished work holds: entries of everything called done."""
-    flags = [np.frombuffer(v, bool) for k, v in group.items() if k.split("/")[-1] == "done"]
+    """Work that a group of unfinished work holds: entries of what says what is done."""
+    flags = [np.frombuffer(v, bool) for k, v in group.items() if k.endswith(("done", "evaluated"))]
     return 1 + int(sum(flag.sum() for flag in flags))
 
 

@@ -17,6 +17,8 @@ import h5py
 import numpy as np
 import torch
 
+from analysis.measurements.schema import described
+from lossgeometry import layout
 from models.csan import CSAN
 from models.provenance import FORMAT, versions
 from models.recipes import Recipe
@@ -121,14 +123,14 @@ def measurement_arrays() -> dict[str, dict[str, Any]]:
     """The arrays of one measurement of each kind, by group."""
     rng = np.random.default_rng(0)
     line = {"xs": np.linspace(-1, 1, 5), "nll": rng.random(5) + 1, "error": rng.random(5)}
-    line |= {"l2": rng.random(5), "done": np.ones(5, dtype=bool), "attributes": _text({"seed": 0})}
+    line |= {"l2": rng.random(5), "evaluated": np.ones(5, dtype=bool)}
+    line |= {"settings": _text({"seed": 0})}
     grid = {name: rng.random((3, 3)) for name in ("nll", "error", "l2")}
     grid |= {"xs": np.linspace(-1, 1, 3), "ys": np.linspace(-1, 1, 3)}
-    grid |= {"done": np.ones((3, 3), dtype=bool), "attributes": _text({"interpolated": False})}
+    grid |= {"evaluated": np.ones((3, 3), dtype=bool), "settings": _text({"interpolated": False})}
     parts = {"line": line, "test_line": line, "lines/0": line, "lines/1": line, "surface": grid}
-    ranges = {"names": ["random 1", "random 2"], "low": [-1, -1], "high": [1, 1]}
     landscape = {f"{part}/{k}": v for part, arrays in parts.items() for k, v in arrays.items()}
-    landscape |= {"cut/marks": np.zeros((0, 2)), "cut/ranges": _text(ranges)}
+    landscape |= {"cut/points": np.zeros((0, 2)), "cut/names": np.array([b"random 1", b"random 2"])}
     landscape |= {"cut/directions": np.zeros((2, 7), np.float32)}
     hessian = {key: np.float64(0.5) for key in ("nep", "ape", "trace")}
     hessian |= {f"{key}_standard_error": np.float64(0.1) for key in hessian}
@@ -163,7 +165,7 @@ OPTIONS["landscape/train"] |= {"lines": 2, "directions": "random"}
 
 
 def _text(value: object) -> np.ndarray:
-    return np.frombuffer(json.dumps(value).encode(), dtype=np.uint8)
+    return np.array(json.dumps(value).encode())
 
 
 def measurement_file(
@@ -176,6 +178,8 @@ def measurement_file(
             for key, array in arrays.items():
                 large = np.size(array) > 70
                 group.create_dataset(key, data=array, compression="gzip" if large else None)
+            layout.label(group, described(name)[1])
+            group.attrs["format"] = layout.FORMAT
             group.attrs["options"] = json.dumps(OPTIONS[name])
             group.attrs["checkpoint"] = json.dumps(description() | changes)
             group.attrs["versions"] = json.dumps(versions())
