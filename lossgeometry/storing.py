@@ -137,7 +137,7 @@ def _glance(value: Any) -> str:
             numbers = sum(entry.numel() for entry in value.values())
             return f"{numbers:,} numbers in {len(value)} tensors"
         return one_line(", ".join(f"{key} {entry}" for key, entry in value.items()), 80)
-    array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    array = _array(value)
     shape = f"{' × '.join(map(str, array.shape))} {array.dtype}"
     if array.ndim < 2 and array.size <= FEW and array.dtype != bool:
         return ", ".join(f"{entry:.6g}" for entry in array.ravel().tolist())
@@ -173,9 +173,9 @@ def to_arrays(result: Any) -> dict[str, np.ndarray]:
                 arrays[name] = np.stack([_vector(direction) for direction in value])
                 arrays["parameters"] = parameters(value[0])
             case _ if value is not None:
-                arrays[name] = value.detach().cpu() if hasattr(value, "detach") else value
+                arrays[name] = _array(value)
     derived = result._derived() if isinstance(result, Result) else {}
-    return {name: np.asarray(array) for name, array in (arrays | derived).items()}
+    return {name: _array(array) for name, array in (arrays | derived).items()}
 
 
 def from_arrays(cls: type[R], arrays: Mapping[str, np.ndarray], tensors: Collection[str] = ()) -> R:
@@ -203,7 +203,15 @@ def from_arrays(cls: type[R], arrays: Mapping[str, np.ndarray], tensors: Collect
 
 
 def _vector(direction: Mapping[str, Tensor]) -> np.ndarray:
-    return np.concatenate([t.detach().cpu().numpy().ravel() for t in direction.values()])
+    return np.concatenate([_array(t).ravel() for t in direction.values()])
+
+
+def _array(value: Any) -> np.ndarray:
+    """Of a tensor, too; in single precision if it is of bfloat16, which NumPy does not have."""
+    if not hasattr(value, "detach"):
+        return np.asarray(value)
+    tensor = value.float() if str(value.dtype) == "torch.bfloat16" else value
+    return tensor.detach().cpu().numpy()
 
 
 def _direction(vector: np.ndarray, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
