@@ -276,8 +276,8 @@ def test_measurements_are_opened_without_pytorch():
 
 def test_half_precision_that_numpy_lacks_is_stored_in_single(tmp_path):
     half = {name: tensor.bfloat16() for name, tensor in DIRECTION.items()}
-    Plane([half], np.eye(3, 2)).save(tmp_path / "plane.h5")
-    (found,) = Plane.load(tmp_path / "plane.h5").directions
+    Plane([half, half], np.eye(3, 2)).save(tmp_path / "plane.h5")
+    found, _ = Plane.load(tmp_path / "plane.h5").directions
     for name, tensor in half.items():
         assert found[name].dtype == torch.float32
         assert torch.equal(found[name], tensor.float())
