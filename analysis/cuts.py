@@ -71,7 +71,7 @@ def chosen_cut(
     kind: str,
     objective: Objective,
     others: Sequence[State],
-    snapshots: Callable[[], Sequence[State]],
+    snapshots: Callable[[], tuple[Sequence[State], Sequence[int]]],
     progress: Progress = FRESH,
     *,
     seed: int,
@@ -82,7 +82,8 @@ def chosen_cut(
 ) -> Cut:
     """The cut that ``--directions`` names: see those below.
 
-    `others` are the checkpoints of ``--towards``, `snapshots` gives those of the training.
+    `others` are the checkpoints of ``--towards``, `snapshots` gives those of the training and their
+    epochs.
     """
     drawn: dict[str, Any] = dict(normalization=normalization, include=include)
     along: dict[str, Any] = dict(seed=seed, span=span, recalibrate=recalibrate, progress=progress)
@@ -99,7 +100,7 @@ def chosen_cut(
             return plane_cut(objective, others[0], others[1], span=span)
         case "bezier":
             return bezier_cut(objective, others[0], **along)
-    return pca_cut(objective, snapshots(), span=span)
+    return pca_cut(objective, *snapshots(), span=span)
 
 
 def random_cut(
@@ -268,11 +269,13 @@ def bezier_cut(
     return _around(objective.model, found.directions, ("distance",) * 2, marks, span, extras)
 
 
-def pca_cut(objective: Objective, snapshots: Sequence[State], *, span: float) -> Cut:
+def pca_cut(
+    objective: Objective, snapshots: Sequence[State], epochs: Sequence[int] = (), *, span: float
+) -> Cut:
     """The plane in which a training run moved most; the run's snapshots are marked.
 
-    The extras hold the ``explained_variance`` (2,) and the polar view: ``polar/distances``,
-    ``polar/angles``, ``polar/turns``.
+    The extras hold the ``explained_variance`` (2,), the ``epochs`` if they are given, and the polar
+    view: ``polar/distances``, ``polar/angles``, ``polar/turns``.
     """
     found = trajectory(objective.model, snapshots)
     shares = found.explained_variance
@@ -282,6 +285,8 @@ def pca_cut(objective: Objective, snapshots: Sequence[State], *, span: float) ->
     view = polar(objective.model, snapshots)
     extras = {"explained_variance": shares}
     extras |= {f"polar/{name}": values for name, values in vars(view).items()}
+    if epochs:
+        extras["epochs"] = np.array(epochs)
     return _around(
         objective.model, found.directions, (names[0], names[1]), found.coordinates, span, extras
     )
@@ -292,11 +297,12 @@ def snapshots(
     load: Callable[[list[Path]], list[Checkpoint]],
     *,
     in_order: bool,
-) -> list[State]:
-    """State dicts of a training, in the order of its epochs, up to the checkpoint itself.
+) -> tuple[list[State], list[int]]:
+    """State dicts of a training, up to the checkpoint itself, and their epochs.
 
-    Where the epochs are not known, the snapshots are `in_order` of their names. Raises `InputError`
-    if there are fewer than three, or one has weights that are not finite.
+    Where the epochs are not known there are none of them, and the snapshots are `in_order` of their
+    names. Raises `InputError` if there are fewer than three, or one has weights that are not
+    finite.
     """
     assert checkpoint.path is not None
     folder = checkpoint.path.with_suffix("")
@@ -310,7 +316,7 @@ def snapshots(
         )
     for snapshot in run:
         require_finite(str(snapshot.path), dict(snapshot.model.named_parameters()))
-    return [c.model.state_dict() for c in run]
+    return [c.model.state_dict() for c in run], [] if in_order else [c.epoch for c in run]
 
 
 def _linear(

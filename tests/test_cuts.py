@@ -156,7 +156,8 @@ def test_a_training_is_seen_in_the_plane_of_its_snapshots(objective):
     snapshots = [moved(objective, scale) for scale in (0.5, 0.2)]
     snapshots.append(moved(objective, 0.3, seed=3))
     snapshots.append(objective.model.state_dict())
-    cut = cuts.pca_cut(objective, snapshots, span=1.0)
+    cut = cuts.pca_cut(objective, snapshots, [0, 5, 7, 9], span=1.0)
+    assert cut.extras["epochs"].tolist() == [0, 5, 7, 9]
     assert cut.marks.shape == (4, 2)
     np.testing.assert_allclose(cut.marks[-1], 0, atol=1e-9)
     assert cut.extras["explained_variance"].sum() == pytest.approx(1)  # they lie in a plane

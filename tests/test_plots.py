@@ -192,6 +192,12 @@ def test_faces_have_the_colour_of_the_mean_of_their_corners():
 NAME = "_a$b$_" + "long_name-" * 15
 
 
+def test_a_way_has_the_epochs_of_its_points(ax):
+    steps = np.arange(6.0).reshape(3, 2)
+    plots.plot_way(steps, numbers=[0, 5, 60], ax=ax)
+    assert [text.get_text() for text in ax.texts] == ["0", "5", "60"]
+
+
 def test_names_are_drawn_as_they_are(ax):
     plots.plot_line(GRID, GRID, ylabel="NLL", label=NAME, ax=ax)
     (text,) = ax.legend().get_texts()

@@ -163,7 +163,7 @@ def _contours(group: Sequence[Measurement], log: bool) -> Figure:
                 plots.plot_evaluated(xs[columns_done], ys[rows_done], ax=ax)
             marks = m.arrays["cut/points"]
             if len(marks):
-                plots.plot_way(marks, ax=ax)
+                plots.plot_way(marks, numbers=m.arrays.get("cut/extras/epochs"), ax=ax)
             ax.set(title=title, xlabel=first, ylabel=second)
             if shared:
                 ax.label_outer()
@@ -242,9 +242,11 @@ def _polar(group: Sequence[Measurement], log: bool) -> Figure | None:
             m.arrays[f"cut/extras/polar/{name}"] for name in ("angles", "distances", "turns")
         )
         plots.plot_polar(angles, distances, label=entry, color=color, ax=from_end)
-        snapshots = np.arange(1, len(turns) + 1)
+        snapshots = m.arrays.get("cut/extras/epochs", np.arange(len(turns) + 2))[1:-1]
         turning.plot(snapshots, np.degrees(turns), "o-", color=color, markersize=3)
-    turning.set(xlabel="snapshot, the first is 0", ylabel="angle between updates (°)")
+    known = all("cut/extras/epochs" in m.arrays for m in views)
+    snapshot = "epoch of the snapshot" if known else "snapshot, the first is 0"
+    turning.set(xlabel=snapshot, ylabel="angle between updates (°)")
     turning.set_ylim(0, 180)
     turning.xaxis.set_major_locator(MaxNLocator(integer=True))
     turning.set_yticks(range(0, 181, 45))

@@ -106,6 +106,7 @@ MEASUREMENTS: dict[str, tuple[str, Forms]] = {
             "cut/low": Form("float direction=2", "least step along each"),
             "cut/high": Form("float direction=2", "largest step along each"),
             "cut/points": Form("float point* direction=2", "what is marked: steps to each point"),
+            "cut/extras/epochs": Form("int point*", "epochs of the marked snapshots"),
             "cut/extras/ts": Form("float ts", "places on the path to the other checkpoint"),
             **below("cut/extras/linear", _scores("ts", " on the straight path")),
             **below("cut/extras/bezier", _scores("ts", " on the curve of low loss")),

@@ -112,19 +112,22 @@ def _plot_gaps(
             ax.text(middle, height, name, ha="center", va="bottom", fontsize=7, **style)
 
 
-def plot_way(steps: np.ndarray, *, ax: Axes | None = None) -> Axes:
+def plot_way(
+    steps: np.ndarray, *, numbers: Sequence[int] | np.ndarray | None = None, ax: Axes | None = None
+) -> Axes:
     """Points in the plane of a surface, (n, 2), joined in their order; the first is hollow.
 
-    They are numbered from 0, unless there are many.
+    They have their `numbers`, such as epochs, or are numbered from 0, unless there are many.
     """
     ax = ax or plt.gca()
     ax.plot(*steps.T, "-", color="white", linewidth=1, path_effects=OUTLINE)
     if len(steps) <= MARKERS:
         ax.plot(*steps[1:].T, "o", color="white", markeredgecolor="black", markersize=3)
         about: dict[str, Any] = dict(color="white", fontsize=6, path_effects=THIN)
-        for i, step in enumerate(steps):
+        texts = range(len(steps)) if numbers is None else numbers
+        for number, step in zip(texts, steps, strict=True):
             offset: dict[str, Any] = dict(xytext=(2, 3), textcoords="offset points")
-            ax.annotate(str(i), step, **offset, **about)
+            ax.annotate(str(number), step, **offset, **about)
     first: dict[str, Any] = dict(markerfacecolor="none", markeredgecolor="white", markersize=5)
     ax.plot(*steps[0], "o", **first, path_effects=OUTLINE)
     return ax
