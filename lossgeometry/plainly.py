@@ -130,8 +130,9 @@ def _instance_norm(
     """
     if use_input_stats:
         precise = torch.promote_types(input.dtype, torch.float32)
-        x, *affine = (t if t is None else t.to(precise) for t in (input.contiguous(), weight, bias))
-        return F.group_norm(x, input.shape[1], *affine, eps).to(input.dtype)
+        weight, bias = (t if t is None else t.to(precise) for t in (weight, bias))
+        x = input.to(precise).contiguous()
+        return F.group_norm(x, x.shape[1], weight, bias, eps).to(input.dtype)
     return _batch_norm(input, running_mean, running_var, weight, bias, eps=eps)
 
 
