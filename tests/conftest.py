@@ -38,6 +38,7 @@ def _alike() -> Iterator[None]:
 def call_module(monkeypatch, capfd):
     def call(module, *arguments):
         """Exit code, standard output and standard error of a command, run in this process."""
+        monkeypatch.setattr("analysis.spectra.TRACE_MATVECS", 6)  # of 60: nobody asks for digits
         monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
         try:
             run(module.main, module.Options)
@@ -100,6 +101,7 @@ def browser(driver):
     yield driver
     driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", dict(features=[]))
+    driver.get("about:blank")  # or its pictures in motion go on
 
 
 @pytest.fixture(scope="session")

@@ -118,18 +118,23 @@ def test_the_version_is_said(call):
 STORED = ("analysis.hessian", "analysis.landscape", "analysis.nll", "analysis.robustness")
 
 
-def test_what_is_shipped_is_found_without_torch(tmp_path):
+def test_what_is_stored_is_found_and_drawn_without_torch(tmp_path, folder):
+    given = dict.fromkeys(STORED, ("--ckpt", "checkpoints/csan8.pt"))
+    given["analysis.figures"] = ("--measurements", str(folder))
     program = (
-        "import runpy, sys\n"
-        f"for command in {STORED}:\n"
-        f"    sys.argv = [command, '--ckpt', 'checkpoints/csan8.pt', '--out', {str(tmp_path)!r}]\n"
+        "import runpy, sys, analysis.drawing\n"
+        "analysis.drawing.render = lambda figure, path, extension: path.touch()  # takes longest\n"
+        f"for command, arguments in {given}.items():\n"
+        f"    sys.argv = [command, *arguments, '--out', {str(tmp_path / 'figures')!r}]\n"
         "    runpy.run_module(command, run_name='__main__', alter_sys=True)\n"
         "assert not {'torch', 'torchvision', 'sklearn'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("is there already") == 3
-    assert len(list(tmp_path.iterdir())) == done.stdout.count("wrote ") > 10
+    drawn = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert len(drawn) == done.stdout.count("wrote ") > 40
+    assert {"hessian_csan8.png", "landscape_digits_surfaces.png", "nll_digits.png"} <= drawn
 
 
 def test_nan_weights_have_a_spectrum_of_nan_and_no_landscape(here, call, unrendered):

@@ -276,9 +276,9 @@ def test_threads_leave_the_precision_and_the_random_state_as_they_were(threads):
 def test_a_spectrum_by_threads_is_resumed_to_the_last_bit(threads, monkeypatch):
     threads(2)
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8192), nn.Tanh(), nn.Linear(8192, CLASSES))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2048), nn.Tanh(), nn.Linear(2048, CLASSES))
     # Large enough that PyTorch shares operations of one mini-batch among threads, which rounds.
-    data = [(torch.randn(200, 16), torch.randint(0, CLASSES, (200,))) for _ in range(4)]
+    data = [(torch.randn(50, 16), torch.randint(0, CLASSES, (50,))) for _ in range(4)]
     saved = []
     monkeypatch.setattr(saving, "SAVE_EVERY", 0.0)
     whole = max_eigenvalue_spectrum(
