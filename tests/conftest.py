@@ -50,18 +50,26 @@ def call_module(monkeypatch, capfd):
     return call
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """A folder with two trained-looking checkpoints, to work in."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory):
+    """Two trained-looking ones in a folder."""
+    folder = tmp_path_factory.mktemp("checkpoints")
     for window in (3, 8):
-        out = Path(f"checkpoints/csan{window}.pt")
+        out = folder / f"csan{window}.pt"
         start = untrained(
             Options(out=out, window=window, dim=6, depth=1), load_dataset("digits").first(40)
         )
         names = ("train_nll", "train_error", "test_nll", "test_error")
         start.history.update(epoch=[0.0], **{name: [0.5] for name in names})
         replace(start, epoch=start.recipe.epochs).save(out)
+    return folder
+
+
+@pytest.fixture
+def here(checkpoints, tmp_path, monkeypatch):
+    """A folder to work in, with two checkpoints."""
+    shutil.copytree(checkpoints, tmp_path / "checkpoints")
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
@@ -87,12 +95,17 @@ def threads():
     torch.set_num_threads(before)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """Of measurements, to draw."""
-    folder = tmp_path / "checkpoints"
+@pytest.fixture(scope="session")
+def measurements(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study") / "checkpoints"
     write_study(folder)
     return folder
+
+
+@pytest.fixture
+def folder(measurements, tmp_path):
+    """Of measurements, to draw or to change."""
+    return Path(shutil.copytree(measurements, tmp_path / "checkpoints"))
 
 
 @pytest.fixture

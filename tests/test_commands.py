@@ -47,9 +47,19 @@ def test_names_the_files_it_writes_and_reuses_what_is_there(here, call, request,
         assert {p: c for p, c in snapshot(here).items() if p.suffix == ".h5"} != before
 
 
-def test_another_measurement_is_replaced_only_when_asked_for(here, call, unrendered):
+def test_a_hessian_says_what_it_is_worth_and_is_replaced_only_when_asked_for(
+    here, call, unrendered
+):
     arguments = ["--ckpt", "checkpoints/csan3.pt", *SMALL["analysis.hessian"]]
     call("analysis.hessian", *arguments)
+    with h5py.File("checkpoints/csan3.h5") as file:
+        group = file["hessian/train"]
+        assert group["eigenvalues"].shape == (2, 2)
+        assert group["residuals"].shape == (2, 2)
+        assert group["converged"][()].all()
+        assert group["check/symmetry"][()] <= group["check/tolerance"][()]
+        assert group["check/finite_difference"][()] <= group["check/tolerance"][()]
+        assert json.loads(group.attrs["options"])["seed"] == 0
     before = snapshot(here)
     code, _, err = call("analysis.hessian", *arguments, "--k", "1", "--tol", "0.1")
     assert code == 2
@@ -81,18 +91,6 @@ def test_nll_tells_of_how_many_seeds_a_number_is(here, call, unrendered):
         assert f"{file['objective/nll'][()]:.4f} ± 0.0000 (n = 2)" in row
         options = json.loads(file["objective"].attrs["options"])
     assert options == {"seed": 0, "batch_size": content.recipe.batch_size}
-
-
-def test_hessian_stores_what_the_measurement_is_worth(here, call, unrendered):
-    call("analysis.hessian", "--ckpt", "checkpoints/csan3.pt", *SMALL["analysis.hessian"])
-    with h5py.File("checkpoints/csan3.h5") as file:
-        group = file["hessian/train"]
-        assert group["eigenvalues"].shape == (2, 2)
-        assert group["residuals"].shape == (2, 2)
-        assert group["converged"][()].all()
-        assert group["check/symmetry"][()] <= group["check/tolerance"][()]
-        assert group["check/finite_difference"][()] <= group["check/tolerance"][()]
-        assert json.loads(group.attrs["options"])["seed"] == 0
 
 
 def test_help_needs_neither_torch_nor_matplotlib():

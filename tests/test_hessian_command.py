@@ -158,14 +158,6 @@ def test_density_and_trace_agree_with_the_dense_hessian(measured, together):
     np.testing.assert_allclose(weights.sum(1), 1)
 
 
-def test_names_what_it_wrote(measured, capsys):
-    path, _ = measured
-    hessian.main(options_for(path))
-    out = capsys.readouterr().out
-    assert "is there already" in out
-    assert Path(path.parent / "hessian_small.png").exists()
-
-
 @pytest.mark.parametrize("check", [Check(1.0, 0.0, 1e-8), Check(0.0, float("nan"), 1e-8)])
 def test_eigenvalues_of_wrong_products_are_not_reported(measured, monkeypatch, check):
     path, _ = measured

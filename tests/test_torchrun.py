@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,28 +17,17 @@ from torch.distributed import run as elastic
 from analysis import landscape, study
 from lossgeometry.running import saving
 from lossgeometry.running.distributed import join
-from models import load_checkpoint, load_dataset
+from models import load_checkpoint
 from models import train as training
 from models.cli import run
-from models.description import SCORES
-from models.train import Options, untrained
 from tests.test_interruptions import contents, progress_of, wait_for_progress
 
-SURFACE = ["--ckpt", "csan3.pt", "--points", "9", "--line-points", "9", "--lines", "1"]
+SURFACE = ["--ckpt", "checkpoints/csan3.pt", "--points", "9", "--line-points", "9", "--lines", "1"]
 SURFACE += ["--batches", "2"]
 TRAINING = ["--window", "3", "--dim", "6", "--depth", "2", "--epochs", "6", "--images", "64"]
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", os.getcwd())  # for processes that are started
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.chdir(tmp_path)
-    small = Options(out=Path("csan3.pt"), window=3, dim=6, depth=1)
-    start = untrained(small, load_dataset("digits").first(40))
-    start.history.update({name: [0.5] for name in ("epoch", *SCORES)})
-    replace(start, epoch=start.recipe.epochs).save(small.out)
-    return tmp_path
+MEASURED = Path("checkpoints/csan3.h5")
 
 
 class Torchrun:
@@ -76,12 +65,12 @@ class Torchrun:
 
     def kill_one(self, not_this=None):
         """SIGKILL for rank 1, once it has got on; returns which process that was."""
-        measured, victim, place = Path("csan3.h5"), None, self.folder / "rank1"
+        victim, place = None, self.folder / "rank1"
         while victim in (None, not_this):
             assert self.process.is_alive(), self.wait()
             time.sleep(0.01)
             victim = int(place.read_text() or 0) or None if place.exists() else None
-        wait_for_progress(measured, progress_of(measured) + 1, self.process)
+        wait_for_progress(MEASURED, progress_of(MEASURED) + 1, self.process)
         os.kill(victim, signal.SIGKILL)
         return victim
 
@@ -93,7 +82,7 @@ def test_killed_twice_restarted_by_torchrun_and_finished_alone(
     process = Torchrun(tmp_path_factory.mktemp("torchrun"), landscape, *SURFACE, restarts=1)
     first = process.kill_one()
     process.kill_one(not_this=first)  # after the restart
-    progress = progress_of(Path("csan3.h5"))
+    progress = progress_of(MEASURED)
     code, out, err = process.wait()
     assert code != 0
     assert out.count("was interrupted; going on from there") == 1
@@ -102,13 +91,13 @@ def test_killed_twice_restarted_by_torchrun_and_finished_alone(
     said = r"(interrupted|another process has ended); what has been saved is kept"
     assert re.search(said, err)  # but torchrun may end one before it can take signals
     assert re.search(r"Root Cause.*rank +: 1 .*SIGKILL", err, re.DOTALL)
-    assert progress_of(Path("csan3.h5")) >= progress
+    assert progress_of(MEASURED) >= progress
 
     code, out, _ = call_module(landscape, *SURFACE)
     assert code == 0
     assert "was interrupted; going on from there" in out
     killed = contents()
-    Path("csan3.h5").unlink()
+    MEASURED.unlink()
     call_module(landscape, *SURFACE)
     assert contents() == killed
 
@@ -116,7 +105,8 @@ def test_killed_twice_restarted_by_torchrun_and_finished_alone(
 def test_a_training_of_two_processes_is_that_of_one(here, call_module):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command += ["-m", "models.train", *TRAINING, "--out", "two.pt"]
-    done = subprocess.run(command, text=True, capture_output=True)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run(command, text=True, capture_output=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("wrote two.pt") == 1
     assert call_module(training, *TRAINING, "--out", "one.pt")[0] == 0
@@ -126,7 +116,7 @@ def test_a_training_of_two_processes_is_that_of_one(here, call_module):
 
 
 def test_bad_input_is_said_once_and_last(here, tmp_path_factory):
-    before = {path: path.read_bytes() for path in here.iterdir()}
+    before = {path: path.read_bytes() for path in here.rglob("*.*")}
     folder = tmp_path_factory.mktemp("torchrun")
     code, _, err = Torchrun(folder, landscape, *SURFACE, "--span", "0").wait()
     assert code != 0
@@ -137,7 +127,7 @@ def test_bad_input_is_said_once_and_last(here, tmp_path_factory):
     assert codes[-1] == "2"  # of the root cause
     # The other has found the same, or torchrun has ended it before or after it could take signals.
     assert set(codes) <= {"2", "-15", "130"}
-    assert {path: path.read_bytes() for path in here.iterdir()} == before
+    assert {path: path.read_bytes() for path in here.rglob("*.*")} == before
 
 
 @dataclass(frozen=True)

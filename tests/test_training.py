@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import multiprocessing
 import os
 import time
 from pathlib import Path
@@ -21,7 +20,6 @@ from lossgeometry.running.distributed import ALONE
 from lossgeometry.running.processes import Processes
 from lossgeometry.seeds import derive_seed
 from models import CSAN, load_checkpoint, load_dataset
-from models import train as training
 from models.data.augment import Augmentation
 from models.isotropic import Isotropic, StochasticDepth
 from models.provenance import FORMAT
@@ -141,29 +139,6 @@ def test_keeps_snapshots_of_start_warmup_end_and_chosen_epochs(trained):
     epochs = {path.name: load_checkpoint(path).epoch for path in folder.iterdir()}
     assert epochs == {"epoch000.pt": 0, "epoch005.pt": 5, "epoch006.pt": 6}
     assert trained.epoch == 7
-
-
-def test_interrupted_training_ends_with_the_same_weights(trained, tmp_path, call_module):
-    """Killed without warning in the middle, and started again."""
-    out = tmp_path / "killed.pt"
-    command = ["--window=3", f"--out={out}", *(f"--{name}={n}" for name, n in TINY.items())]
-    process = multiprocessing.get_context("fork").Process(
-        target=call_module, args=[training, *command]
-    )
-    process.start()
-    state = out.with_suffix("") / "resume.pt"
-    while process.is_alive() and not state.exists():
-        time.sleep(0.002)
-    process.kill()
-    process.join()
-    assert state.exists()
-    assert not out.exists()
-    before = torch.load(state, weights_only=True)["history"]["seconds"]
-    assert call_module(training, *command)[0] == 0
-    resumed, whole = load_checkpoint(out).model.state_dict(), trained.model.state_dict()
-    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
-    assert not state.exists()
-    assert load_checkpoint(out).history["seconds"][: len(before)] == before  # it did go on
 
 
 def trained_by(team, out, digits, options):
