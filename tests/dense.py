@@ -134,7 +134,7 @@ def flat(tensors):
 def rows(outputs, parameters):
     """Gradients of all entries of `outputs`, as a dense matrix.
 
-    At once where `torch.vmap` knows how, and checked by a combination of them without it.
+    Some at once where `torch.vmap` knows how, and checked by a combination of them without it.
     """
     entries, parameters = outputs.reshape(-1), list(parameters)
     eye = torch.eye(len(entries), dtype=entries.dtype)
@@ -148,7 +148,9 @@ def rows(outputs, parameters):
         return torch.cat([piece.reshape(*shape, -1) for piece in pieces], -1)
 
     try:
-        matrix = gradients(eye, len(entries), is_grads_batched=True)
+        matrix = torch.cat(
+            [gradients(some, len(some), is_grads_batched=True) for some in eye.split(16)]
+        )
     except RuntimeError:
         return torch.stack([gradients(weights) for weights in eye])
     weights = torch.arange(len(entries), dtype=entries.dtype).cos()

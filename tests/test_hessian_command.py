@@ -24,14 +24,14 @@ from models.recipes import PRESETS
 from models.train import Options, untrained
 from tests.dense import flat, rows
 
-K, BATCHES, SEED = 5, 2, 7
+K, SIZE, BATCHES, SEED = 5, 2, 2, 7
 
 
 def options_for(path):
     return hessian.Options(
         ckpt=(path,),
         k=K,
-        batch_size=4,
+        batch_size=SIZE,
         batches=BATCHES,
         density_batches=BATCHES,
         tol=1e-10,
@@ -79,7 +79,16 @@ def alone(batch):
 def objective_of(path):
     checkpoint = load_checkpoint(path)
     dataset = load_dataset("digits")
-    return build_objective(checkpoint, dataset, batch_size=4, batches=BATCHES, seed=SEED).double()
+    how = dict(batch_size=SIZE, batches=BATCHES, seed=SEED)
+    return build_objective(checkpoint, dataset, **how).double()
+
+
+@pytest.fixture(scope="module")
+def each(measured):
+    """The Hessian of each mini-batch, dense."""
+    objective = objective_of(measured[0])
+    seeded = [(x, y, alone(i)) for i, (x, y) in enumerate(objective.batches)]
+    return [dense_hessian(objective.model, *own) for own in seeded]
 
 
 @pytest.fixture(scope="module")
@@ -90,30 +99,27 @@ def together(measured):
     return torch.stack([dense_hessian(objective.model, *own) for own in seeded]).mean(0)
 
 
-def test_eigenvalues_are_those_of_the_dense_hessian(measured):
+def test_eigenvalues_are_those_of_the_dense_hessian(measured, each):
     path, measurement = measured
-    objective = objective_of(path)
-    assert objective.model.blocks[1].drop_path1.p > 0
-    eigenvalues = measurement.arrays["eigenvalues"]
-    for batch, (x, y) in enumerate(objective.batches):
-        matrix = dense_hessian(objective.model, x, y, alone(batch))
+    assert objective_of(path).model.blocks[1].drop_path1.p > 0
+    for eigenvalues, matrix in zip(measurement.arrays["eigenvalues"], each, strict=True):
         torch.testing.assert_close(matrix, matrix.T, rtol=0, atol=1e-10 * float(matrix.norm()))
         exact = torch.linalg.eigvalsh((matrix + matrix.T) / 2).numpy()
         exact = exact[np.argsort(-np.abs(exact))[:K]]
-        np.testing.assert_allclose(eigenvalues[batch], exact, rtol=1e-8)
+        np.testing.assert_allclose(eigenvalues, exact, rtol=1e-8)
 
 
-def test_dense_hessian_agrees_with_finite_differences_of_the_gradient(measured):
+def test_dense_hessian_agrees_with_finite_differences_of_the_gradient(measured, each):
     objective = objective_of(measured[0])
-    model, (x, y) = objective.model, objective.batches[0]
-    matrix = dense_hessian(model, x, y, 0)
+    model, (x, y), matrix = objective.model, objective.batches[0], each[0]
     direction = torch.randn(len(matrix), dtype=torch.float64)
     step = 1e-6
     gradients, parameters = [], list(model.parameters())
     start = flat(parameters).detach()
     for there in (start + step * direction, start - step * direction):
         torch.nn.utils.vector_to_parameters(there, parameters)
-        gradients.append(flat(torch.autograd.grad(frozen_loss(model, x, y, 0), parameters)))
+        loss = frozen_loss(model, x, y, alone(0))
+        gradients.append(flat(torch.autograd.grad(loss, parameters)))
     difference = (gradients[0] - gradients[1]) / (2 * step)
     error = (difference - matrix @ direction).norm() / difference.norm()
     assert error < 1e-7

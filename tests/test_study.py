@@ -1,6 +1,7 @@
 """A study from nothing to its claims: planned, killed, resumed, skipped, and refused."""
 
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -15,8 +16,9 @@ from pathlib import Path
 
 import h5py
 import pytest
+import torch
 
-from analysis import study
+from analysis import execution, study
 from analysis.cost import cost_of
 from analysis.execution import end_with_parent
 from analysis.plan import load_plan
@@ -24,7 +26,7 @@ from lossgeometry import InputError
 from models.description import token_range
 from models.networks import count_parameters
 from models.recipes import PRESETS
-from models.train import alone
+from models.train import alone, train_all
 
 FORK = multiprocessing.get_context("fork")
 TINY = """
@@ -101,9 +103,10 @@ def test_killed_and_resumed_from_nothing_to_the_claims(here, call, unrendered):
     assert state.exists()
     assert not Path("checkpoints/csan3.pt").exists()
 
+    train_all([load_plan("tiny").trainings[1].options], math.inf)
     code, out, err = call("tiny", "--processes", "2", "--only", "train")
     assert code == 0, err
-    assert "0 of 2 trainings are there already" in out
+    assert "1 of 2 trainings are there already" in out
     code, out, err = call("tiny")
     assert code == 0, err
     assert all((here / "checkpoints" / name).exists() for name in ("csan3.pt", "more/csan8.pt"))
@@ -221,14 +224,19 @@ def test_cost_is_that_of_the_architecture(here):
     assert cost.flops / cost.image_steps > 3 * 2 * layers
 
 
-def test_a_failing_command_ends_the_study(here, call):
-    Path("checkpoints").mkdir()
-    Path("checkpoints/csan3").write_text("in the way")
-    one = TINY.split("[[grid]]")
-    Path("studies/tiny.toml").write_text("[[grid]]".join(one[:2]))
+def test_a_failing_command_ends_the_study(here, call, monkeypatch):
+    """The other, which waits for it to fail, is ended."""
+    monkeypatch.setattr(execution, "TRAIN", "training")
+    Path("training.py").write_text(
+        "import sys, time\n"
+        "if '8' in sys.argv: open('begun', 'w').close(), time.sleep(600)\n"
+        "import pathlib\n"
+        "while not pathlib.Path('begun').exists(): time.sleep(0.01)\n"
+        "sys.exit('a warning\\nerror: out: unusable')\n"
+    )
     code, _, err = call("tiny", "--processes", "2", "--only", "train")
     assert code == 2
-    assert re.fullmatch(r"error: python -m models.train [^\n]*csan3\.pt: [^\n]*csan3[^\n]*\n", err)
+    assert re.fullmatch(r"error: python -m training [^\n]*csan3\.pt: out: unusable\n", err)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parent")
@@ -333,7 +341,8 @@ def test_networks_of_the_dispute_are_alike_in_size(name):
     """At a range of 5, and those of Figure 5; a global kernel takes nothing from the rest."""
     sizes = defaultdict(list)
     for training in load_plan(name).trainings:
-        own = count_parameters(training.start.model)
+        with torch.device("meta"):  # without weights
+            own = count_parameters(training.start.model)
         sizes[token_range(training.start.architecture)].append(own)
     # Five seeds of five families at each range; of Figure 5, of five networks and one on less data.
     assert {reach: len(own) for reach, own in sizes.items()} == {3: 25, 5: 25, 15: 25, None: 30}
