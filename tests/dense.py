@@ -183,6 +183,11 @@ def identity(operator):
     return torch.eye(operator.shape[0], dtype=operator.dtype)
 
 
+def some_vectors(operator):
+    """Random ones: a matrix whose products with them are right is right."""
+    return torch.randn(operator.shape[0], 20, dtype=operator.dtype)
+
+
 def dense_hessian(loss, model):
     parameters = [p for p in model.parameters() if p.requires_grad]
     return rows(flat(torch.autograd.grad(loss, parameters, create_graph=True)), parameters)
