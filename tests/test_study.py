@@ -229,7 +229,7 @@ def test_a_failing_command_ends_the_study(here, call, monkeypatch):
     monkeypatch.setattr(execution, "TRAIN", "training")
     Path("training.py").write_text(
         "import sys, time\n"
-        "if '8' in sys.argv: open('begun', 'w').close(), time.sleep(600)\n"
+        "if '8' in sys.argv: open('begun', 'w').close(), time.sleep(60)\n"
         "import pathlib\n"
         "while not pathlib.Path('begun').exists(): time.sleep(0.01)\n"
         "sys.exit('a warning\\nerror: out: unusable')\n"
