@@ -1,5 +1,6 @@
 """One thread for each worker of pytest-xdist: more of them only wait for each other."""
 
+import gc
 import importlib
 import os
 import shutil
@@ -23,6 +24,14 @@ from tests.measured import write_study
 settings.register_profile("suite", deadline=None, max_examples=20, derandomize=True)
 settings.load_profile("suite")
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: looking through it takes the garbage collector a third of a
+    second, each time that memory is said to be short.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
