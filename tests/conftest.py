@@ -27,9 +27,7 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_finish():
-    """What is imported by now stays: looking through it takes the garbage collector a third of a
-    second, each time that memory is said to be short.
-    """
+    """What is imported by now stays, and is not looked through whenever memory is short."""
     gc.collect()
     gc.freeze()
 
@@ -47,7 +45,7 @@ def _alike() -> Iterator[None]:
 def call_module(monkeypatch, capfd):
     def call(module, *arguments):
         """Exit code, standard output and standard error of a command, run in this process."""
-        monkeypatch.setattr("analysis.spectra.TRACE_MATVECS", 6)  # of 60: nobody asks for digits
+        monkeypatch.setattr("analysis.spectra.TRACE_MATVECS", 6)  # of 60
         monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
         try:
             run(module.main, module.Options)

@@ -103,10 +103,10 @@ def test_an_adaptive_surface_goes_on_anywhere_with_the_same_bytes(
     network, axis = model(), np.linspace(-1, 1, 15)
     directions = random_directions(network, seed=0)
     what = (network, {"nll": F.cross_entropy}, data(), directions, axis, axis)
-    measured = partial(surface, *what, weight_decay=0.1, adaptive=0.1)
+    computed = partial(surface, *what, weight_decay=0.1, adaptive=0.1)
     saved: list[bytes] = []
-    whole = measured(save=lambda begun: saved.append(pickle.dumps(begun)))
+    whole = computed(save=lambda begun: saved.append(pickle.dumps(begun)))
     assert len(saved) == whole.done.sum() < axis.size**2
     for begun in saved[::4]:
-        found = measured(resume=pickle.loads(begun))
+        found = computed(resume=pickle.loads(begun))
         assert all(found[name].tobytes() == whole[name].tobytes() for name in ("nll", "l2"))

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -244,11 +245,11 @@ def test_processes_of_a_killed_study_end(here):
     """Else they would be in the way of the study when it is started again."""
     ours, theirs = FORK.Pipe()
 
-    def study():
+    def with_child():
         theirs.send(subprocess.Popen(["sleep", "600"], preexec_fn=end_with_parent).pid)
         time.sleep(600)
 
-    parent = FORK.Process(target=study)
+    parent = FORK.Process(target=with_child)
     parent.start()
     child = ours.recv()
     assert Path(f"/proc/{child}").exists()
@@ -258,7 +259,7 @@ def test_processes_of_a_killed_study_end(here):
         if not Path(f"/proc/{child}").exists():
             return
         time.sleep(0.01)
-    os.kill(child, 9)
+    os.kill(child, signal.SIGKILL)
     pytest.fail("still running ten seconds later")
 
 
