@@ -17,7 +17,6 @@ from pathlib import Path
 
 import h5py
 import pytest
-import torch
 
 from analysis import execution, study
 from analysis.cost import cost_of
@@ -342,8 +341,7 @@ def test_networks_of_the_dispute_are_alike_in_size(name):
     """At a range of 5, and those of Figure 5; a global kernel takes nothing from the rest."""
     sizes = defaultdict(list)
     for training in load_plan(name).trainings:
-        with torch.device("meta"):  # without weights
-            own = count_parameters(training.start.model)
+        own = count_parameters(training.start.model)
         sizes[token_range(training.start.architecture)].append(own)
     # Five seeds of five families at each range; of Figure 5, of five networks and one on less data.
     assert {reach: len(own) for reach, own in sizes.items()} == {3: 25, 5: 25, 15: 25, None: 30}
