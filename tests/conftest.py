@@ -1,5 +1,6 @@
 """One thread for each worker of pytest-xdist: more of them only wait for each other."""
 
+import gc
 import importlib
 import os
 import shutil
@@ -25,6 +26,12 @@ settings.load_profile("suite")
 torch.set_num_threads(1)
 
 
+def pytest_collection_finish():
+    """What is imported by now stays, and is not looked through whenever memory is short."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _alike() -> Iterator[None]:
     """What went before, in this worker, decides no random number and is in no picture."""
@@ -38,6 +45,7 @@ def _alike() -> Iterator[None]:
 def call_module(monkeypatch, capfd):
     def call(module, *arguments):
         """Exit code, standard output and standard error of a command, run in this process."""
+        monkeypatch.setattr("analysis.spectra.TRACE_MATVECS", 6)  # of 60
         monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
         try:
             run(module.main, module.Options)
@@ -49,18 +57,26 @@ def call_module(monkeypatch, capfd):
     return call
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """A folder with two trained-looking checkpoints, to work in."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory):
+    """Two trained-looking ones in a folder."""
+    folder = tmp_path_factory.mktemp("checkpoints")
     for window in (3, 8):
-        out = Path(f"checkpoints/csan{window}.pt")
+        out = folder / f"csan{window}.pt"
         start = untrained(
             Options(out=out, window=window, dim=6, depth=1), load_dataset("digits").first(40)
         )
         names = ("train_nll", "train_error", "test_nll", "test_error")
         start.history.update(epoch=[0.0], **{name: [0.5] for name in names})
         replace(start, epoch=start.recipe.epochs).save(out)
+    return folder
+
+
+@pytest.fixture
+def here(checkpoints, tmp_path, monkeypatch):
+    """A folder to work in, with two checkpoints."""
+    shutil.copytree(checkpoints, tmp_path / "checkpoints")
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
@@ -86,12 +102,17 @@ def threads():
     torch.set_num_threads(before)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """Of measurements, to draw."""
-    folder = tmp_path / "checkpoints"
+@pytest.fixture(scope="session")
+def measurements(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study") / "checkpoints"
     write_study(folder)
     return folder
+
+
+@pytest.fixture
+def folder(measurements, tmp_path):
+    """Of measurements, to draw or to change."""
+    return Path(shutil.copytree(measurements, tmp_path / "checkpoints"))
 
 
 @pytest.fixture
@@ -100,6 +121,7 @@ def browser(driver):
     yield driver
     driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", dict(features=[]))
+    driver.get("about:blank")  # or its pictures in motion go on
 
 
 @pytest.fixture(scope="session")

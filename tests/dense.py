@@ -132,14 +132,30 @@ def flat(tensors):
 
 
 def rows(outputs, parameters):
-    """Gradients of all entries of `outputs`, as a dense matrix."""
-    found = [
-        torch.autograd.grad(
-            entry, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+    """Gradients of all entries of `outputs`, as a dense matrix.
+
+    Some at once where `torch.vmap` knows how, and checked by a combination of them without it.
+    """
+    entries, parameters = outputs.reshape(-1), list(parameters)
+    eye = torch.eye(len(entries), dtype=entries.dtype)
+
+    def gradients(weights, *shape, **how):
+        found = torch.autograd.grad(
+            entries, parameters, weights, retain_graph=True, allow_unused=True, **how
         )
-        for entry in outputs.reshape(-1)
-    ]
-    return torch.stack([flat(row) for row in found])
+        pieces = zip(found, parameters, strict=True)
+        pieces = [p.new_zeros(*shape, *p.shape) if g is None else g for g, p in pieces]
+        return torch.cat([piece.reshape(*shape, -1) for piece in pieces], -1)
+
+    try:
+        matrix = torch.cat(
+            [gradients(some, len(some), is_grads_batched=True) for some in eye.split(16)]
+        )
+    except RuntimeError:
+        return torch.stack([gradients(weights) for weights in eye])
+    weights = torch.arange(len(entries), dtype=entries.dtype).cos()
+    assert_same(weights @ matrix, gradients(weights), 1e4 * torch.finfo(entries.dtype).eps)
+    return matrix
 
 
 def dense(operator, model, loss_fn, x, y, parameters=None):
@@ -165,6 +181,11 @@ def assert_same(actual, expected, tolerance=1e-10):
 
 def identity(operator):
     return torch.eye(operator.shape[0], dtype=operator.dtype)
+
+
+def some_vectors(operator):
+    """Random ones: a matrix whose products with them are right is right."""
+    return torch.randn(operator.shape[0], 20, dtype=operator.dtype)
 
 
 def dense_hessian(loss, model):

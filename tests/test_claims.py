@@ -318,7 +318,10 @@ def test_shared_units_are_covered(seeds, of_seed, of_unit, rest):
 
 
 def of_families(folder):
-    answers = judge([folder])
+    return of_study(judge([folder]))
+
+
+def of_study(answers):
     (study,) = [name for name in answers if name.endswith("dispute")]
     return {answer.claim.key: answer for answer in answers[study]}
 
@@ -326,7 +329,8 @@ def of_families(folder):
 def test_claims_about_families_are_found(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_families(Path("checkpoints/dispute"))
-    found = of_families(Path("checkpoints"))
+    judged = judge([Path("checkpoints")])
+    found = of_study(judged)
     assert {key: answer.verdict for key, answer in found.items()} == {
         **dict(D1="holds", D2="does not hold", D3="undecided", D4="undecided", D5="holds"),
         **dict(D6="does not hold", F4="holds", F5="undecided", F6="holds"),
@@ -345,7 +349,7 @@ def test_claims_about_families_are_found(tmp_path, monkeypatch):
     ape = found["F4"].findings[1]
     assert ape.over == "5 seeds × 40 mini-batches"
     assert ape.interval.estimate == pytest.approx(80, abs=15)
-    (written, _) = draw_claims(judge([Path("checkpoints")]), tmp_path / "figures")
+    (written, _) = draw_claims(judged, tmp_path / "figures")
     assert written.name == "claims_digits.png"
 
 

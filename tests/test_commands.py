@@ -28,6 +28,8 @@ def snapshot(folder):
 
 @pytest.mark.parametrize("command", SMALL)
 def test_names_the_files_it_writes_and_reuses_what_is_there(here, call, request, command):
+    if command != "analysis.hessian":  # one is drawn as it is for a person
+        request.getfixturevalue("unrendered")
     code, out, _ = call(command, *SMALL[command])
     assert code == 0
     written = [Path(line.split()[-1]) for line in out.splitlines() if line.startswith("wrote")]
@@ -47,9 +49,19 @@ def test_names_the_files_it_writes_and_reuses_what_is_there(here, call, request,
         assert {p: c for p, c in snapshot(here).items() if p.suffix == ".h5"} != before
 
 
-def test_another_measurement_is_replaced_only_when_asked_for(here, call, unrendered):
+def test_a_hessian_says_what_it_is_worth_and_is_replaced_only_when_asked_for(
+    here, call, unrendered
+):
     arguments = ["--ckpt", "checkpoints/csan3.pt", *SMALL["analysis.hessian"]]
     call("analysis.hessian", *arguments)
+    with h5py.File("checkpoints/csan3.h5") as file:
+        group = file["hessian/train"]
+        assert group["eigenvalues"].shape == (2, 2)
+        assert group["residuals"].shape == (2, 2)
+        assert group["converged"][()].all()
+        assert group["check/symmetry"][()] <= group["check/tolerance"][()]
+        assert group["check/finite_difference"][()] <= group["check/tolerance"][()]
+        assert json.loads(group.attrs["options"])["seed"] == 0
     before = snapshot(here)
     code, _, err = call("analysis.hessian", *arguments, "--k", "1", "--tol", "0.1")
     assert code == 2
@@ -83,18 +95,6 @@ def test_nll_tells_of_how_many_seeds_a_number_is(here, call, unrendered):
     assert options == {"seed": 0, "batch_size": content.recipe.batch_size}
 
 
-def test_hessian_stores_what_the_measurement_is_worth(here, call, unrendered):
-    call("analysis.hessian", "--ckpt", "checkpoints/csan3.pt", *SMALL["analysis.hessian"])
-    with h5py.File("checkpoints/csan3.h5") as file:
-        group = file["hessian/train"]
-        assert group["eigenvalues"].shape == (2, 2)
-        assert group["residuals"].shape == (2, 2)
-        assert group["converged"][()].all()
-        assert group["check/symmetry"][()] <= group["check/tolerance"][()]
-        assert group["check/finite_difference"][()] <= group["check/tolerance"][()]
-        assert json.loads(group.attrs["options"])["seed"] == 0
-
-
 def test_help_needs_neither_torch_nor_matplotlib():
     program = (
         "import runpy, sys; sys.argv = ['x', '--help']; sys.path.insert(0, '.')\n"
@@ -118,18 +118,23 @@ def test_the_version_is_said(call):
 STORED = ("analysis.hessian", "analysis.landscape", "analysis.nll", "analysis.robustness")
 
 
-def test_what_is_shipped_is_found_without_torch(tmp_path):
+def test_what_is_stored_is_found_and_drawn_without_torch(tmp_path, folder):
+    given = dict.fromkeys(STORED, ("--ckpt", "checkpoints/csan8.pt"))
+    given["analysis.figures"] = ("--measurements", str(folder))
     program = (
-        "import runpy, sys\n"
-        f"for command in {STORED}:\n"
-        f"    sys.argv = [command, '--ckpt', 'checkpoints/csan8.pt', '--out', {str(tmp_path)!r}]\n"
+        "import runpy, sys, analysis.drawing\n"
+        "analysis.drawing.render = lambda figure, path, extension: path.touch()  # takes longest\n"
+        f"for command, arguments in {given}.items():\n"
+        f"    sys.argv = [command, *arguments, '--out', {str(tmp_path)!r} + '/' + command]\n"
         "    runpy.run_module(command, run_name='__main__', alter_sys=True)\n"
         "assert not {'torch', 'torchvision', 'sklearn'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("is there already") == 3
-    assert len(list(tmp_path.iterdir())) == done.stdout.count("wrote ") > 10
+    drawn = [path.name for path in tmp_path.glob("analysis.*/*")]
+    assert len(drawn) == done.stdout.count("wrote ") > 40
+    assert {"hessian_csan8.png", "landscape_digits_surfaces.png", "nll_digits.png"} <= set(drawn)
 
 
 def test_nan_weights_have_a_spectrum_of_nan_and_no_landscape(here, call, unrendered):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lossgeometry import eigsh
 from lossgeometry.errors import InputError
 from lossgeometry.running import saving
+from tests.benchmarks import coverage
 
 RANDOM = np.random.default_rng(0)
 SPECTRA = {
@@ -29,11 +30,7 @@ WHICH = ("LM", "LA", "SA", "BE")
 
 
 def symmetric(eigenvalues, dtype=torch.float64):
-    eigenvalues = torch.as_tensor(eigenvalues, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(0)
-    random = torch.randn(len(eigenvalues), len(eigenvalues), generator=generator).double()
-    basis = torch.linalg.qr(random).Q
-    A = (basis * eigenvalues) @ basis.T
+    A = coverage.symmetric(np.asarray(eigenvalues, dtype=float))
     return ((A + A.T) / 2).to(dtype)
 
 

@@ -13,14 +13,21 @@ from selenium.webdriver import ActionChains
 from selenium.webdriver.support.ui import WebDriverWait
 
 from analysis.drawing.everything import draw_all
+from analysis.drawing.landscapes import draw_landscapes
+from analysis.measurements.files import collect
 from lossgeometry import InputError
 from tests.pages import charts
 
 
-def test_surfaces_as_self_contained_pages(folder, tmp_path):
+@pytest.fixture(scope="module")
+def page(measurements, tmp_path_factory):
+    out = tmp_path_factory.mktemp("pages")
+    draw_all(measurements, out, ["html"])
+    return out / "landscape_digits.html"
+
+
+def test_surfaces_as_self_contained_pages(page):
     """All checkpoints and losses in one page, on one scale, holes where values are not finite."""
-    draw_all(folder, tmp_path, ["html"])
-    page = tmp_path / "landscape_digits.html"
     assert not re.search(r"""<(script|link|img)[^>]+(src|href)=["']""", page.read_text())
     (panels,) = charts(page).values()
     assert [(p["when"]["view"], p["when"]["checkpoint"], p["when"]["loss"]) for p in panels] == [
@@ -40,10 +47,9 @@ def test_surfaces_as_self_contained_pages(folder, tmp_path):
         np.testing.assert_allclose(trace["z"], np.log10(losses), rtol=1e-6)
 
 
-def test_surfaces_in_a_browser(folder, tmp_path, browser):
+def test_surfaces_in_a_browser(page, browser):
     """The page draws surfaces, switches one off, and shows the value under the pointer."""
-    draw_all(folder, tmp_path, ["html"])
-    browser.get((tmp_path / "landscape_digits.html").as_uri())
+    browser.get(page.as_uri())
     unready = [NoSuchElementException, StaleElementReferenceException]
     wait = WebDriverWait(browser, 60, ignored_exceptions=unready)
 
@@ -68,8 +74,8 @@ def test_surfaces_in_a_browser(folder, tmp_path, browser):
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
-def test_surfaces_for_paraview(folder, tmp_path):
-    draw_all(folder, tmp_path, ["vtu"])
+def test_surfaces_for_paraview(measurements, tmp_path):
+    draw_landscapes(collect([measurements], "landscape/train"), tmp_path, ["vtu"])
     mesh = meshio.read(tmp_path / "landscape_digits_csan3.vtu")
     grid = np.linspace(-1, 1, 5)
     bowl = 1 + grid**2 + grid[:, None] ** 2
@@ -84,7 +90,7 @@ def test_surfaces_for_paraview(folder, tmp_path):
 
 
 @pytest.mark.parametrize(("extension", "package"), [("html", "plotly.offline"), ("vtu", "meshio")])
-def test_missing_packages_are_named(extension, package, folder, tmp_path, monkeypatch):
+def test_missing_packages_are_named(extension, package, measurements, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(InputError, match=f"{package.partition('.')[0]} is not installed"):
-        draw_all(folder, tmp_path, [extension])
+        draw_landscapes(collect([measurements], "landscape/train"), tmp_path, [extension])

@@ -22,15 +22,16 @@ from lossgeometry.seeds import derive_seed
 from models import load_checkpoint, load_dataset
 from models.recipes import PRESETS
 from models.train import Options, untrained
+from tests.dense import flat, rows
 
-K, BATCHES, SEED = 5, 2, 7
+K, SIZE, BATCHES, SEED = 5, 2, 2, 7
 
 
 def options_for(path):
     return hessian.Options(
         ckpt=(path,),
         k=K,
-        batch_size=4,
+        batch_size=SIZE,
         batches=BATCHES,
         density_batches=BATCHES,
         tol=1e-10,
@@ -64,12 +65,10 @@ def frozen_loss(model, x, y, seed):
 
 
 def dense_hessian(model, x, y, seed):
-    """By double backward, row by row."""
+    """By double backward."""
     parameters = list(model.parameters())
     gradient = torch.autograd.grad(frozen_loss(model, x, y, seed), parameters, create_graph=True)
-    flat = torch.cat([g.reshape(-1) for g in gradient])
-    rows = [torch.autograd.grad(g, parameters, retain_graph=True) for g in flat]
-    return torch.stack([torch.cat([g.reshape(-1) for g in row]) for row in rows])
+    return rows(flat(gradient), parameters)
 
 
 def alone(batch):
@@ -80,42 +79,47 @@ def alone(batch):
 def objective_of(path):
     checkpoint = load_checkpoint(path)
     dataset = load_dataset("digits")
-    return build_objective(checkpoint, dataset, batch_size=4, batches=BATCHES, seed=SEED).double()
+    how = dict(batch_size=SIZE, batches=BATCHES, seed=SEED)
+    return build_objective(checkpoint, dataset, **how).double()
 
 
-def test_eigenvalues_are_those_of_the_dense_hessian(measured):
+@pytest.fixture(scope="module")
+def each(measured):
+    """The Hessian of each mini-batch, dense."""
+    objective = objective_of(measured[0])
+    seeded = [(x, y, alone(i)) for i, (x, y) in enumerate(objective.batches)]
+    return [dense_hessian(objective.model, *own) for own in seeded]
+
+
+@pytest.fixture(scope="module")
+def together(measured):
+    """The Hessian of all mini-batches taken together, dense."""
+    objective = objective_of(measured[0])
+    seeded = [(x, y, derive_seed(SEED, i)) for i, (x, y) in enumerate(objective.batches)]
+    return torch.stack([dense_hessian(objective.model, *own) for own in seeded]).mean(0)
+
+
+def test_eigenvalues_are_those_of_the_dense_hessian(measured, each):
     path, measurement = measured
-    objective = objective_of(path)
-    assert objective.model.blocks[1].drop_path1.p > 0
-    eigenvalues = measurement.arrays["eigenvalues"]
-    for batch, (x, y) in enumerate(objective.batches):
-        matrix = dense_hessian(objective.model, x, y, alone(batch))
+    assert objective_of(path).model.blocks[1].drop_path1.p > 0
+    for eigenvalues, matrix in zip(measurement.arrays["eigenvalues"], each, strict=True):
         torch.testing.assert_close(matrix, matrix.T, rtol=0, atol=1e-10 * float(matrix.norm()))
         exact = torch.linalg.eigvalsh((matrix + matrix.T) / 2).numpy()
         exact = exact[np.argsort(-np.abs(exact))[:K]]
-        np.testing.assert_allclose(eigenvalues[batch], exact, rtol=1e-8)
+        np.testing.assert_allclose(eigenvalues, exact, rtol=1e-8)
 
 
-def test_dense_hessian_agrees_with_finite_differences_of_the_gradient(measured):
+def test_dense_hessian_agrees_with_finite_differences_of_the_gradient(measured, each):
     objective = objective_of(measured[0])
-    model, (x, y) = objective.model, objective.batches[0]
-    matrix = dense_hessian(model, x, y, 0)
+    model, (x, y), matrix = objective.model, objective.batches[0], each[0]
     direction = torch.randn(len(matrix), dtype=torch.float64)
     step = 1e-6
-    gradients = []
-    for sign in (1, -1):
-        offset = 0
-        with torch.no_grad():
-            for p in model.parameters():
-                p += sign * step * direction[offset : offset + p.numel()].view_as(p)
-                offset += p.numel()
-        gradient = torch.autograd.grad(frozen_loss(model, x, y, 0), list(model.parameters()))
-        gradients.append(torch.cat([g.reshape(-1) for g in gradient]))
-        offset = 0
-        with torch.no_grad():
-            for p in model.parameters():
-                p -= sign * step * direction[offset : offset + p.numel()].view_as(p)
-                offset += p.numel()
+    gradients, parameters = [], list(model.parameters())
+    start = flat(parameters).detach()
+    for there in (start + step * direction, start - step * direction):
+        torch.nn.utils.vector_to_parameters(there, parameters)
+        loss = frozen_loss(model, x, y, alone(0))
+        gradients.append(flat(torch.autograd.grad(loss, parameters)))
     difference = (gradients[0] - gradients[1]) / (2 * step)
     error = (difference - matrix @ direction).norm() / difference.norm()
     assert error < 1e-7
@@ -148,31 +152,16 @@ def test_eigenvalues_are_those_of_pyhessian(measured):
         np.testing.assert_allclose(eigenvalues[batch][:2], theirs, rtol=1e-5)
 
 
-def test_density_and_trace_agree_with_the_dense_hessian(measured):
-    path, measurement = measured
-    objective = objective_of(path)
-    matrices = [
-        dense_hessian(objective.model, x, y, derive_seed(SEED, i))
-        for i, (x, y) in enumerate(objective.batches)
-    ]
-    matrix = torch.stack(matrices).mean(0)
-    arrays = measurement.arrays
-    error = abs(arrays["trace"] - float(matrix.trace()))
+def test_density_and_trace_agree_with_the_dense_hessian(measured, together):
+    arrays = measured[1].arrays
+    error = abs(arrays["trace"] - float(together.trace()))
     assert error <= 4 * arrays["trace_standard_error"]
     nodes, weights = arrays["density/nodes"], arrays["density/weights"]
-    exact = torch.linalg.eigvalsh(matrix).numpy()
+    exact = torch.linalg.eigvalsh(together).numpy()
     assert nodes.min() >= exact[0] - 1e-8
     assert nodes.max() <= exact[-1] + 1e-8
     np.testing.assert_allclose(nodes.max(1), exact[-1], rtol=1e-6)
     np.testing.assert_allclose(weights.sum(1), 1)
-
-
-def test_names_what_it_wrote(measured, capsys):
-    path, _ = measured
-    hessian.main(options_for(path))
-    out = capsys.readouterr().out
-    assert "is there already" in out
-    assert Path(path.parent / "hessian_small.png").exists()
 
 
 @pytest.mark.parametrize("check", [Check(1.0, 0.0, 1e-8), Check(0.0, float("nan"), 1e-8)])
@@ -193,21 +182,18 @@ def test_what_was_measured_with_layers_is_not_measured_again_without(tmp_path, m
     source, _ = measured
     path = Path(shutil.copy(source, tmp_path / "again.pt"))
     for layers in (True, False):
-        options = replace(options_for(path), layers=layers, batches=1, density_batches=1)
-        hessian.main(replace(options, out=tmp_path))
+        small = dict(k=1, tol=1e-3, batches=1, density_batches=1, probes=2, steps=4)
+        hessian.main(replace(options_for(path), layers=layers, **small, out=tmp_path))
     assert "is there already" in capsys.readouterr().out
     assert (tmp_path / "hessian_again_layers.png").exists()
     found = load(path.with_suffix(".h5"), "hessian/train")
     assert found.options["layers"]
 
 
-def test_layers_have_the_eigenvalues_of_their_blocks(measured):
-    path, _ = measured
-    objective = objective_of(path)
+def test_layers_have_the_eigenvalues_of_their_blocks(measured, together):
+    objective = objective_of(measured[0])
     how = dict(weight_decay=objective.weight_decay, seed=SEED)
     found = by_layer(objective, objective.batches, k=K, tol=1e-10, **how)
-    H = Hessian(objective.model, objective.loss, objective.batches, **how)
-    matrix = (H @ torch.eye(H.shape[0], dtype=torch.float64)).numpy()
     names = [name for name, _ in objective.model.named_parameters()]
     sizes = [p.numel() for p in objective.model.parameters()]
     owner = np.repeat([name.rpartition(".")[0] or name for name in names], sizes)
@@ -215,7 +201,7 @@ def test_layers_have_the_eigenvalues_of_their_blocks(measured):
         found["layers/names"], found["layers/eigenvalues"], found["layers/converged"], strict=True
     ):
         inside = owner == name.decode()
-        exact = np.linalg.eigvalsh(matrix[np.ix_(inside, inside)])
+        exact = np.linalg.eigvalsh(together.numpy()[np.ix_(inside, inside)])
         exact = exact[np.argsort(-np.abs(exact))[:K]]
         assert converged.sum() == len(exact)
         np.testing.assert_allclose(values[: len(exact)], exact, rtol=1e-7, atol=1e-12)

@@ -100,17 +100,26 @@ def test_landscape_killed_ten_times_gives_the_same_bytes(here, call, monkeypatch
     for _ in range(10):
         process = fork.Process(target=call, args=["analysis.landscape", *arguments])
         process.start()
-        seen = progress_of(measured)
-        wanted = seen + int(rng.integers(1, 7))
-        while progress_of(measured) < wanted:
-            assert process.is_alive(), "was to be killed before it is done"
-            time.sleep(0.005)
+        wanted = progress_of(measured) + int(rng.integers(1, 7))
+        wait_for_progress(measured, wanted, process)
         time.sleep(float(rng.uniform(0, 0.05)))  # also in the middle of saving
         process.kill()
         process.join()
         assert progress_of(measured) >= wanted, "what was saved is lost"
     assert call("analysis.landscape", *arguments)[0] == 0
     assert contents() == whole
+
+
+def wait_for_progress(path, wanted, process):
+    """Until the file, which is read when it has changed, says that so many points are done."""
+    seen = None
+    while True:
+        assert process.is_alive(), "was to be killed before it is done"
+        now = path.stat().st_mtime_ns if path.exists() else None
+        if now != seen and progress_of(path) >= wanted:
+            return
+        seen = now
+        time.sleep(0.002)
 
 
 def progress_of(path):

@@ -91,27 +91,6 @@ def test_quadratic_loss_agrees_with_the_closed_form() -> None:
             assert result["l2"][i, j] == pytest.approx(0.15 * at.square().sum().item(), rel=1e-12)
 
 
-def test_second_difference_along_an_eigenvector_is_the_eigenvalue() -> None:
-    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, 2)).double()
-    x, y = torch.randn(30, 3).double(), torch.randint(2, (30,))
-    parameters = list(model.parameters())
-    gradient = torch.autograd.grad(F.cross_entropy(model(x), y), parameters, create_graph=True)
-    flat = torch.cat([g.flatten() for g in gradient])
-    rows = [torch.autograd.grad(entry, parameters, retain_graph=True) for entry in flat]
-    hessian = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
-    values, vectors = torch.linalg.eigh(hessian)
-    h = 1e-4
-    for index in (0, -1):
-        pieces = vectors[:, index].split([p.numel() for p in parameters])
-        direction = {
-            name: piece.view(p.shape)
-            for piece, (name, p) in zip(pieces, model.named_parameters(), strict=True)
-        }
-        left, middle, right = line(model, METRICS, (x, y), direction, [-h, 0, h])["nll"]
-        # Truncation of order h^2 |fourth derivative| (some tens), rounding 1e-16 / h^2.
-        assert (left - 2 * middle + right) / h**2 == pytest.approx(values[index].item(), abs=1e-6)
-
-
 @pytest.mark.parametrize("sizes", [[70], [1, 5, 64], [33, 37], [2] * 35])
 def test_mean_over_all_examples_however_they_are_batched(sizes: list[int]) -> None:
     model = Classifier(batch_norm=True).eval()

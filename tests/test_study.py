@@ -1,6 +1,8 @@
 """A study from nothing to its claims: planned, killed, resumed, skipped, and refused."""
 
 import json
+import math
+import multiprocessing
 import os
 import re
 import shutil
@@ -9,20 +11,24 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import h5py
 import pytest
 
-from analysis import study
+from analysis import execution, study
 from analysis.cost import cost_of
+from analysis.execution import end_with_parent
 from analysis.plan import load_plan
 from lossgeometry import InputError
 from models.description import token_range
 from models.networks import count_parameters
-from models.train import alone
+from models.recipes import PRESETS
+from models.train import alone, train_all
 
+FORK = multiprocessing.get_context("fork")
 TINY = """
 folder = "checkpoints"
 threads = 1
@@ -86,21 +92,21 @@ def importable():
         os.environ["PYTHONPATH"] = before
 
 
-def test_killed_and_resumed_from_nothing_to_the_claims(here, call):
-    command = [sys.executable, "-m", "analysis.study", "tiny"]
+def test_killed_and_resumed_from_nothing_to_the_claims(here, call, unrendered):
     state = here / "checkpoints/csan3/resume.pt"
-    with open(os.devnull, "w") as silent:
-        process = subprocess.Popen(command, stdout=silent, stderr=silent, start_new_session=True)
-    while process.poll() is None and not state.exists():
+    process = FORK.Process(target=call, args=["tiny"])
+    process.start()
+    while process.is_alive() and not state.exists():
         time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert state.exists()
     assert not Path("checkpoints/csan3.pt").exists()
 
+    train_all([load_plan("tiny").trainings[1].options], math.inf)
     code, out, err = call("tiny", "--processes", "2", "--only", "train")
     assert code == 0, err
-    assert "0 of 2 trainings are there already" in out
+    assert "1 of 2 trainings are there already" in out
     code, out, err = call("tiny")
     assert code == 0, err
     assert all((here / "checkpoints" / name).exists() for name in ("csan3.pt", "more/csan8.pt"))
@@ -163,7 +169,7 @@ GRIDS = """
 [train]
 dim = 6
 depth = 1
-epochs = 6
+epochs = 3
 images = 64
 
 [[grid]]
@@ -178,20 +184,23 @@ out = "heads/csan{window}.pt"
 """
 
 
-def test_networks_of_a_grid_are_trained_as_one_program_piece_by_piece(here, call):
+def test_networks_of_a_grid_are_trained_as_one_program_piece_by_piece(here, call, monkeypatch):
+    digits = PRESETS["digits"]
+    short = replace(digits, recipe=replace(digits.recipe, warmup_epochs=1))
+    monkeypatch.setitem(PRESETS, "digits", short)
     Path("studies/grids.toml").write_text(GRIDS)
     code, out, _ = call("grids", "--dry-run", "--rate", "64", "--minutes", 0.1, "--together", "yes")
     assert code == 0
     # 4 networks of 64 images are 4 s an epoch, of which one fits; 2 networks are 2 s, 3 fit.
-    assert re.search(r"seed0/csan3.pt and 3 more +6 +4 s +1 +6 ", out)
-    assert re.search(r"heads/csan3.pt and 1 more +6 +2 s +3 +2 ", out)
-    for piece in range(12):  # an epoch each
+    assert re.search(r"seed0/csan3.pt and 3 more +3 +4 s +1 +3 ", out)
+    assert re.search(r"heads/csan3.pt and 1 more +3 +2 s +3 +1 ", out)
+    for piece in range(6):  # an epoch each
         code, out, err = call("grids", "--together", "yes", "--minutes", "1e-9", "--only", "train")
         assert code == 0, err
-        left = (6 if piece < 5 else 2) if piece < 11 else 0
+        left = (6 if piece < 2 else 2) if piece < 5 else 0
         assert (f"time is up with {left} trainings left" in out) == (left > 0)
-        assert ("4 as one program: seed0/csan3.pt" in out) == (piece < 6)
-        assert ("2 as one program: heads/csan3.pt" in out) == (piece >= 6)
+        assert ("4 as one program: seed0/csan3.pt" in out) == (piece < 3)
+        assert ("2 as one program: heads/csan3.pt" in out) == (piece >= 3)
     assert all(t.state() == "trained" for t in load_plan("grids").trainings)
     assert not list(here.rglob("resume*"))
 
@@ -215,30 +224,36 @@ def test_cost_is_that_of_the_architecture(here):
     assert cost.flops / cost.image_steps > 3 * 2 * layers
 
 
-def test_a_failing_command_ends_the_study(here, call):
-    Path("checkpoints").mkdir()
-    Path("checkpoints/csan3").write_text("in the way")
-    one = TINY.split("[[grid]]")
-    Path("studies/tiny.toml").write_text("[[grid]]".join(one[:2]))
+def test_a_failing_command_ends_the_study(here, call, monkeypatch):
+    """The other, which would go on for a minute, is ended."""
+    monkeypatch.setattr(execution, "TRAIN", "training")
+    Path("training.py").write_text(
+        "import sys, time; from pathlib import Path\n"
+        "if '8' in sys.argv: Path('begun').touch(), time.sleep(60), Path('ended').touch()\n"
+        "while not Path('begun').exists(): time.sleep(0.01)\n"
+        "sys.exit('a warning\\nerror: out: unusable')\n"
+    )
     code, _, err = call("tiny", "--processes", "2", "--only", "train")
     assert code == 2
-    assert re.fullmatch(r"error: python -m models.train [^\n]*csan3\.pt: [^\n]*csan3[^\n]*\n", err)
+    assert re.fullmatch(r"error: python -m training [^\n]*csan3\.pt: out: unusable\n", err)
+    assert not Path("ended").exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parent")
 def test_processes_of_a_killed_study_end(here):
     """Else they would be in the way of the study when it is started again."""
-    program = (
-        "import subprocess, sys, time; from analysis.execution import end_with_parent\n"
-        "command = [sys.executable, '-c', 'import time; time.sleep(600)']\n"
-        "child = subprocess.Popen(command, preexec_fn=end_with_parent)\n"
-        "print(child.pid, flush=True); time.sleep(600)\n"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
-    child = int(parent.stdout.readline())
+    ours, theirs = FORK.Pipe()
+
+    def with_child():
+        theirs.send(subprocess.Popen(["sleep", "600"], preexec_fn=end_with_parent).pid)
+        time.sleep(600)
+
+    parent = FORK.Process(target=with_child)
+    parent.start()
+    child = ours.recv()
     assert Path(f"/proc/{child}").exists()
     parent.kill()
-    parent.communicate()
+    parent.join()
     for _ in range(1000):
         if not Path(f"/proc/{child}").exists():
             return

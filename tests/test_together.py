@@ -40,7 +40,7 @@ def digits():
     return load_dataset("digits").first(64), load_dataset("digits", "test").first(32)
 
 
-def grid(folder, digits, *, depth=3, recipe=RECIPE):
+def grid(folder, digits):
     """Untrained networks of one shape, and where they are to be written."""
     outs, starts = [], []
     for i, (window, head_window, border, seed) in enumerate(GRID):
@@ -53,9 +53,9 @@ def grid(folder, digits, *, depth=3, recipe=RECIPE):
             seed=seed,
             images=64,
             dim=6,
-            depth=depth,
+            depth=2,
         )
-        starts.append(replace(untrained(options, digits[0]), recipe=recipe))
+        starts.append(replace(untrained(options, digits[0]), recipe=RECIPE))
     return starts, outs
 
 

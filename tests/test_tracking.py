@@ -1,10 +1,7 @@
 """Curvature while a network trains."""
 
-import os
+import multiprocessing
 import random
-import signal
-import subprocess
-import sys
 
 import h5py
 import numpy as np
@@ -180,36 +177,28 @@ def test_a_training_with_it_is_the_training_without_it(precondition, tmp_path):
     assert len(CurvatureHistory.load(tmp_path / "rows.h5").steps) == 4
 
 
-PROGRAM = """
-import sys, torch
-from tests.test_tracking import digits, network, squared_error, train
-from torch.optim import SGD
-from lossgeometry import CurvatureTracker
-
-batch, model = digits(), network(8)
-optimizer = SGD(model.parameters(), lr=0.1)
-rows = lambda row: print(row["step"], flush=True)
-tracker = CurvatureTracker(model, squared_error, batch, every=5, path=sys.argv[1], log=rows)
-train(model, optimizer, batch, 10, tracker)
-torch.save([model.state_dict(), optimizer.state_dict()], sys.argv[2])
-train(model, optimizer, batch, 100_000, tracker)
-"""
+def unending(path, checkpoint, told):
+    torch.manual_seed(0)
+    batch, model = digits(), network(8)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    how = dict(every=5, path=path, log=lambda row: told.send(row["step"]))
+    tracker = CurvatureTracker(model, squared_error, batch, **how)
+    train(model, optimizer, batch, 10, tracker)
+    torch.save([model.state_dict(), optimizer.state_dict()], checkpoint)
+    train(model, optimizer, batch, 100_000, tracker)
 
 
 def test_a_killed_training_goes_on_with_its_rows(tmp_path):
-    torch.manual_seed(0)
     path, checkpoint = tmp_path / "rows.h5", tmp_path / "checkpoint.pt"
-    killed = subprocess.Popen(
-        [sys.executable, "-c", f"import torch; torch.manual_seed(0)\n{PROGRAM}", path, checkpoint],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.getcwd()},
-    )
-    for line_ in killed.stdout:
-        if int(line_) >= 40:
-            killed.send_signal(signal.SIGKILL)
-            break
-    killed.wait()
+    fork = multiprocessing.get_context("fork")
+    ours, theirs = fork.Pipe(duplex=False)
+    training = fork.Process(target=unending, args=[path, checkpoint, theirs])
+    training.start()
+    theirs.close()
+    while ours.recv() < 40:
+        pass
+    training.kill()
+    training.join()
     before = CurvatureHistory.load(path)
     assert before.steps[-1] >= 40
 

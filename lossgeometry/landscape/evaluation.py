@@ -226,7 +226,7 @@ class Evaluator:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
             own.seed(chunk.seed, self._quiet)
             values = loss.losses(loss.outputs(chunk, weights, buffers), chunk.targets).detach()
-            if not self._called:
+            if not self._called and own.alone:
                 self._draws |= drawn_since_seeded(self.device, chunk.seed)
             return values
 
@@ -267,6 +267,8 @@ class Evaluator:
 class _Own:
     """What one thread evaluates with at a time."""
 
+    alone = True  # whether no other thread draws from the global generators meanwhile
+
     def __init__(self, losses: list[FrozenLoss], device: torch.device) -> None:
         self.losses = losses
         self._device = device
@@ -281,6 +283,8 @@ class _Copy(_Own):
 
     These layers draw in turns from the one generator, and each thread goes on where it has ended.
     """
+
+    alone = False
 
     def __init__(
         self, losses: list[FrozenLoss], device: torch.device, drawing: Collection[str]

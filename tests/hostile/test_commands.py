@@ -22,7 +22,9 @@ HOSTILE = ["loop", "bomb", "nested", "path", "lengths", "external link"]
 
 @pytest.mark.parametrize("command", [analysis.figures, analysis.claims])
 @pytest.mark.parametrize("case", HOSTILE)
-def test_figures_and_claims_refuse_hostile_files(tmp_path, monkeypatch, call_module, command, case):
+def test_figures_and_claims_refuse_hostile_files(
+    tmp_path, monkeypatch, call_module, unrendered, command, case
+):
     monkeypatch.chdir(tmp_path)
     Path("found").mkdir()
     Path("found/bad.h5").write_bytes(edited(FILES[case][0]))
@@ -34,7 +36,7 @@ def test_figures_and_claims_refuse_hostile_files(tmp_path, monkeypatch, call_mod
 
 
 def test_figures_are_drawn_of_the_files_that_mutations_start_from(
-    tmp_path, monkeypatch, call_module
+    tmp_path, monkeypatch, call_module, unrendered
 ):
     """Or nothing would be tested."""
     monkeypatch.chdir(tmp_path)
