@@ -124,7 +124,7 @@ def draw_contact_sheet(
     from models.data.corruptions import CORRUPTIONS, SEVERITIES, contact_sheet
 
     with mpl.rc_context(plots.STYLE):
-        figure = Figure(figsize=(5.5, 10))
+        figure = Figure(figsize=(6, 10))
         severities = ["clean", *(f"severity {s + 1}" for s in range(SEVERITIES))]
         names = [name.replace("_", " ") for name in CORRUPTIONS]
         ax = figure.subplots()
