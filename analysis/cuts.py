@@ -51,7 +51,7 @@ class Cut:
     names: tuple[str, str]  # of the directions
     low: tuple[float, float]  # least step along each
     high: tuple[float, float]  # largest
-    marks: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))  # (n, 2) steps
+    points: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))  # (n, 2) steps
     extras: dict[str, np.ndarray] = field(default_factory=dict)  # what else was found on the way
 
     def along(self, axis: int, points: int) -> np.ndarray:
@@ -262,11 +262,11 @@ def bezier_cut(
     )
     found = plane(objective.model, other, {**objective.model.state_dict(), **curve.bend})
     _, end, bend = found.points
-    marks = 2 * np.outer(ts * (1 - ts), bend) + np.outer(ts**2, end)
+    points = 2 * np.outer(ts * (1 - ts), bend) + np.outer(ts**2, end)
     extras = _linear(objective, other, seed, recalibrate, progress)
     extras |= {f"bezier/{name}": values for name, values in path.metrics.items()}
     extras["fit/losses"] = curve.losses
-    return _around(objective.model, found.directions, ("distance",) * 2, marks, span, extras)
+    return _around(objective.model, found.directions, ("distance",) * 2, points, span, extras)
 
 
 def pca_cut(
@@ -351,13 +351,13 @@ def _around(
     model: nn.Module,
     directions: Sequence[Direction],
     names: tuple[str, str],
-    marks: np.ndarray,
+    points: np.ndarray,
     span: float,
     extras: dict[str, np.ndarray] | None = None,
 ) -> Cut:
-    """A square around `marks` and the model, wider than they are by a margin times `span`."""
-    points = np.vstack([marks, np.zeros((1, 2))])
-    low, high = points.min(axis=0), points.max(axis=0)
+    """A square around `points` and the model, wider than they are by a margin times `span`."""
+    every = np.vstack([points, np.zeros((1, 2))])
+    low, high = every.min(axis=0), every.max(axis=0)
     half = (0.5 + MARGIN * span) * (high - low).max()
     middle = (low + high) / 2
     low, high = middle - half, middle + half
@@ -366,7 +366,7 @@ def _around(
         names,
         (float(low[0]), float(low[1])),
         (float(high[0]), float(high[1])),
-        marks,
+        points,
         extras or {},
     )
 

@@ -53,7 +53,7 @@ try:
     surface(model, {"nll": until_time_is_up}, data, directions, xs, xs, save=saved.append)
 except TimeoutError:
     unfinished = saved[-1]
-print(f"{unfinished.done.sum()} of {unfinished.done.size} points are done")
+print(f"{unfinished.evaluated.sum()} of {unfinished.evaluated.size} points are done")
 
 # %%
 # A `Slice` is arrays and a few plain attributes, and goes into any file. Then the same call again.

@@ -28,8 +28,6 @@ FEW = 6  # entries that are shown one by one
 R = TypeVar("R")
 Own = TypeVar("Own", bound="Result")
 
-# Fields that files call otherwise.
-NAMES = {"done": "evaluated", "attributes": "settings", "together": "batches_at_a_time"}
 _FIRST = "lossgeometry curvature history, version 1"
 
 
@@ -100,7 +98,7 @@ class Result:
         """A table, and the picture if there is one, for notebooks."""
         forms, lines = RESULTS[self._kind], []
         for name, text in self._rows():
-            form = form_of(NAMES.get(name, name), forms)
+            form = form_of(name, forms)
             about = (form.description, form.units) if form else ("", "")
             cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in (name, text, *about))
             lines.append(f"<tr>{cells}</tr>")
@@ -158,10 +156,10 @@ def to_arrays(result: Any) -> dict[str, np.ndarray]:
     """The arrays of a result, by the names that they are stored under."""
     arrays: dict[str, Any] = {}
     for field in fields(result):
-        value, name = getattr(result, field.name), NAMES.get(field.name, field.name)
+        value, name = getattr(result, field.name), field.name
         match field.type:
             case "dict[str, np.ndarray]":
-                taken = arrays.keys() | {NAMES.get(f.name, f.name) for f in fields(result)}
+                taken = arrays.keys() | {f.name for f in fields(result)}
                 if twice := taken & value.keys():
                     raise InputError(f"metrics: {shown(min(twice))}, expected another name")
                 arrays |= value
@@ -182,7 +180,7 @@ def from_arrays(cls: type[R], arrays: Mapping[str, np.ndarray], tensors: Collect
     """Inverse of `to_arrays`; fields that are named in `tensors` are tensors."""
     left, values = dict(arrays), dict[str, Any]()
     for field in fields(cls):  # type: ignore[arg-type]
-        name = NAMES.get(field.name, field.name)
+        name = field.name
         match field.type:
             case "dict[str, np.ndarray]":
                 values[field.name] = left  # in the end

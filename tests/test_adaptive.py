@@ -61,10 +61,10 @@ def test_every_point_is_within_the_tolerance(function: Function, tolerance: floa
     truth = function(torch.from_numpy(X), torch.from_numpy(Y)).numpy()
     found = measure(function, tolerance=tolerance)
     assert np.abs(found["f0"] / truth - 1).max() <= tolerance
-    assert found.attributes["interpolated"] is True
-    assert found.attributes["adaptive"] == tolerance
-    assert found.attributes["evaluations"] == found.done.sum() <= 2601 / 10
-    np.testing.assert_array_equal(found["f0"][found.done], truth[found.done])
+    assert found.settings["interpolated"] is True
+    assert found.settings["adaptive"] == tolerance
+    assert found.settings["evaluations"] == found.evaluated.sum() <= 2601 / 10
+    np.testing.assert_array_equal(found["f0"][found.evaluated], truth[found.evaluated])
 
 
 def test_a_smooth_surface_takes_a_25th_of_the_evaluations() -> None:
@@ -73,43 +73,43 @@ def test_a_smooth_surface_takes_a_25th_of_the_evaluations() -> None:
     arguments = (model, {"nll": F.cross_entropy}, data, random_directions(model, seed=0))
     whole = surface(*arguments, AXIS, AXIS)
     found = surface(*arguments, AXIS, AXIS, adaptive=0.01)
-    assert found.attributes["evaluations"] <= 2601 / 25
+    assert found.settings["evaluations"] <= 2601 / 25
     assert np.abs(found["nll"] / whole["nll"] - 1).max() <= 0.01
 
 
 def test_the_stated_errors_are_those_of_the_last_predictions() -> None:
     truth = waves(torch.from_numpy(X), torch.from_numpy(Y)).numpy()
     found = measure(waves, bowl, tolerance=0.05)
-    stated = found.attributes["objective_error"]
+    stated = found.settings["objective_error"]
     assert 0 < stated <= 0.05 / 2
     # All values lie between 0.7 and 3.3.
-    assert 0.7 * stated <= found.attributes["f0_error"] <= 3.3 * stated
+    assert 0.7 * stated <= found.settings["f0_error"] <= 3.3 * stated
     # The predictions have become better since, as their points are known now.
     assert np.abs(found["f0"] / truth - 1).max() <= 2 * stated
-    assert found.attributes["f1_error"] > 0
+    assert found.settings["f1_error"] > 0
 
 
 def test_the_penalty_is_part_of_the_objective() -> None:
     alone = measure(bowl, tolerance=0.01)
     with_penalty = measure(bowl, tolerance=0.01, weight_decay=100.0)
-    assert with_penalty.attributes["evaluations"] < alone.attributes["evaluations"]
+    assert with_penalty.settings["evaluations"] < alone.settings["evaluations"]
     np.testing.assert_allclose(with_penalty["l2"], 50 * (X**2 + Y**2), rtol=1e-12, atol=1e-12)
 
 
 def test_other_metrics_come_along_with_their_own_error() -> None:
     found = measure(waves, jumps, tolerance=0.05)
-    assert found.attributes["interpolated"] is True
-    assert found.attributes["f1_error"] > 0.1
+    assert found.settings["interpolated"] is True
+    assert found.settings["f1_error"] > 0.1
 
 
 def test_a_surface_that_is_not_smooth_is_evaluated_on_the_whole_grid() -> None:
     axis = np.linspace(-1, 1, 31)
     found = measure(jumps, tolerance=0.01, axis=axis)
-    assert found.attributes["interpolated"] is False
-    assert found.attributes["evaluations"] == 31**2
-    assert found.done.all()
+    assert found.settings["interpolated"] is False
+    assert found.settings["evaluations"] == 31**2
+    assert found.evaluated.all()
     assert found["f0"].tobytes() == measure(jumps, tolerance=None, axis=axis)["f0"].tobytes()
-    assert "objective_error" not in found.attributes
+    assert "objective_error" not in found.settings
 
 
 def test_nan_and_infinity_are_not_interpolated() -> None:
@@ -123,14 +123,14 @@ def test_nan_and_infinity_are_not_interpolated() -> None:
         found = measure(function, tolerance=0.01)
         truth = function(torch.from_numpy(X), torch.from_numpy(Y)).numpy()
         assert bad(found["f0"]).any()
-        assert not found.attributes["interpolated"]
+        assert not found.settings["interpolated"]
         np.testing.assert_array_equal(found["f0"], truth)
 
 
 def test_a_small_grid_is_evaluated_whole() -> None:
     found = measure(bowl, tolerance=0.01, axis=np.linspace(-1, 1, 4))
-    assert found.done.all()
-    assert not found.attributes["interpolated"]
+    assert found.evaluated.all()
+    assert not found.settings["interpolated"]
 
 
 @pytest.mark.parametrize("tolerance", [0.0, -1.0, np.nan])

@@ -123,8 +123,8 @@ def l2_of(model, objective):
 def test_a_fitted_curve_lies_in_its_plane_and_below_the_straight_path(objective):
     other = moved(objective, 0.5)
     cut = cuts.bezier_cut(objective, other, seed=0, span=1.0)
-    np.testing.assert_allclose(cut.marks[0], 0, atol=1e-9)
-    step_x, step_y = cut.marks[25]
+    np.testing.assert_allclose(cut.points[0], 0, atol=1e-9)
+    step_x, step_y = cut.points[25]
     values = surface(
         objective.model,
         objective.metrics,
@@ -143,13 +143,13 @@ def test_marked_points_are_where_the_checkpoints_are(objective):
     start = as_vector({}, objective.model) + flatten(
         p.detach() for p in objective.model.parameters()
     )
-    for (x, y), state in zip(cut.marks[1:], (second, third), strict=True):
+    for (x, y), state in zip(cut.points[1:], (second, third), strict=True):
         point = start.numpy() + x * cut.directions[0] + y * cut.directions[1]
         expected = flatten(state[name] for name, _ in objective.model.named_parameters())
         np.testing.assert_allclose(point, expected, atol=1e-9)
     for axis in (0, 1):
-        assert cut.low[axis] < cut.marks[:, axis].min()
-        assert cut.high[axis] > cut.marks[:, axis].max()
+        assert cut.low[axis] < cut.points[:, axis].min()
+        assert cut.high[axis] > cut.points[:, axis].max()
 
 
 def test_a_training_is_seen_in_the_plane_of_its_snapshots(objective):
@@ -158,8 +158,8 @@ def test_a_training_is_seen_in_the_plane_of_its_snapshots(objective):
     snapshots.append(objective.model.state_dict())
     cut = cuts.pca_cut(objective, snapshots, [0, 5, 7, 9], span=1.0)
     assert cut.extras["epochs"].tolist() == [0, 5, 7, 9]
-    assert cut.marks.shape == (4, 2)
-    np.testing.assert_allclose(cut.marks[-1], 0, atol=1e-9)
+    assert cut.points.shape == (4, 2)
+    np.testing.assert_allclose(cut.points[-1], 0, atol=1e-9)
     assert cut.extras["explained_variance"].sum() == pytest.approx(1)  # they lie in a plane
     assert cut.extras["polar/distances"][-1] == 0
 
@@ -172,7 +172,7 @@ def test_cuts_survive_storage(objective):
     again = unpack_cut(arrays)
     assert again is not None
     np.testing.assert_array_equal(again.directions, cut.directions)
-    np.testing.assert_array_equal(again.marks, cut.marks)
+    np.testing.assert_array_equal(again.points, cut.points)
     assert (again.names, again.low, again.high) == (cut.names, cut.low, cut.high)
     assert again.extras.keys() == cut.extras.keys()
     first, start = cut.tensors(objective.model)[0], 0

@@ -80,7 +80,7 @@ def test_a_model_that_cannot_be_stacked_is_solved_one_by_one():
     one, three = (
         max_eigenvalue_spectrum(model, F.cross_entropy, data, k=2, together=n) for n in (1, 3)
     )
-    assert three.together == 1
+    assert three.batches_at_a_time == 1
     assert torch.equal(one.eigenvalues, three.eigenvalues)
 
 
@@ -94,7 +94,7 @@ def test_no_more_at_once_than_memory_holds():
         found = max_eigenvalue_spectrum(
             model, F.cross_entropy, data, 2, together=4, memory=int(memory * one)
         )
-        assert found.together == expected
+        assert found.batches_at_a_time == expected
 
 
 def test_the_model_stays_as_it_was():

@@ -79,8 +79,8 @@ def test_a_sum_is_said_to_be_one_and_another_metric_is_a_mean_all_the_same():
     metrics = {"mean": F.cross_entropy, "sum": nn.CrossEntropyLoss(reduction="sum")}
     found = line(model, metrics, batches, random_directions(model, 1, seed=0)[0], [0.0, 1.0])
     np.testing.assert_allclose(found["sum"], 50 * found["mean"], rtol=1e-5)
-    assert found.attributes["sums"] == "sum"
-    assert "sums" not in line(model, {"mean": F.cross_entropy}, batches, {}, [0.0]).attributes
+    assert found.settings["sums"] == "sum"
+    assert "sums" not in line(model, {"mean": F.cross_entropy}, batches, {}, [0.0]).settings
 
 
 def test_batch_normalisation_in_training_mode_of_a_sum():
@@ -155,7 +155,7 @@ def test_a_sum_is_known_where_its_losses_are_small(dtype):
     pieces = [(x[i : i + 1], y[i : i + 1]) for i in range(4)]
     metrics = {"sum": nn.MSELoss(reduction="sum")}
     found = line(model, metrics, pieces, {}, [0.0])
-    assert found.attributes["sums"] == "sum"
+    assert found.settings["sums"] == "sum"
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -217,7 +217,7 @@ def test_a_sum_that_is_the_models_own_where_it_draws_random_numbers(always):
     model, x, y = Summing(always), torch.randn(12, 4), torch.arange(12) % CLASSES
     batches = [{"x": x[:7], "labels": y[:7]}, {"x": x[7:], "labels": y[7:]}]
     found = line(model, {"loss": None}, batches, {}, [0.0])
-    assert found.attributes["sums"] == "loss"
+    assert found.settings["sums"] == "loss"
     whole, _ = Hessian(model, None, batches).value_and_gradient()
     assert found["loss"][0] == pytest.approx(whole)
     first, _ = Hessian(model, None, batches[:1]).value_and_gradient()
@@ -267,4 +267,4 @@ def test_losses_that_draw_are_means_or_sums_whatever_they_draw(reduction):
         model, x = nn.Linear(4, CLASSES).bfloat16(), torch.randn(9, 4).bfloat16()
         batches = list(zip(x.split(3), (torch.arange(9) % CLASSES).split(3), strict=True))
         found = line(model, {"loss": noisy}, batches, {}, [0.0])
-        assert ("sums" in found.attributes) == (reduction == "sum"), seed
+        assert ("sums" in found.settings) == (reduction == "sum"), seed

@@ -45,7 +45,7 @@ def measured(team: Team, adaptive: float | None) -> tuple[bytes, dict[str, Any],
         adaptive=adaptive,
         team=team,
     )
-    return found["nll"].tobytes() + found.done.tobytes(), found.attributes, sum(own)
+    return found["nll"].tobytes() + found.evaluated.tobytes(), found.settings, sum(own)
 
 
 @pytest.mark.parametrize("adaptive", [None, 0.2])
@@ -84,7 +84,7 @@ def failing(team: Team, begun: Path) -> tuple[str, int]:
             direction,
             np.arange(500.0),
             team=team,
-            save=lambda begun: saved.append(len(begun.done)),
+            save=lambda begun: saved.append(len(begun.evaluated)),
         )
     return str(error.value), len(saved)
 
@@ -106,7 +106,7 @@ def test_an_adaptive_surface_goes_on_anywhere_with_the_same_bytes(
     computed = partial(surface, *what, weight_decay=0.1, adaptive=0.1)
     saved: list[bytes] = []
     whole = computed(save=lambda begun: saved.append(pickle.dumps(begun)))
-    assert len(saved) == whole.done.sum() < axis.size**2
+    assert len(saved) == whole.evaluated.sum() < axis.size**2
     for begun in saved[::4]:
         found = computed(resume=pickle.loads(begun))
         assert all(found[name].tobytes() == whole[name].tobytes() for name in ("nll", "l2"))

@@ -141,7 +141,7 @@ def test_batchnorm_statistics_are_kept_or_recalibrated_and_the_result_says_which
     sizes = [40, 20, 10]
     calibration = list(zip(x.split(sizes), y.split(sizes), strict=True))
     found = line(model, METRICS, (x, y), direction, XS, recalibrate=calibration)
-    assert (kept.attributes["batchnorm"], found.attributes["batchnorm"]) == (
+    assert (kept.settings["batchnorm"], found.settings["batchnorm"]) == (
         "kept",
         "recalibrated",
     )
@@ -198,7 +198,7 @@ def test_bfloat16_is_close_and_said_so() -> None:
     data, (direction,) = images(), random_directions(model, 1, seed=0)
     exact = line(model, METRICS, data, direction, XS)
     rough = line(model, METRICS, data, direction, XS, bf16=True)
-    precisions = exact.attributes["precision"], rough.attributes["precision"]
+    precisions = exact.settings["precision"], rough.settings["precision"]
     assert precisions == ("float32", "bfloat16")
     assert not np.array_equal(rough["nll"], exact["nll"])
     np.testing.assert_allclose(rough["nll"], exact["nll"], rtol=2**-6)  # 8 bits, some products
@@ -244,9 +244,9 @@ class Killed(Exception):
 
 def killed_after(points: int, kept: list[Slice]) -> Callable[[Slice], None]:
     def save(partial: Slice) -> None:
-        if partial.done.sum() <= points:
+        if partial.evaluated.sum() <= points:
             kept.append(copy.deepcopy(partial))
-        if partial.done.sum() == points:
+        if partial.evaluated.sum() == points:
             raise Killed
 
     return save
@@ -263,13 +263,13 @@ def test_a_killed_and_resumed_surface_is_bit_for_bit_the_uninterrupted_one(point
     with pytest.raises(Killed):
         surface(*arguments, weight_decay=0.1, save=killed_after(points, kept))
     partial = kept[-1]
-    assert partial.done.sum() == points
-    assert np.isnan(partial["nll"][~partial.done]).all()
+    assert partial.evaluated.sum() == points
+    assert np.isnan(partial["nll"][~partial.evaluated]).all()
 
     resumed = surface(*arguments, weight_decay=0.1, resume=partial)
     for name in whole:
         assert resumed[name].tobytes() == whole[name].tobytes()
-    assert resumed.attributes == whole.attributes
+    assert resumed.settings == whole.settings
 
 
 @pytest.mark.usefixtures("saving_at_once")

@@ -179,7 +179,7 @@ def test_several_mini_batches_at_a_time_have_the_same_eigenvalues():
     data = data[::2] + data[1:4]
     one = max_eigenvalue_spectrum(model, F.cross_entropy, data, k=3, tol=1e-9)
     three = max_eigenvalue_spectrum(model, F.cross_entropy, data, k=3, tol=1e-9, together=3)
-    assert (one.together, three.together) == (1, 3)
+    assert (one.batches_at_a_time, three.batches_at_a_time) == (1, 3)
     torch.testing.assert_close(three.eigenvalues, one.eigenvalues, rtol=1e-8, atol=0)
     with pytest.raises(InputError, match="together: 0, expected at least 1"):
         max_eigenvalue_spectrum(model, F.cross_entropy, data, together=0)

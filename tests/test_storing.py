@@ -174,8 +174,8 @@ def test_a_result_is_shown_at_a_glance(result):
 
 def test_a_glance_says_how_large_it_is_and_what_is_lacking():
     assert "  angles     0, 0.5, nan" in repr(EXAMPLES[-1])
-    assert "  nll         4 × 5 float64, 0 to 2" in repr(EXAMPLES[1])
-    assert f"  done        4 × 5 bool, {(BOWL > 0.1).sum()} of 20 true" in repr(EXAMPLES[1])
+    assert "  nll        4 × 5 float64, 0 to 2" in repr(EXAMPLES[1])
+    assert f"  evaluated  4 × 5 bool, {(BOWL > 0.1).sum()} of 20 true" in repr(EXAMPLES[1])
     holes = lossgeometry.Path(np.linspace(0, 1, 9), {"<b>": np.array([np.nan, np.inf, *range(7)])})
     assert "<b>  9 float64, 0 to 6, 2 not finite" in repr(holes)
     assert "<b>" not in holes._repr_html_()

@@ -161,9 +161,9 @@ def _contours(group: Sequence[Measurement], log: bool) -> Figure:
             if not done.all():
                 rows_done, columns_done = np.nonzero(done)
                 plots.plot_evaluated(xs[columns_done], ys[rows_done], ax=ax)
-            marks = m.arrays["cut/points"]
-            if len(marks):
-                plots.plot_way(marks, numbers=m.arrays.get("cut/extras/epochs"), ax=ax)
+            points = m.arrays["cut/points"]
+            if len(points):
+                plots.plot_way(points, numbers=m.arrays.get("cut/extras/epochs"), ax=ax)
             ax.set(title=title, xlabel=first, ylabel=second)
             if shared:
                 ax.label_outer()

@@ -33,7 +33,7 @@ def pack_cut(cut: Cut, model: nn.Module) -> dict[str, np.ndarray]:
         "names": np.char.encode(cut.names, "utf-8"),
         "low": np.array(cut.low),
         "high": np.array(cut.high),
-        "points": cut.marks,
+        "points": cut.points,
     }
     return below("cut", arrays) | below("cut/extras", cut.extras)
 
@@ -49,6 +49,6 @@ def unpack_cut(stored: Mapping[str, np.ndarray]) -> Cut | None:
         names=(names[0].decode(), names[1].decode()),
         low=(low[0], low[1]),
         high=(high[0], high[1]),
-        marks=arrays["points"],
+        points=arrays["points"],
         extras=above("extras", arrays),
     )

@@ -14,7 +14,6 @@ import numpy as np
 from lossgeometry.errors import InputError
 from lossgeometry.layout import LINE, PARAMETERS, RESULTS, SURFACE, Form, Forms, require_forms
 from lossgeometry.running.saving import below
-from lossgeometry.storing import NAMES
 from models.description import PYRAMIDS, require, require_description, require_integer
 
 LARGEST = 1e100  # of a finite value: more cannot be drawn
@@ -200,7 +199,10 @@ def described(name: str) -> tuple[str, Forms]:
 _ON_A_LINE = re.compile(r"(?:line|test_line|lines/\w+)/(?:xs|nll|error|l2)")
 
 # What was called otherwise before there was a format.
-_NAMES = {"marks": "points", **NAMES}
+_NAMES = {
+    **{"marks": "points", "done": "evaluated", "attributes": "settings"},
+    "together": "batches_at_a_time",
+}
 _RENAMED = re.compile(r"together|((line|test_line|lines/\d+|surface|cut)/)(done|attributes|marks)")
 
 

@@ -55,7 +55,7 @@ class MaxEigenvalueSpectrum(Result):
     errors: Tensor  # (n_batches, k) float64, an eigenvalue of H is at most so far away
     converged: Tensor  # (n_batches, k) bool
     matvecs: Tensor  # (n_batches,) int64, Hessian-vector products
-    together: int  # mini-batches that were solved in lock-step
+    batches_at_a_time: int  # mini-batches that were solved in lock-step
     nep: float  # negative max eigenvalue proportion, the share of eigenvalues below zero
     nep_standard_error: float
     ape: float  # average of the positive max eigenvalues; NaN if there are none
@@ -281,7 +281,7 @@ def _summary(columns: dict[str, Tensor], together: int) -> MaxEigenvalueSpectrum
     ape, ape_standard_error = _ratio_of_sums((eigenvalues * positive).sum(1), positive.sum(1))
     return MaxEigenvalueSpectrum(
         **columns,
-        together=together,
+        batches_at_a_time=together,
         nep=nep,
         nep_standard_error=nep_standard_error,
         ape=ape,

@@ -28,7 +28,7 @@ def fill_adaptively(sampler: Sampler, tolerance: float, penalty: np.ndarray | fl
 
     The objective is the first metric plus `penalty`. It is held to `tolerance`, the largest
     relative error; the other metrics are interpolated from the same points. This is added to the
-    attributes of the slice:
+    settings of the slice:
 
     - ``adaptive``: `tolerance`;
     - ``evaluations``: points evaluated, those that measured the error included;
@@ -47,7 +47,7 @@ def fill_adaptively(sampler: Sampler, tolerance: float, penalty: np.ndarray | fl
         raise InputError(f"adaptive: {tolerance} is not usable, expected a positive relative error")
     result = sampler.slice
     assert result.ys is not None, "a line is not worth it"
-    shape = result.done.shape
+    shape = result.evaluated.shape
     plane = np.stack(np.meshgrid(_unit(result.xs), _unit(result.ys)), axis=-1).reshape(-1, 2)
     offset = np.broadcast_to(penalty, shape).reshape(-1)
     fresh = np.ravel_multi_index(np.ix_(*(_chebyshev(n) for n in shape)), shape).reshape(-1)
@@ -60,8 +60,8 @@ def fill_adaptively(sampler: Sampler, tolerance: float, penalty: np.ndarray | fl
         values = np.stack([result[name].reshape(-1) for name in result], axis=-1)
         if not np.isfinite(values[chosen]).all() or chosen.mean() > WORTH_IT:
             sampler.evaluate(np.ndindex(shape))
-            result.attributes.update(
-                adaptive=tolerance, evaluations=result.done.size, interpolated=False
+            result.settings.update(
+                adaptive=tolerance, evaluations=result.evaluated.size, interpolated=False
             )
             return
         if predicted is not None:
@@ -79,9 +79,9 @@ def fill_adaptively(sampler: Sampler, tolerance: float, penalty: np.ndarray | fl
         fresh = _next_points(plane, chosen, doubt)
         chosen[fresh] = True
     for name, surface in zip(result, predicted.T, strict=True):
-        result.metrics[name][~result.done] = surface.reshape(shape)[~result.done]
-    result.attributes.update(
-        {"adaptive": tolerance, "evaluations": int(result.done.sum()), "interpolated": True}
+        result.metrics[name][~result.evaluated] = surface.reshape(shape)[~result.evaluated]
+    result.settings.update(
+        {"adaptive": tolerance, "evaluations": int(result.evaluated.sum()), "interpolated": True}
         | dict(
             zip(["objective_error", *(f"{n}_error" for n in result)], last.tolist(), strict=True)
         )

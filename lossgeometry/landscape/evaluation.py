@@ -100,7 +100,7 @@ class Evaluator:
         self._idle = _queue([_Own(self._losses, self.device)])
         self._threads: int | None = None  # that may share the work, once known
 
-    def attributes(self) -> dict[str, str | int]:
+    def settings(self) -> dict[str, str | int]:
         """How the numbers come about, by names that make sense beside them in a file."""
         chunks = [chunk for loss in self._losses for chunk in loss.chunks]
         kept = "kept" if batch_norms(self.model) else "none"

@@ -30,15 +30,15 @@ class Slice(Result, Mapping[str, np.ndarray]):
     """Metrics on a grid of points; ``slice["nll"]`` is an array.
 
     The shape of each array is (len(ys), len(xs)) for a surface, (len(xs),) for a line. Values are
-    what the metrics gave, NaN and infinity included; where `done` is False they are NaN in an
+    what the metrics gave, NaN and infinity included; where `evaluated` is False they are NaN in an
     unfinished slice and interpolated in an adaptive one.
     """
 
     xs: np.ndarray  # (nx,) steps along the first direction
     ys: np.ndarray | None  # (ny,) steps along the second; None for a line
     metrics: dict[str, np.ndarray]  # {name: float64 of the shape above}
-    done: np.ndarray  # bool of the shape above: which points have been evaluated
-    attributes: dict[str, Any]  # how it was measured: plain strings, numbers and booleans
+    evaluated: np.ndarray  # bool of the shape above: which points have been evaluated
+    settings: dict[str, Any]  # how it was measured: plain strings, numbers and booleans
 
     def __getitem__(self, metric: str) -> np.ndarray:
         return self.metrics[metric]
@@ -106,9 +106,9 @@ class Sampler:
             xs=axes[0],
             ys=axes[1] if len(axes) == 2 else None,
             metrics={name: np.full(shape, np.nan) for name in evaluator.names},
-            done=np.zeros(shape, dtype=bool),
-            attributes={
-                **evaluator.attributes(),
+            evaluated=np.zeros(shape, dtype=bool),
+            settings={
+                **evaluator.settings(),
                 "directions": fingerprint(t for d in directions for t in d.values()),
             },
         )
@@ -117,8 +117,8 @@ class Sampler:
         self._saver = Saver(save if team.rank == 0 else None, self.slice)
 
     def evaluate(self, indices: Iterable[Index]) -> None:
-        """Evaluate those points that are not done."""
-        todo = [index for index in indices if not self.slice.done[index]]
+        """Evaluate those points that are not evaluated yet."""
+        todo = [index for index in indices if not self.slice.evaluated[index]]
         with (
             self._saver,
             tqdm(total=len(todo), unit="point", disable=None, leave=False) as bar,
@@ -127,7 +127,7 @@ class Sampler:
             for i, values in found:
                 for name, value in zip(self._evaluator.names, values, strict=True):
                     self.slice.metrics[name][todo[i]] = value
-                self.slice.done[todo[i]] = True
+                self.slice.evaluated[todo[i]] = True
                 bar.update()
                 self._saver.now_and_then()
 
@@ -154,7 +154,7 @@ class Sampler:
 def _take_over(result: Slice, earlier: Slice) -> None:
     """Fill `result` with what `earlier` already has, provided that it was measured alike."""
     measured, wanted = (
-        {"xs": s.xs.tolist(), "ys": s.ys is not None and s.ys.tolist()} | s.attributes
+        {"xs": s.xs.tolist(), "ys": s.ys is not None and s.ys.tolist()} | s.settings
         for s in (earlier, result)
     )
     for what, expected in wanted.items():
@@ -163,8 +163,8 @@ def _take_over(result: Slice, earlier: Slice) -> None:
     for name, values in result.metrics.items():
         if name not in earlier:
             raise InputError(f"resume: no metric {name!r}, expected it")
-        values[earlier.done] = earlier[name][earlier.done]
-    result.done[...] = earlier.done
+        values[earlier.evaluated] = earlier[name][earlier.evaluated]
+    result.evaluated[...] = earlier.evaluated
 
 
 def _require_fit(evaluator: Evaluator, directions: Sequence[Direction]) -> None:

@@ -81,7 +81,7 @@ def line(
     axes = [_axis("xs", xs)]
     sampler = Sampler(evaluator, [direction], axes, resume=resume, save=save, team=team)
     l2 = _penalty(evaluator, [direction], axes, weight_decay)
-    sampler.evaluate(np.ndindex(sampler.slice.done.shape))
+    sampler.evaluate(np.ndindex(sampler.slice.evaluated.shape))
     sampler.slice.metrics.update(l2)
     return sampler.slice
 
@@ -132,10 +132,10 @@ def surface(
     adaptive : float, optional
         Largest relative error of the objective, which is the first metric plus the penalty. Only
         as many points of the grid are evaluated as it takes, and the others interpolated; the
-        attributes then state the error, see `lossgeometry.landscape.adaptive.fill_adaptively`.
+        settings then state the error, see `lossgeometry.landscape.adaptive.fill_adaptively`.
     recalibrate : batch, or iterable of batches, optional
         Training data on which the statistics of every BatchNorm are computed anew at each point; by
-        default they stay those of the model. The attribute "batchnorm" of the result says which.
+        default they stay those of the model. The setting "batchnorm" of the result says which.
     seed : int
         Of what the model draws in training mode.
     bf16 : bool
@@ -190,7 +190,7 @@ def surface(
     sampler = Sampler(evaluator, directions, axes, resume=resume, save=save, team=team)
     l2 = _penalty(evaluator, directions, axes, weight_decay)
     if adaptive is None:
-        sampler.evaluate(np.ndindex(sampler.slice.done.shape))
+        sampler.evaluate(np.ndindex(sampler.slice.evaluated.shape))
     else:
         fill_adaptively(sampler, adaptive, l2.get("l2", 0.0))
     sampler.slice.metrics.update(l2)

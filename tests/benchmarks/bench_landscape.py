@@ -146,8 +146,8 @@ def adaptive(points: int = 51, tolerance: float = 0.01) -> Iterator[Row]:
         penalty = found["l2"]
         error = np.abs(found["nll"] - whole["nll"]) / (whole["nll"] + penalty)
         work = f"{what} to {tolerance:.0%}: {error.max():.2%} off at most"
-        ratio = found.done.size / found.done.sum()
-        yield f"{work}, stated {found.attributes['objective_error']:.2%}", "full grid", ratio, 25
+        ratio = found.evaluated.size / found.evaluated.sum()
+        yield f"{work}, stated {found.settings['objective_error']:.2%}", "full grid", ratio, 25
 
 
 def cut(
