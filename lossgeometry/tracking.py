@@ -41,7 +41,25 @@ Row: TypeAlias = "dict[str, float | np.ndarray]"
 
 @dataclass(frozen=True, repr=False)
 class CurvatureHistory(Result):
-    """What a `CurvatureTracker` has measured: n rows; NaN is what was not asked for."""
+    """What a `CurvatureTracker` has measured: n rows; NaN is what was not asked for.
+
+    See Also
+    --------
+    CurvatureTracker : measures it.
+    plots.plot_curvature : several of them in one picture.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.nn.functional import mse_loss
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> data = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.zeros(2, 1)
+    >>> from lossgeometry import CurvatureTracker
+    >>> tracker = CurvatureTracker(model, mse_loss, data, every=1)
+    >>> tracker.step()
+    >>> tracker.result().eigenvalues.round(3)
+    array([[4.]])
+    """
 
     steps: np.ndarray  # (n,) int, steps that the optimizer had made
     eigenvalues: np.ndarray  # (n, k), the largest, descending
@@ -88,6 +106,8 @@ class CurvatureTracker:
     A training with it is the training without it, to the last bit: weights, buffers, gradients,
     modes and random streams stay as they are. What is measured is the loss on the probe at the
     present weights, in the mode (training or evaluation) in which the model is at that time.
+    `lossgeometry.callbacks.lightning.CurvatureCallback` and, for HuggingFace's Trainer,
+    `lossgeometry.callbacks.huggingface.CurvatureCallback` call it in the training loops of others.
 
     Parameters
     ----------
@@ -126,8 +146,13 @@ class CurvatureTracker:
     Raises
     ------
     InputError
-        An option is out of range, `path` holds rows and `start` is None, or they are of another
-        `k`.
+        An option is out of range, `precondition` is an optimizer that `Preconditioned` does not
+        know, `path` holds rows and `start` is None, or they are of another `k`.
+
+    See Also
+    --------
+    CurvatureHistory : what it has measured.
+    Preconditioned, stability_threshold : the curvature that an optimizer sees, and its limit.
 
     Notes
     -----

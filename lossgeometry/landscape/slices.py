@@ -163,8 +163,14 @@ def surface(
     Raises
     ------
     InputError
-        If directions do not fit the model, there are no metrics, examples or points, or `resume`
-        belongs to another grid or other options.
+        If directions do not fit the model, there are no metrics, examples or points, `adaptive` is
+        not positive, or `resume` belongs to another grid or other options.
+
+    See Also
+    --------
+    line : along one direction.
+    random_directions, eigenvector_directions, plane, pca_directions : make directions.
+    plots.plot_contours, plots.plot_surface : draw it.
 
     Examples
     --------

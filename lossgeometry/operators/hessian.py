@@ -21,7 +21,7 @@ class Hessian(CurvatureOperator):
     backward pass through it (Pearlmutter 1994), by reverse mode twice, which is the one way that
     PyTorch gets right for every layer.
 
-    See `CurvatureOperator` for the parameters.
+    See `CurvatureOperator` for the parameters and the errors raised.
 
     See Also
     --------

@@ -17,6 +17,10 @@ def join(device: str = "cpu") -> Team:
     device : {"cpu", "cuda", "auto"}
         What the processes compute on: they talk by gloo or NCCL, and each takes the GPU of its
         local rank. "auto" is a GPU if there is one.
+
+    See Also
+    --------
+    lossgeometry.Hessian, lossgeometry.surface : share their work among a `team`.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return ALONE
