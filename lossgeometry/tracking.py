@@ -65,14 +65,14 @@ class CurvatureHistory(Result):
     eigenvalues: np.ndarray  # (n, k), the largest, descending
     errors: np.ndarray  # (n, k), stated: an eigenvalue of the operator is within it
     loss: np.ndarray  # (n,), the objective on the probe
-    gradient_norm: np.ndarray  # (n,)
+    gradient_norm: np.ndarray  # (n,), of the objective
     gradient_curvature: np.ndarray  # (n,), second derivative along the normalised gradient
-    threshold: np.ndarray  # (n,), at which the step that comes next is unstable
-    trace: np.ndarray  # (n,)
+    threshold: np.ndarray  # (n,), eigenvalue above which the next step is unstable
+    trace: np.ndarray  # (n,), of the operator, estimated
     trace_error: np.ndarray  # (n,), one standard error
-    width: np.ndarray  # (n,), of the loss along the direction, as are the two below: `flatness`
+    width: np.ndarray  # (n,), in steps along the direction; this and the next two: `flatness`
     sharpness: np.ndarray  # (n,), in percent
-    asymmetry: np.ndarray  # (n,)
+    asymmetry: np.ndarray  # (n,), in [0, 1] where the loss rises on both sides
     matvecs: np.ndarray  # (n,) int, products that the eigenvalues took
 
     def plot(self, ax: Axes | None = None) -> Axes:
@@ -152,7 +152,8 @@ class CurvatureTracker:
     See Also
     --------
     CurvatureHistory : what it has measured.
-    Preconditioned, stability_threshold : the curvature that an optimizer sees, and its limit.
+    Preconditioned : the curvature that an optimizer sees.
+    stability_threshold : where its steps become unstable.
 
     Notes
     -----

@@ -47,7 +47,7 @@ class SpectralDensity(Result):
     """
 
     diagonals: np.ndarray  # (probes, steps) float64
-    off_diagonals: np.ndarray  # (probes, steps), the last to the step that was not made
+    off_diagonals: np.ndarray  # (probes, steps), the last is to a step that was not made
     size: int  # P, the number of eigenvalues
     eps: float  # machine epsilon of the precision of the products
     _shown = ("nodes",)
@@ -69,10 +69,10 @@ class SpectralDensity(Result):
 
     @property
     def bandwidth(self) -> float:
-        """Standard deviation of the default smoothing: half of the range of nodes over the steps.
+        """Standard deviation of the default smoothing, half of the range of nodes over the steps.
 
-        Lanczos tells apart what is about the range over the steps apart, inside the spectrum. No
-        less than rounding, where all eigenvalues are the same.
+        Inside the spectrum, Lanczos resolves eigenvalues that are about the range over the steps
+        apart. It is no less than rounding, where all eigenvalues are the same.
         """
         return float(np.maximum(np.ptp(self.nodes) / (2 * self.nodes.shape[1]), self._rounding))
 

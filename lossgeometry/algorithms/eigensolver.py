@@ -29,7 +29,7 @@ class SymmetricOperator(MatrixLike, Protocol):
     See Also
     --------
     CurvatureOperator : those of a network.
-    eigsh, trace, spectral_density : what takes any of them.
+    eigsh : takes any, as do `trace`, `spectral_density` and their like.
 
     Examples
     --------

@@ -22,8 +22,9 @@ class Estimate(Result, Generic[Value]):
 
     See Also
     --------
-    trace, diagonal, frobenius_norm : return it.
-    SpectralDensity.count, SpectralDensity.estimate : return it, too.
+    trace : returns one of a number.
+    diagonal : returns one of an array.
+    SpectralDensity.count : returns one of a number of eigenvalues.
 
     Examples
     --------

@@ -73,7 +73,7 @@ def trace(
     since E |Bz|² = |B|² (Frobenius) and E (z·Bz)² = (tr(B)² + 2 |B|²) N / (N + 2). The mean of the
     right-hand side over the vectors varies less than the variance of the samples, which few of them
     hardly tell. Its degrees of freedom, and so Student's quantile, follow from the Gram matrix of
-    the Bz (`effective_degrees`).
+    the Bz by Satterthwaite's approximation (1946).
 
     In "hutch++", B is what the range leaves of A. In "xtrace" sample i has a B of its own, and the
     samples share the vectors that they are not of, so that they are correlated. Their errors e have

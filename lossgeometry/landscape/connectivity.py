@@ -38,7 +38,8 @@ class Path(Result):
 
     See Also
     --------
-    linear_path, bezier_path : compute it.
+    linear_path : computes the straight one.
+    bezier_path : computes a bent one.
 
     Examples
     --------
@@ -59,7 +60,7 @@ class Path(Result):
     metrics: dict[str, np.ndarray]  # {name: (n,)}
 
     def barrier(self, metric: str) -> float:
-        """Largest height of a metric over the straight line between both ends, see `barrier`."""
+        """Largest height of a metric over the straight line between its values at both ends."""
         return barrier(self.ts, self.metrics[metric])
 
     def plot(self, ax: Axes | None = None, *, metric: str | None = None) -> Axes:

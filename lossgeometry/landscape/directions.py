@@ -349,7 +349,7 @@ def eigenvector_directions(
     See Also
     --------
     eigsh : computes the eigenvectors.
-    line, surface : the loss along the directions.
+    surface : the loss along two of the directions.
 
     Examples
     --------

@@ -35,7 +35,8 @@ class Slice(Result, Mapping[str, np.ndarray]):
 
     See Also
     --------
-    line, surface : compute it.
+    line : computes one along a direction.
+    surface : computes one along two.
     flatness : what several lines say in numbers.
 
     Examples

@@ -131,8 +131,9 @@ def surface(
         gradients, at each point.
     adaptive : float, optional
         Largest relative error of the objective, which is the first metric plus the penalty. Only
-        as many points of the grid are evaluated as it takes, and the others interpolated; the
-        attributes then state the error, see `lossgeometry.landscape.adaptive.fill_adaptively`.
+        as many points of the grid are evaluated as it takes, and the others interpolated. The
+        attributes "evaluations", "objective_error" and, for each metric and in its units,
+        "NAME_error" then say how many there were, and by how much predictions were off at most.
     recalibrate : batch, or iterable of batches, optional
         Training data on which the statistics of every BatchNorm are computed anew at each point; by
         default they stay those of the model. The attribute "batchnorm" of the result says which.
@@ -169,8 +170,8 @@ def surface(
     See Also
     --------
     line : along one direction.
-    random_directions, eigenvector_directions, plane, pca_directions : make directions.
-    plots.plot_contours, plots.plot_surface : draw it.
+    random_directions : makes the directions; other functions make others.
+    plots.plot_surface : draws it in three dimensions, ``plot`` of the result as contours.
 
     Examples
     --------

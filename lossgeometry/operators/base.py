@@ -102,7 +102,9 @@ class CurvatureOperator(ABC):
 
     See Also
     --------
-    Hessian, GGN, Fisher : the operators that there are.
+    Hessian : of the loss.
+    GGN : without the curvature of the network itself.
+    Fisher : from the gradients of single examples.
     SymmetricOperator : what `eigsh` and `trace` ask of any other.
 
     Examples

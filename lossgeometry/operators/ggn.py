@@ -169,7 +169,7 @@ class GGN(_OuterProduct):
     See Also
     --------
     Hessian : with the curvature of the network itself.
-    Fisher : from gradients of single examples; what this is the expectation of.
+    Fisher : from the gradients of single examples.
 
     References
     ----------

@@ -25,7 +25,9 @@ class Hessian(CurvatureOperator):
 
     See Also
     --------
-    eigsh, spectral_density, trace : what is computed of it.
+    eigsh : its outermost eigenvalues.
+    spectral_density : all of them, as a density.
+    GGN : without the curvature of the network itself.
     per_layer : one for each part of a model.
 
     References

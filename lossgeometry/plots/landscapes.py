@@ -51,7 +51,8 @@ def plot_line(
     See Also
     --------
     plot_twin : losses and errors, of several sets.
-    lossgeometry.Slice.plot, lossgeometry.Path.plot : draw with it.
+    lossgeometry.Slice.plot : draws a line with it.
+    lossgeometry.Path.plot : draws with it.
     """
     ax = ax or plt.gca()
     _plot_gaps(xs, values, color=color, label=entry(label), linestyle=linestyle, ax=ax)
@@ -229,7 +230,8 @@ def shared_norm(surfaces: Sequence[np.ndarray], *, log: bool = True) -> Normaliz
 
     See Also
     --------
-    plot_contours, plot_surface : take it.
+    plot_contours : takes it.
+    plot_surface : takes it.
     """
     values = np.concatenate([s[np.isfinite(s)] for s in surfaces] or [np.empty(0)])
     if not len(values):

@@ -43,8 +43,8 @@ def plot_max_eigenvalues(
 ) -> Axes:
     """Density of the Hessian max eigenvalues on one side of zero.
 
-    The curve is their `kernel_density`, times their share of all; of few there is none. The ticks
-    below are the eigenvalues.
+    The curve is a Gaussian kernel density of their logarithms, times their share of all; of fewer
+    than ten there is none. The ticks below are the eigenvalues.
 
     Parameters
     ----------

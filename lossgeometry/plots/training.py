@@ -234,7 +234,7 @@ def plot_curvature(
     See Also
     --------
     plot_over_training : any quantity, over epochs.
-    lossgeometry.CurvatureTracker.plot, lossgeometry.CurvatureHistory.plot : draw with it.
+    lossgeometry.CurvatureTracker.plot : draws with it.
     """
     ax = ax or plt.gca()
     for i in reversed(range(eigenvalues.shape[1])):

@@ -20,7 +20,8 @@ def join(device: str = "cpu") -> Team:
 
     See Also
     --------
-    lossgeometry.Hessian, lossgeometry.surface : share their work among a `team`.
+    lossgeometry.Hessian : takes a team, whose processes share the data.
+    lossgeometry.surface : takes a team, whose processes share the points.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return ALONE
