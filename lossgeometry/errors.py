@@ -13,6 +13,20 @@ class InputError(ValueError):
     The message is one line that names the option or the file, what was found and what was expected.
     Commands print it and exit with code 2; in a notebook it is an ordinary ``ValueError``. Whatever
     strange names and texts it quotes, it stays one line and does not reach a terminal as commands.
+
+    See Also
+    --------
+    Check : what says that an operator, and not the input, is wrong.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lossgeometry import trace
+    >>> try:
+    ...     trace(torch.eye(9), matvecs=2)
+    ... except InputError as error:
+    ...     print(error)
+    matvecs: 2, expected at least 6
     """
 
     def __init__(self, message: str) -> None:

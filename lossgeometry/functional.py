@@ -54,6 +54,10 @@ class FunctionModule(nn.Module):
     parameters
         ``{name: tensor}``; they share memory with the parameters of the model.
 
+    See Also
+    --------
+    Hessian : of the function, if ``loss_fn`` is None.
+
     Examples
     --------
     >>> import torch

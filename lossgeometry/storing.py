@@ -283,6 +283,11 @@ def open_measurement(path: str | Path, name: str | None = None) -> xarray.DataTr
     InputError
         If the file is not HDF5 or has no such group, or xarray is not installed.
 
+    See Also
+    --------
+    Eigenpairs.load : reads a file as the result that was saved; all results have it.
+    report : several results as one page.
+
     Examples
     --------
     >>> import tempfile, torch

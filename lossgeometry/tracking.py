@@ -41,20 +41,38 @@ Row: TypeAlias = "dict[str, float | np.ndarray]"
 
 @dataclass(frozen=True, repr=False)
 class CurvatureHistory(Result):
-    """What a `CurvatureTracker` has measured: n rows; NaN is what was not asked for."""
+    """What a `CurvatureTracker` has measured: n rows; NaN is what was not asked for.
+
+    See Also
+    --------
+    CurvatureTracker : measures it.
+    plots.plot_curvature : several of them in one picture.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.nn.functional import mse_loss
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> data = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.zeros(2, 1)
+    >>> from lossgeometry import CurvatureTracker
+    >>> tracker = CurvatureTracker(model, mse_loss, data, every=1)
+    >>> tracker.step()
+    >>> tracker.result().eigenvalues.round(3)
+    array([[4.]])
+    """
 
     steps: np.ndarray  # (n,) int, steps that the optimizer had made
     eigenvalues: np.ndarray  # (n, k), the largest, descending
     errors: np.ndarray  # (n, k), stated: an eigenvalue of the operator is within it
     loss: np.ndarray  # (n,), the objective on the probe
-    gradient_norm: np.ndarray  # (n,)
+    gradient_norm: np.ndarray  # (n,), of the objective
     gradient_curvature: np.ndarray  # (n,), second derivative along the normalised gradient
-    threshold: np.ndarray  # (n,), at which the step that comes next is unstable
-    trace: np.ndarray  # (n,)
+    threshold: np.ndarray  # (n,), eigenvalue above which the next step is unstable
+    trace: np.ndarray  # (n,), of the operator, estimated
     trace_error: np.ndarray  # (n,), one standard error
-    width: np.ndarray  # (n,), of the loss along the direction, as are the two below: `flatness`
+    width: np.ndarray  # (n,), in steps along the direction; this and the next two: `flatness`
     sharpness: np.ndarray  # (n,), in percent
-    asymmetry: np.ndarray  # (n,)
+    asymmetry: np.ndarray  # (n,), in [0, 1] where the loss rises on both sides
     matvecs: np.ndarray  # (n,) int, products that the eigenvalues took
 
     def plot(self, ax: Axes | None = None) -> Axes:
@@ -88,6 +106,8 @@ class CurvatureTracker:
     A training with it is the training without it, to the last bit: weights, buffers, gradients,
     modes and random streams stay as they are. What is measured is the loss on the probe at the
     present weights, in the mode (training or evaluation) in which the model is at that time.
+    `lossgeometry.callbacks.lightning.CurvatureCallback` and, for HuggingFace's Trainer,
+    `lossgeometry.callbacks.huggingface.CurvatureCallback` call it in the training loops of others.
 
     Parameters
     ----------
@@ -126,8 +146,14 @@ class CurvatureTracker:
     Raises
     ------
     InputError
-        An option is out of range, `path` holds rows and `start` is None, or they are of another
-        `k`.
+        An option is out of range, `precondition` is an optimizer that `Preconditioned` does not
+        know, `path` holds rows and `start` is None, or they are of another `k`.
+
+    See Also
+    --------
+    CurvatureHistory : what it has measured.
+    Preconditioned : the curvature that an optimizer sees.
+    stability_threshold : where its steps become unstable.
 
     Notes
     -----

@@ -4,6 +4,7 @@ import inspect
 import re
 import runpy
 from pathlib import Path
+from pkgutil import resolve_name
 
 import matplotlib.pyplot as plt
 import pytest
@@ -20,27 +21,52 @@ LONG = {
 }
 
 
+# But a type and a module, which have no docstrings of their own there.
+PUBLIC = {
+    name: getattr(lossgeometry, name)
+    for name in lossgeometry.__all__
+    if name not in ("Direction", "plots")
+}
+FUNCTIONS = [name for name, it in PUBLIC.items() if inspect.isfunction(it)]
+DRAWING = {name: it for name, it in vars(plots).items() if name.startswith("plot_")}
+
+
 def test_the_reference_has_every_public_name():
     page = (ROOT / "docs" / "reference.rst").read_text()
     listed = set(re.findall(r"^(?: {3}|\.\. py:data:: )(\w+)$", page, re.MULTILINE))
-    drawing = {name for name in vars(plots) if name.startswith("plot_")}
-    assert listed >= {*lossgeometry.__all__, *drawing} - {"plots"}
+    assert listed >= {*lossgeometry.__all__, *DRAWING} - {"plots"}
 
 
-FUNCTIONS = [
-    name for name in lossgeometry.__all__ if inspect.isfunction(getattr(lossgeometry, name))
-]
+def sections(it):
+    """Those of a docstring, by their titles."""
+    parts = re.split(r"\n([A-Z][A-Za-z ]+)\n-+\n", inspect.cleandoc(it.__doc__) + "\n")
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_public_function_says_what_it_takes_gives_and_raises(name):
-    function = getattr(lossgeometry, name)
-    sections = re.split(r"\n([A-Z][a-z]+)\n-+\n", inspect.getdoc(function))
-    sections = dict(zip(sections[1::2], sections[2::2], strict=True))
-    named = re.findall(r"^[^\s].*", sections["Parameters"], re.MULTILINE)
+    said = sections(PUBLIC[name])
+    named = re.findall(r"^[^\s].*", said["Parameters"], re.MULTILINE)
     documented = {word for line in named for word in re.findall(r"\w+", line.split(" : ")[0])}
-    assert documented >= set(inspect.signature(function).parameters)
-    assert sections.keys() & {"Returns", "Yields"}
+    assert documented >= set(inspect.signature(PUBLIC[name]).parameters)
+    assert said.keys() & {"Returns", "Yields"}
+    assert "Raises" in said
+
+
+@pytest.mark.parametrize("name", [*PUBLIC, *DRAWING])
+def test_a_public_name_has_neighbours(name):
+    it, home = (PUBLIC | DRAWING)[name], "lossgeometry" if name in PUBLIC else "lossgeometry.plots"
+    lines = sections(it)["See Also"].strip().splitlines()
+    assert lines
+    for line in lines:  # one name in each: of several, the site leaves out why
+        neighbour, _ = line.split(" : ")
+        absolute = neighbour.startswith("lossgeometry.")
+        resolve_name(neighbour if absolute else f"{home}.{neighbour}")
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_public_name_has_an_example(name):
+    assert ">>> " in sections(PUBLIC[name])["Examples"]
 
 
 def test_the_gallery_has_every_example():

@@ -30,12 +30,26 @@ class SpectralDensity(Result):
 
     Each is a Gauss quadrature rule of the eigenvalue distribution as its probe weighs it. The mean
     of the rules is the distribution's estimate; `estimate` and `count` say what it is worth.
+
+    See Also
+    --------
+    spectral_density : computes it.
+    plots.plot_spectral_density : several of them in one picture.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lossgeometry import spectral_density
+    >>> D = spectral_density(torch.diag(torch.linspace(-1, 3, 200)), probes=4, steps=20)
+    >>> grid = D.grid()
+    >>> round(float(D.density(grid).sum() * (grid[1] - grid[0])), 3)  # a share of one
+    1.0
     """
 
     diagonals: np.ndarray  # (probes, steps) float64
-    off_diagonals: np.ndarray  # (probes, steps), the last to the step that was not made
+    off_diagonals: np.ndarray  # (probes, steps), the last is to a step that was not made
     size: int  # P, the number of eigenvalues
-    eps: float  # of the precision of the products
+    eps: float  # machine epsilon of the precision of the products
     _shown = ("nodes",)
 
     @property
@@ -55,10 +69,10 @@ class SpectralDensity(Result):
 
     @property
     def bandwidth(self) -> float:
-        """Standard deviation of the default smoothing: half of the range of nodes over the steps.
+        """Standard deviation of the default smoothing, half of the range of nodes over the steps.
 
-        Lanczos tells apart what is about the range over the steps apart, inside the spectrum. No
-        less than rounding, where all eigenvalues are the same.
+        Inside the spectrum, Lanczos resolves eigenvalues that are about the range over the steps
+        apart. It is no less than rounding, where all eigenvalues are the same.
         """
         return float(np.maximum(np.ptp(self.nodes) / (2 * self.nodes.shape[1]), self._rounding))
 
@@ -237,6 +251,11 @@ def spectral_density(
     ------
     InputError
         If `probes` or `steps` is out of range, or `A` is not symmetric.
+
+    See Also
+    --------
+    eigsh : the outermost eigenvalues, each with its error.
+    trace : the sum of all, by fewer products.
 
     References
     ----------

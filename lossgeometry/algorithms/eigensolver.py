@@ -24,20 +24,52 @@ Which = Literal["LM", "LA", "SA", "BE"]
 
 
 class SymmetricOperator(MatrixLike, Protocol):
-    """A symmetric matrix known by its products; a square tensor is one."""
+    """A symmetric matrix known by its products; a square tensor is one.
+
+    See Also
+    --------
+    CurvatureOperator : those of a network.
+    eigsh : takes any, as do `trace`, `spectral_density` and their like.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lossgeometry import eigsh
+    >>> class AllOnes:
+    ...     shape, dtype, device = (100, 100), torch.float32, torch.device("cpu")
+    ...
+    ...     def __matmul__(self, vectors):
+    ...         return vectors.sum(0).expand(vectors.shape).clone()
+    >>> eigsh(AllOnes(), k=1).eigenvalues.round(decimals=2)
+    tensor([100.], dtype=torch.float64)
+    """
 
     def __matmul__(self, vector: Tensor, /) -> Tensor: ...
 
 
 @dataclass(frozen=True, repr=False)
 class Eigenpairs(Result):
-    """Eigenvalues and eigenvectors, the most wanted first, and what they are worth."""
+    """Eigenvalues and eigenvectors, in the order that was asked for, and their errors.
+
+    See Also
+    --------
+    eigsh : computes them.
+    eigenvector_directions : makes directions in weight space of the eigenvectors.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lossgeometry import eigsh
+    >>> top = eigsh(torch.diag(torch.tensor([3.0, -2.0, 1.0, 0.5])), k=2)
+    >>> top.eigenvectors.shape, top.converged.tolist(), bool((top.errors < 0.01).all())
+    (torch.Size([4, 2]), [True, True], True)
+    """
 
     eigenvalues: Tensor  # (k,) float64
     eigenvectors: Tensor  # (P, k), orthonormal columns
     residuals: Tensor  # (k,) float64, ‖A x - λ x‖
     errors: Tensor  # (k,) float64, an eigenvalue of A is at most so far away
-    converged: Tensor  # (k,) bool, whether that is within the tolerance
+    converged: Tensor  # (k,) bool, whether the error is within the tolerance
     matvecs: int  # products with A
 
     def plot(self, ax: Axes | None = None) -> Axes:
@@ -101,8 +133,8 @@ def eigsh(
         What `save` received from the same call before it was interrupted: it goes on from there,
         to the same result. Not for a team, whose processes would not stop at the same product.
     save
-        Called with arrays to store, the basis among them, after about every ten seconds. They
-        change afterwards.
+        Called with arrays to store, the basis among them, after about every ten seconds. The solve
+        goes on to change them after the call.
 
     Returns
     -------
@@ -116,6 +148,12 @@ def eigsh(
     InputError
         `k`, `which`, `ncv`, `maxiter` or `v0` out of range, `resume` of another call, or an `A`
         that is not symmetric.
+
+    See Also
+    --------
+    spectral_density : all eigenvalues, roughly.
+    max_eigenvalue_spectrum : those of many mini-batches.
+    eigenvector_directions : the eigenvectors, to cut the loss along.
 
     Notes
     -----

@@ -47,7 +47,23 @@ class MaxEigenvalueSpectrum(Result):
     """Eigenvalues of largest magnitude of every mini-batch, and what they say together.
 
     Standard errors are over mini-batches, the eigenvalues of one being dependent. A mini-batch
-    whose Hessian is not finite has NaN eigenvalues, and so have NEP and APE.
+    whose Hessian is not finite has NaN eigenvalues, and NEP and APE are NaN then.
+
+    See Also
+    --------
+    max_eigenvalue_spectrum : computes it.
+    plots.plot_max_eigenvalues : several of them in one picture.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.nn.functional import mse_loss
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> data = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.zeros(2, 1)
+    >>> from lossgeometry import max_eigenvalue_spectrum
+    >>> spectrum = max_eigenvalue_spectrum(model, mse_loss, [data, data, data], k=2)
+    >>> spectrum.eigenvalues.shape, round(spectrum.ape, 3)  # eigenvalues 4 and 1, three times
+    (torch.Size([3, 2]), 2.5)
     """
 
     eigenvalues: Tensor  # (n_batches, k) float64, largest magnitude first
@@ -56,7 +72,7 @@ class MaxEigenvalueSpectrum(Result):
     converged: Tensor  # (n_batches, k) bool
     matvecs: Tensor  # (n_batches,) int64, Hessian-vector products
     batches_at_a_time: int  # mini-batches that were solved in lock-step
-    nep: float  # negative max eigenvalue proportion, the share of eigenvalues below zero
+    nep: float  # negative max eigenvalue proportion, the share, 0 to 1, of those below zero
     nep_standard_error: float
     ape: float  # average of the positive max eigenvalues; NaN if there are none
     ape_standard_error: float
@@ -138,7 +154,13 @@ def max_eigenvalue_spectrum(
     Raises
     ------
     InputError
-        No batches, or some that `solver` does not take; `k`, `solver` or `together` out of range.
+        No batches, or some that `solver` does not take; `k`, `solver` or `together` out of range;
+        `resume` of another call.
+
+    See Also
+    --------
+    eigsh : of all data at once.
+    per_layer : an operator for each part of a model.
 
     References
     ----------

@@ -58,6 +58,11 @@ def trace(
         If the method is unknown, too few products are allowed for a standard error (2 for
         "hutchinson", 6 for "hutch++", 4 for "xtrace"), or `A` is not symmetric.
 
+    See Also
+    --------
+    diagonal : its terms one by one.
+    spectral_density : how the eigenvalues are distributed.
+
     Notes
     -----
     All random vectors z lie on the sphere of radius sqrt(P), so that errors depend on nothing but
@@ -68,7 +73,7 @@ def trace(
     since E |Bz|² = |B|² (Frobenius) and E (z·Bz)² = (tr(B)² + 2 |B|²) N / (N + 2). The mean of the
     right-hand side over the vectors varies less than the variance of the samples, which few of them
     hardly tell. Its degrees of freedom, and so Student's quantile, follow from the Gram matrix of
-    the Bz (`effective_degrees`).
+    the Bz by Satterthwaite's approximation (1946).
 
     In "hutch++", B is what the range leaves of A. In "xtrace" sample i has a B of its own, and the
     samples share the vectors that they are not of, so that they are correlated. Their errors e have
@@ -151,6 +156,10 @@ def diagonal(
         If the method is unknown, too few products are allowed for a standard error (2 for
         "hutchinson", 4 for "xdiag"), or `A` is not symmetric.
 
+    See Also
+    --------
+    trace : the sum of it, with a smaller error.
+
     Notes
     -----
     Samples s of "xdiag" are correlated as those of "xtrace" are; with the δ that are explained at
@@ -212,6 +221,10 @@ def frobenius_norm(A: SymmetricOperator, *, matvecs: int = 100, seed: int = 0) -
     ------
     InputError
         If `matvecs` is less than 2, or if `A` is not symmetric.
+
+    See Also
+    --------
+    trace : the sum of the eigenvalues; this is the root of that of their squares.
 
     Notes
     -----

@@ -36,6 +36,10 @@ class CurvatureCallback(TrainerCallback):
     tracker : CurvatureTracker
         From the start of the training on; of the main process only.
 
+    See Also
+    --------
+    lossgeometry.CurvatureTracker : what it measures, and the options.
+
     Examples
     --------
     >>> import torch

@@ -33,6 +33,10 @@ class CurvatureCallback(Callback):
     tracker : CurvatureTracker
         From the start of the training on; of the main process only.
 
+    See Also
+    --------
+    lossgeometry.CurvatureTracker : what it measures, and the options.
+
     Examples
     --------
     >>> import torch

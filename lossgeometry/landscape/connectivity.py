@@ -34,13 +34,33 @@ Arrays = dict[str, np.ndarray]  # of something unfinished, to be stored
 
 @dataclass(frozen=True, repr=False)
 class Path(Result):
-    """Metrics on a way from a model to another, t = 0 and t = 1."""
+    """Metrics on a way from one model, t = 0, to another, t = 1.
+
+    See Also
+    --------
+    linear_path : computes the straight one.
+    bezier_path : computes a bent one.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.nn.functional import mse_loss
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> model.load_state_dict({"weight": torch.tensor([[1.0, 2.0]])})
+    <All keys matched successfully>
+    >>> data = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.zeros(2, 1)
+    >>> from lossgeometry import linear_path
+    >>> other = {"weight": torch.tensor([[-1.0, -2.0]])}
+    >>> path = linear_path(model, other, {"mse": mse_loss}, data, [0, 0.25, 1])
+    >>> path.metrics["mse"], path.barrier("mse")
+    (array([8.5  , 2.125, 8.5  ]), 0.0)
+    """
 
     ts: np.ndarray  # (n,), from 0 to 1
     metrics: dict[str, np.ndarray]  # {name: (n,)}
 
     def barrier(self, metric: str) -> float:
-        """Largest height of a metric over the straight line between both ends, see `barrier`."""
+        """Largest height of a metric over the straight line between its values at both ends."""
         return barrier(self.ts, self.metrics[metric])
 
     def plot(self, ax: Axes | None = None, *, metric: str | None = None) -> Axes:
@@ -54,7 +74,28 @@ class Path(Result):
 
 @dataclass(frozen=True, repr=False)
 class Bezier(Result):
-    """The curve (1-t)^2 model + 2t(1-t) bend + t^2 other."""
+    """The curve (1-t)^2 model + 2t(1-t) bend + t^2 other.
+
+    See Also
+    --------
+    fit_bezier : computes it.
+    bezier_path : metrics on the curve.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.nn.functional import mse_loss
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> model.load_state_dict({"weight": torch.tensor([[1.0, 2.0]])})
+    <All keys matched successfully>
+    >>> data = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.zeros(2, 1)
+    >>> from lossgeometry import bezier_path, fit_bezier
+    >>> other = {"weight": torch.tensor([[1.0, -2.0]])}
+    >>> curve = fit_bezier(model, other, mse_loss, data, steps=20)
+    >>> path = bezier_path(model, other, curve.bend, {"mse": mse_loss}, data, [0, 0.5, 1])
+    >>> bool(path.metrics["mse"][1] < 0.5)  # which is what the straight way has there
+    True
+    """
 
     bend: Direction  # weights of the control point
     losses: np.ndarray  # (steps,) at the random points of the fit, without the penalty
@@ -109,7 +150,7 @@ def linear_path(
     Raises
     ------
     InputError
-        If `other` does not fit the model, or `ts` does not go from 0 to 1.
+        If `other` does not fit the model, or `ts` does not go from 0 to 1; as of `surface`.
 
     See Also
     --------
@@ -171,7 +212,13 @@ def bezier_path(
     Raises
     ------
     InputError
-        If `other` or `bend` does not fit the model, or `ts` does not go from 0 to 1.
+        If `other` or `bend` does not fit the model, or `ts` does not go from 0 to 1; as of
+        `surface`.
+
+    See Also
+    --------
+    fit_bezier : finds the control point.
+    linear_path : the straight way.
 
     Examples
     --------
@@ -244,7 +291,13 @@ def fit_bezier(
     Raises
     ------
     InputError
-        If `other` does not fit the model, there are no examples, or `steps` is not positive.
+        If `other` does not fit the model, there are no examples, `steps` is not positive, or
+        `resume` belongs to another call.
+
+    See Also
+    --------
+    bezier_path : metrics on the curve.
+    linear_path : the straight way, and its barrier.
 
     Examples
     --------

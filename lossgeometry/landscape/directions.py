@@ -73,6 +73,12 @@ def random_directions(
     InputError
         If an option is not one of the above, or nothing is left to move.
 
+    See Also
+    --------
+    eigenvector_directions : those in which the loss is most curved.
+    pca_directions : those in which a training moved.
+    surface : the loss along two of them.
+
     Examples
     --------
     >>> import torch
@@ -143,6 +149,11 @@ def towards(model: nn.Module, other: Mapping[str, Tensor]) -> Direction:
         If a parameter is missing from `other` or has another shape there, or if weights are not
         finite.
 
+    See Also
+    --------
+    linear_path : the metrics on the way, and their barriers.
+    plane : through three models.
+
     Examples
     --------
     >>> import torch
@@ -158,7 +169,28 @@ def towards(model: nn.Module, other: Mapping[str, Tensor]) -> Direction:
 
 @dataclass(frozen=True, repr=False)
 class Plane(Result):
-    """The plane through three points of weight space, in coordinates that keep distances."""
+    """The plane through three points of weight space, in coordinates that keep distances.
+
+    See Also
+    --------
+    plane : computes it.
+    surface : the loss along its directions.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.nn.functional import mse_loss
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> model.load_state_dict({"weight": torch.tensor([[1.0, 2.0]])})
+    <All keys matched successfully>
+    >>> data = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.zeros(2, 1)
+    >>> from lossgeometry import plane, surface
+    >>> second, third = (torch.tensor([[a, b]]) for a, b in ((4.0, 2.0), (1.0, 4.0)))
+    >>> through = plane(model, {"weight": second}, {"weight": third})
+    >>> surface(model, {"mse": mse_loss}, data, through.directions, [0, 3], [0, 2])["mse"]
+    array([[ 8.5, 16. ],
+           [32.5, 40. ]])
+    """
 
     directions: list[Direction]  # two, orthonormal
     points: np.ndarray  # (3, 2): where the model, the second and the third point lie
@@ -186,6 +218,11 @@ def plane(model: nn.Module, second: Mapping[str, Tensor], third: Mapping[str, Te
     ------
     InputError
         If the states do not fit the model, are not finite or lie on one line.
+
+    See Also
+    --------
+    pca_directions : the plane that is closest to more than three.
+    surface : the loss in the plane.
 
     Examples
     --------
@@ -247,6 +284,10 @@ def pca_directions(
     InputError
         If snapshots do not fit the model, are not finite, or move in fewer than n directions.
 
+    See Also
+    --------
+    trajectory : the way of the training along two of them.
+
     Examples
     --------
     >>> import torch
@@ -305,6 +346,11 @@ def eigenvector_directions(
     InputError
         If P is not the number of those parameters.
 
+    See Also
+    --------
+    eigsh : computes the eigenvectors.
+    surface : the loss along two of the directions.
+
     Examples
     --------
     >>> import torch
@@ -360,6 +406,11 @@ def gradient_direction(
     ------
     InputError
         As of `Hessian`.
+
+    See Also
+    --------
+    Hessian.gradient : the same as a vector.
+    line : the loss along it.
 
     Examples
     --------

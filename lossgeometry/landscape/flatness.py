@@ -14,7 +14,21 @@ from lossgeometry.storing import Result
 
 @dataclass(frozen=True, repr=False)
 class Flatness(Result):
-    """Flatness along n independent random directions; see `flatness` for the definitions."""
+    """Flatness along n independent random directions; see `flatness` for the definitions.
+
+    See Also
+    --------
+    flatness : computes it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lossgeometry import flatness
+    >>> xs = np.linspace(-1, 1, 9)
+    >>> flat = flatness(xs, [xs**2, 3 * xs**2])
+    >>> flat.estimates()["curvature"].format(".1f")  # of 2 and 6, as a mean ± its 95 % interval
+    '4.0 ± 25.4'
+    """
 
     curvature: np.ndarray  # (n,) second derivative of the loss at the weights
     width: np.ndarray  # (n,) steps between the points left and right where the loss has risen
@@ -22,7 +36,7 @@ class Flatness(Result):
     sharpness: np.ndarray  # (n,) in percent
 
     def estimates(self) -> dict[str, Estimate]:
-        """Mean and 95 % interval over the directions of each of the four."""
+        """Each of the four by name: its mean over directions, and half of the 95 % interval."""
         return {name: across_seeds(values) for name, values in vars(self).items()}
 
 
@@ -62,6 +76,11 @@ def flatness(
     ------
     InputError
         If `xs` is not as described, shapes do not match, or an option is not positive.
+
+    See Also
+    --------
+    line : the losses along one direction.
+    random_directions : what the lines should be along.
 
     Examples
     --------

@@ -32,6 +32,25 @@ class Slice(Result, Mapping[str, np.ndarray]):
     The shape of each array is (len(ys), len(xs)) for a surface, (len(xs),) for a line. Values are
     what the metrics gave, NaN and infinity included; where `evaluated` is False they are NaN in an
     unfinished slice and interpolated in an adaptive one.
+
+    See Also
+    --------
+    line : computes one along a direction.
+    surface : computes one along two.
+    flatness : what several lines say in numbers.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.nn.functional import mse_loss
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> model.load_state_dict({"weight": torch.tensor([[1.0, 2.0]])})
+    <All keys matched successfully>
+    >>> data = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.zeros(2, 1)
+    >>> from lossgeometry import line
+    >>> along = line(model, {"mse": mse_loss}, data, {"weight": torch.tensor([[1.0, 0.0]])}, [0, 1])
+    >>> list(along), along["mse"], along.done
+    (['mse'], array([ 8.5, 10. ]), array([ True,  True]))
     """
 
     xs: np.ndarray  # (nx,) steps along the first direction

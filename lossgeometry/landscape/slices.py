@@ -131,8 +131,9 @@ def surface(
         gradients, at each point.
     adaptive : float, optional
         Largest relative error of the objective, which is the first metric plus the penalty. Only
-        as many points of the grid are evaluated as it takes, and the others interpolated; the
-        settings then state the error, see `lossgeometry.landscape.adaptive.fill_adaptively`.
+        as many points of the grid are evaluated as it takes, and the others interpolated. The
+        settings "evaluations", "objective_error" and, for each metric and in its units,
+        "NAME_error" then say how many there were, and by how much predictions were off at most.
     recalibrate : batch, or iterable of batches, optional
         Training data on which the statistics of every BatchNorm are computed anew at each point; by
         default they stay those of the model. The setting "batchnorm" of the result says which.
@@ -163,8 +164,14 @@ def surface(
     Raises
     ------
     InputError
-        If directions do not fit the model, there are no metrics, examples or points, or `resume`
-        belongs to another grid or other options.
+        If directions do not fit the model, there are no metrics, examples or points, `adaptive` is
+        not positive, or `resume` belongs to another grid or other options.
+
+    See Also
+    --------
+    line : along one direction.
+    random_directions : makes the directions; other functions make others.
+    plots.plot_surface : draws it in three dimensions, ``plot`` of the result as contours.
 
     Examples
     --------

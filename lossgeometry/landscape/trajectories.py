@@ -20,7 +20,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class Trajectory(Result):
-    """Snapshots of a run in the plane in which it moved most, with the model as the origin."""
+    """Snapshots of a run in the plane in which it moved most, with the model as the origin.
+
+    See Also
+    --------
+    trajectory : computes it.
+    surface : the loss along its directions.
+    plots.plot_way : the coordinates, drawn onto contours.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> run = [{"weight": torch.tensor([[a, b]])} for a, b in ((0.0, 0.0), (1.0, 0.0), (1.0, 2.0))]
+    >>> from lossgeometry import trajectory
+    >>> way = trajectory(model, run)
+    >>> way.coordinates.shape, way.explained_variance.round(3)
+    ((3, 2), array([0.861, 0.139]))
+    """
 
     directions: list[Direction]  # two, orthonormal: the principal directions
     explained_variance: np.ndarray  # (2,) shares of the variance of the snapshots
@@ -39,7 +56,23 @@ class Trajectory(Result):
 
 @dataclass(frozen=True, repr=False)
 class PolarTrajectory(Result):
-    """Where a run is as seen from its end, and how it turns; angles in radians, in [0, pi]."""
+    """Where a run is as seen from its end, and how it turns; angles in radians, in [0, pi].
+
+    See Also
+    --------
+    polar : computes it.
+    plots.plot_polar : several of them in one picture.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> run = [{"weight": torch.tensor([[a, b]])} for a, b in ((0.0, 0.0), (1.0, 0.0), (1.0, 2.0))]
+    >>> from lossgeometry import polar
+    >>> seen = polar(model, run)
+    >>> seen.distances.round(3), seen.angles.round(3)
+    (array([2.236, 2.   , 0.   ]), array([0.   , 0.464,   nan]))
+    """
 
     distances: np.ndarray  # (n,) of each snapshot to the last
     angles: np.ndarray  # (n,) between snapshot and first, seen from the last, which has NaN
@@ -74,6 +107,12 @@ def trajectory(model: nn.Module, snapshots: Sequence[Mapping[str, Tensor]]) -> T
     ------
     InputError
         If snapshots do not fit the model, are not finite, or span less than a plane.
+
+    See Also
+    --------
+    pca_directions : the principal directions alone.
+    project : coordinates along any other directions.
+    polar : distances and angles, which need no plane.
 
     Examples
     --------
@@ -112,6 +151,11 @@ def project(
     ------
     InputError
         If snapshots do not fit the model or are not finite, or if a direction is a sum of others.
+
+    See Also
+    --------
+    trajectory : along the principal directions.
+    plots.plot_way : the steps, drawn onto contours.
 
     Examples
     --------
@@ -155,6 +199,10 @@ def polar(model: nn.Module, snapshots: Sequence[Mapping[str, Tensor]]) -> PolarT
     ------
     InputError
         If there are fewer than two snapshots, or they do not fit the model or are not finite.
+
+    See Also
+    --------
+    trajectory : in the plane of the principal directions.
 
     Examples
     --------

@@ -98,7 +98,27 @@ class CurvatureOperator(ABC):
     ------
     InputError
         No data, no matching parameter, a loss that uses the parameters of the model itself, or a
-        `micro_batch` that would change the result.
+        `micro_batch` that would change the result; of a product, vectors of another shape or dtype.
+
+    See Also
+    --------
+    Hessian : of the loss.
+    GGN : without the curvature of the network itself.
+    Fisher : from the gradients of single examples.
+    SymmetricOperator : what `eigsh` and `trace` ask of any other.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.nn.functional import mse_loss
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> data = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.zeros(2, 1)
+    >>> from lossgeometry import Hessian
+    >>> H = Hessian(model, mse_loss, data)
+    >>> H.shape, (H @ torch.eye(2)).tolist()
+    ((2, 2), [[1.0, 0.0], [0.0, 4.0]])
+    >>> H.to_scipy() @ [1.0, 1.0]
+    array([1., 4.], dtype=float32)
     """
 
     def __init__(

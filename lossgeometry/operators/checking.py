@@ -16,6 +16,21 @@ class Check:
 
     There are three answers: "right", "wrong", and "undecided" where there is no derivative to
     compare with, at parameters where the gradient jumps (a ReLU of exact zeros) or is no number.
+
+    See Also
+    --------
+    CurvatureOperator.check : returns it, and says how it is measured.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.nn.functional import mse_loss
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> data = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.zeros(2, 1)
+    >>> from lossgeometry import Hessian
+    >>> check = Hessian(model, mse_loss, data).check()
+    >>> check.verdict, check.symmetry <= check.tolerance
+    ('right', True)
     """
 
     symmetry: float  # ‖(A - Aᵀ)v‖ / ‖Av‖, estimated with random vectors

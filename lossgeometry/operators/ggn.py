@@ -161,6 +161,16 @@ class GGN(_OuterProduct):
 
     See `CurvatureOperator` for the parameters.
 
+    Raises
+    ------
+    InputError
+        As of `CurvatureOperator`; or `loss_fn` is None.
+
+    See Also
+    --------
+    Hessian : with the curvature of the network itself.
+    Fisher : from the gradients of single examples.
+
     References
     ----------
     N. N. Schraudolph, *Fast Curvature Matrix-Vector Products for Second-Order Gradient Descent*,
@@ -200,8 +210,8 @@ class Fisher(_OuterProduct):
     The gradient of one datum's loss is ``J_nᵀ ∇l(f_n)``, so that this is ``JᵀBJ`` as well. A datum
     is an example, except where outputs of more than two dimensions have a class index as target at
     every position, (n, classes, ...) as `torch.nn.functional.cross_entropy` has them or
-    (n, ..., classes): there each position is one whose target is the index of a class (none are
-    -100 and 255, as losses ignore them), and the loss is taken for the mean over them. The loss of
+    (n, ..., classes): there each position is one, unless its target is not the index of a class
+    (the -100 or 255 that losses ignore), and the loss is taken for the mean over these. The loss of
     a datum is what it adds to the mean, times how many data there are: with `count`, long sentences
     count for more than short ones. Of a loss that is a sum, so is the Fisher information.
 
@@ -214,6 +224,16 @@ class Fisher(_OuterProduct):
     *args, **options
         As of `CurvatureOperator`; `compile` with the targets of the data only, as what has been
         drawn for one batch would be recorded for all.
+
+    Raises
+    ------
+    InputError
+        As of `GGN`; or outputs are no logits where `mc_samples` is given, or it is less than 1.
+
+    See Also
+    --------
+    GGN : the exact expectation over targets, for softmax cross-entropy.
+    Hessian : the curvature of the loss itself.
 
     References
     ----------

@@ -21,11 +21,13 @@ class Hessian(CurvatureOperator):
     backward pass through it (Pearlmutter 1994), by reverse mode twice, which is the one way that
     PyTorch gets right for every layer.
 
-    See `CurvatureOperator` for the parameters.
+    See `CurvatureOperator` for the parameters and the errors raised.
 
     See Also
     --------
-    eigsh, spectral_density, trace : what is computed of it.
+    eigsh : its outermost eigenvalues.
+    spectral_density : all of them, as a density.
+    GGN : without the curvature of the network itself.
     per_layer : one for each part of a model.
 
     References

@@ -51,6 +51,11 @@ def per_layer(
     InputError
         `by` is none of the three, or `params` is given.
 
+    See Also
+    --------
+    plots.plot_layers : the eigenvalues of all parts as one picture.
+    Hessian : the whole; its `params` chooses any other part.
+
     Examples
     --------
     >>> import torch

@@ -113,6 +113,11 @@ def stability_threshold(optimizer: Optimizer) -> float:
     InputError
         The optimizer is another one, or maximises.
 
+    See Also
+    --------
+    Preconditioned : the operator of which it is the largest stable eigenvalue.
+    CurvatureTracker : both, while a network trains.
+
     References
     ----------
     .. [1] J. M. Cohen et al., Gradient descent on neural networks typically occurs at the edge of

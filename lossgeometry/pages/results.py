@@ -79,6 +79,11 @@ def report(
         There are no results, there is something else among them, or two for one place in a chart;
         or plotly is not installed.
 
+    See Also
+    --------
+    open_measurement : results from files, as labelled arrays.
+    Slice.plot : one result as a picture; most results have it.
+
     Examples
     --------
     >>> import tempfile, torch

@@ -24,6 +24,15 @@ def plot_forest(
     ----------
     rows : (text, estimate, low, high, colour), from the top
         NaN is not drawn.
+
+    See Also
+    --------
+    plot_points : quantities with their intervals, side by side.
+
+    Examples
+    --------
+    >>> rows = [("5 x 5", -0.1, -0.2, 0.0, "C0"), ("3 x 3", 0.1, -0.1, 0.3, "C1")]
+    >>> ax = plot_forest(rows, xlabel="train NLL, less that of 8 x 8")
     """
     ax = ax or plt.gca()
     for i, (_, estimate, low, high, color) in enumerate(rows):

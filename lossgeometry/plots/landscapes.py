@@ -47,6 +47,12 @@ def plot_line(
     """One metric along a direction; `xs` and `values` are (n,) arrays.
 
     What is not finite is a gap, and says which it is: infinities at the edge, NaN halfway up.
+
+    See Also
+    --------
+    plot_twin : losses and errors, of several sets.
+    lossgeometry.Slice.plot : draws a line with it.
+    lossgeometry.Path.plot : draws with it.
     """
     ax = ax or plt.gca()
     _plot_gaps(xs, values, color=color, label=entry(label), linestyle=linestyle, ax=ax)
@@ -65,8 +71,13 @@ def plot_twin(
 ) -> Axes:
     """NLL on the left axis and error on the right one, both of several sets of images.
 
-    The first set is drawn in solid lines, the second dashed (Li et al. 2018, Figure 2). Arrays are
-    (n,), errors shares of one.
+    `losses` and `errors` map the names of the sets to (n,) arrays; errors are shares of one. The
+    first set is drawn in solid lines, the second dashed (Li et al. 2018, Figure 2).
+
+    See Also
+    --------
+    plot_line : one metric.
+    lossgeometry.line : computes what is drawn.
     """
     ax = ax or plt.gca()
     right = ax.twinx()
@@ -118,6 +129,11 @@ def plot_way(
     """Points in the plane of a surface, (n, 2), joined in their order; the first is hollow.
 
     They have their `numbers`, such as epochs, or are numbered from 0, unless there are many.
+
+    See Also
+    --------
+    plot_contours : the ground to draw it on.
+    lossgeometry.Trajectory.plot : draws with it.
     """
     ax = ax or plt.gca()
     ax.plot(*steps.T, "-", color="white", linewidth=1, path_effects=OUTLINE)
@@ -134,7 +150,13 @@ def plot_way(
 
 
 def plot_evaluated(xs: np.ndarray, ys: np.ndarray, *, ax: Axes | None = None) -> Axes:
-    """The points of a surface that were evaluated, (n,) each; the others are interpolated."""
+    """The points of a surface that were evaluated, (n,) each; the others are interpolated.
+
+    See Also
+    --------
+    plot_contours : the surface to draw them on.
+    lossgeometry.surface : with its option `adaptive`, evaluates some points alone.
+    """
     ax = ax or plt.gca()
     edge: dict[str, Any] = dict(markeredgecolor="black", markeredgewidth=0.3)
     ax.plot(xs, ys, ".", color="white", markersize=2.5, **edge)
@@ -150,7 +172,12 @@ def plot_samples(
 ) -> Axes:
     """The values of each of several groups as dots, beside their mean and its 95 % interval.
 
-    Those that are not finite are counted at the upper edge, and have no mean.
+    Each group has an (n,) array, and a colour. What is not finite is counted at the upper edge, and
+    the group then has no mean.
+
+    See Also
+    --------
+    plot_points : with intervals that are known.
     """
     ax = ax or plt.gca()
     for i, (name, values) in enumerate(samples.items()):
@@ -182,6 +209,11 @@ def plot_polar(
     """A training as seen from its end, (n,) each; `ax` has the projection "polar".
 
     Radius is the distance to the end, the angle is that to the first snapshot, in radians.
+
+    See Also
+    --------
+    plot_way : in a plane.
+    lossgeometry.PolarTrajectory.plot : draws with it.
     """
     ax = ax if ax is not None else plt.subplot(projection="polar")
     angles = np.where(distances == 0, 0.0, angles)  # the end is at any angle
@@ -195,6 +227,11 @@ def shared_norm(surfaces: Sequence[np.ndarray], *, log: bool = True) -> Normaliz
     """One colour scale for several surfaces, from the least to the largest finite value.
 
     Where they are the same, to rounding, it is the middle of the scale.
+
+    See Also
+    --------
+    plot_contours : takes it.
+    plot_surface : takes it.
     """
     values = np.concatenate([s[np.isfinite(s)] for s in surfaces] or [np.empty(0)])
     if not len(values):
@@ -229,9 +266,15 @@ def plot_contours(
 ) -> Axes:
     """Filled contours with labelled levels of a (len(ys), len(xs)) surface.
 
-    Levels are evenly spaced on the scale of `norm`; give one `norm` to several plots to compare
-    them. What is not finite is a hole, NaN and infinity in colours of their own that a legend
-    names. The cross marks the trained weights.
+    Levels are evenly spaced on the scale of `norm`, by default that of this surface alone; give one
+    `norm` to several plots to compare them. What is not finite is a hole, NaN and infinity in
+    colours of their own that a legend names. The cross marks the trained weights.
+
+    See Also
+    --------
+    plot_surface : in three dimensions.
+    shared_norm : one colour scale for several.
+    lossgeometry.Slice.plot : draws with it.
     """
     ax = ax or plt.gca()
     norm = norm or shared_norm([values])
@@ -271,10 +314,15 @@ def plot_surface(
 ) -> Any:
     """A (len(ys), len(xs)) surface in three dimensions, its height on the scale of `norm`.
 
-    `ax` has the projection "3d". matplotlib has no logarithmic axis in 3D, so heights are
-    logarithms, labelled with the values, where the scale is. A face has the colour of the mean
-    height of its corners. Below what is not finite there are dots, in the colours of
-    `plot_contours`.
+    `ax` has the projection "3d"; `norm` is by default that of this surface alone. matplotlib has no
+    logarithmic axis in 3D, so heights are logarithms, labelled with the values, where the scale is.
+    A face has the colour of the mean height of its corners. Below what is not finite there are
+    dots, in the colours of `plot_contours`.
+
+    See Also
+    --------
+    plot_contours : in two dimensions, where values can be read.
+    shared_norm : one scale for several.
     """
     ax = ax if ax is not None else plt.subplot(projection="3d")
     norm = norm or shared_norm([values])

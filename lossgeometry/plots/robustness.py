@@ -18,7 +18,13 @@ def plot_bars(
     colors: Mapping[str, str],
     ax: Axes | None = None,
 ) -> Axes:
-    """One bar for each label, with its interval: (value, half-width); NaN is no interval."""
+    """One bar for each label, with its interval: (value, half-width); NaN is no interval.
+
+    See Also
+    --------
+    plot_points : at places along an axis.
+    plot_contact_sheet : the images that were measured.
+    """
     ax = ax or plt.gca()
     for i, (label, (value, half_width)) in enumerate(values.items()):
         if np.isfinite(value):
@@ -41,7 +47,12 @@ def plot_contact_sheet(
     *,
     ax: Axes | None = None,
 ) -> Axes:
-    """Images (rows, columns, height, width, channels) of uint8, side by side."""
+    """Images (rows, columns, height, width, channels) of uint8, side by side.
+
+    See Also
+    --------
+    plot_bars : what networks make of the images.
+    """
     ax = ax or plt.gca()
     n, m, height, width, channels = sheet.shape
     tiles = np.full((n, m, height + 1, width + 1, channels), 255, dtype=np.uint8)

@@ -43,13 +43,19 @@ def plot_max_eigenvalues(
 ) -> Axes:
     """Density of the Hessian max eigenvalues on one side of zero.
 
-    The curve is their `kernel_density`, times their share of all; of few there is none. The ticks
-    below are the eigenvalues.
+    The curve is a Gaussian kernel density of their logarithms, times their share of all; of fewer
+    than ten there is none. The ticks below are the eigenvalues.
 
     Parameters
     ----------
     eigenvalues : (n_batches, k) array
     half : {"negative", "positive"}
+        The side of zero.
+
+    See Also
+    --------
+    plot_spectra_over_training : over the epochs.
+    lossgeometry.MaxEigenvalueSpectrum.plot : draws with it.
     """
     ax = ax or plt.gca()
     finite = eigenvalues[np.isfinite(eigenvalues)]
@@ -92,6 +98,11 @@ def plot_spectral_density(
 
     `grid`, `density` and its errors are (n,) arrays; the band is of two standard errors and the
     systematic one.
+
+    See Also
+    --------
+    plot_max_eigenvalues : the outermost eigenvalues alone.
+    lossgeometry.SpectralDensity.plot : draws with it.
     """
     ax = ax or plt.gca()
     density = np.where(np.isfinite(density), density, np.nan)
@@ -115,7 +126,15 @@ def plot_spectra_over_training(
     color: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Max eigenvalues at each of (n,) epochs, as points, and their median as a line."""
+    """Max eigenvalues at each of (n,) epochs, as points, and their median as a line.
+
+    `eigenvalues` has an array of any shape for each of the epochs.
+
+    See Also
+    --------
+    plot_max_eigenvalues : at one epoch.
+    plot_over_training : one quantity, such as NEP, with its interval.
+    """
     ax = ax or plt.gca()
     values = [array[np.isfinite(array)] for array in eigenvalues]
     for epoch, column in zip(epochs, values, strict=True):
@@ -137,7 +156,13 @@ def plot_over_training(
     color: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """A quantity at each of (n,) epochs, with bars of its interval."""
+    """A quantity at each of (n,) epochs, with bars of its interval.
+
+    See Also
+    --------
+    plot_history : with a band, on a logarithmic axis.
+    plot_spectra_over_training : the eigenvalues themselves.
+    """
     ax = ax or plt.gca()
     style: dict[str, Any] = dict(color=color, label=entry(label), marker="o", markersize=3)
     ax.errorbar(epochs, values, half_width, **style)
@@ -146,7 +171,13 @@ def plot_over_training(
 
 
 def plot_layers(names: Sequence[str], eigenvalues: np.ndarray, *, ax: Axes | None = None) -> Axes:
-    """Heat map of the (layers, k) top eigenvalues of every layer, blue negative, red positive."""
+    """Heat map of the (layers, k) top eigenvalues of every layer, blue negative, red positive.
+
+    See Also
+    --------
+    lossgeometry.per_layer : an operator for each layer.
+    lossgeometry.eigsh : its top eigenvalues.
+    """
     ax = ax or plt.gca()
     finite = eigenvalues[np.isfinite(eigenvalues)]
     largest = np.abs(finite).max(initial=1e-12)

@@ -26,7 +26,12 @@ def plot_history(
     linestyle: LineStyleType = "-",
     ax: Axes | None = None,
 ) -> Axes:
-    """A quantity over the epochs with its interval: (n,) arrays; NaN is no interval."""
+    """A quantity over the epochs with its interval: (n,) arrays; NaN is no interval.
+
+    See Also
+    --------
+    plot_over_training : with bars, on a linear axis.
+    """
     ax = ax or plt.gca()
     (curve,) = ax.plot(epochs, mean, color=color, label=entry(label), linestyle=linestyle)
     ax.fill_between(
@@ -57,9 +62,18 @@ def plot_optimisation_plane(
     Parameters
     ----------
     points : mapping of label to (train NLL, its half-interval, test error, its half-interval)
-        Half-intervals may be NaN.
+        Errors are shares of one, and drawn in percent. Half-intervals may be NaN.
     origin : str
         The point that the regions are relative to: the model without the bias.
+
+    See Also
+    --------
+    plot_families : of several families of networks.
+
+    Examples
+    --------
+    >>> points = {"global": (0.9, 0.1, 0.31, 0.02), "5 x 5": (0.8, 0.1, 0.27, 0.01)}
+    >>> ax = plot_optimisation_plane(points, origin="global")
     """
     ax = ax or plt.gca()
     x0, _, y0, _ = points[origin]
@@ -130,9 +144,19 @@ def plot_families(
     Parameters
     ----------
     families : mapping of label to networks
-        Each a name, its train NLL with the half-interval, and its test error with that. NaN is no
-        interval. Networks of one name have one marker, which the legend names, too; one that has
-        none is a diamond.
+        Each a tuple: its name, its train NLL, the half-interval of that, its test error as a share
+        of one, and the half-interval of that; NaN is no interval. Networks of one name have one
+        marker, which the legend names, too; those without a name, "", are diamonds.
+
+    See Also
+    --------
+    plot_optimisation_plane : of one family, with the regions named.
+
+    Examples
+    --------
+    >>> plain = [("global", 0.9, 0.1, 0.31, 0.02), ("5 x 5", 0.8, 0.1, 0.27, 0.01)]
+    >>> pyramid = [("global", 0.7, 0.1, 0.25, 0.02), ("5 x 5", 0.6, 0.1, 0.24, 0.01)]
+    >>> ax = plot_families({"plain": plain, "pyramid": pyramid})
     """
     ax = ax or plt.gca()
     names = dict.fromkeys(name for members in families.values() for name, *_ in members if name)
@@ -171,6 +195,11 @@ def plot_points(
     """A quantity at (n,) places with bars of its interval, NaN for none.
 
     `names` label the places, if they are not numbers; `line` is the style of what joins them.
+
+    See Also
+    --------
+    plot_samples : of the single values.
+    lossgeometry.Eigenpairs.plot : draws with it.
     """
     ax = ax or plt.gca()
     style: dict[str, Any] = dict(color=color, label=entry(label), marker="o", markersize=3)
@@ -201,6 +230,11 @@ def plot_curvature(
         The k largest, drawn with bands of their errors, the first on top.
     threshold : (n,) array, optional
         Largest curvature at which the optimizer's steps are stable, a dashed line.
+
+    See Also
+    --------
+    plot_over_training : any quantity, over epochs.
+    lossgeometry.CurvatureTracker.plot : draws with it.
     """
     ax = ax or plt.gca()
     for i in reversed(range(eigenvalues.shape[1])):

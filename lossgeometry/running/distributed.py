@@ -17,6 +17,11 @@ def join(device: str = "cpu") -> Team:
     device : {"cpu", "cuda", "auto"}
         What the processes compute on: they talk by gloo or NCCL, and each takes the GPU of its
         local rank. "auto" is a GPU if there is one.
+
+    See Also
+    --------
+    lossgeometry.Hessian : takes a team, whose processes share the data.
+    lossgeometry.surface : takes a team, whose processes share the points.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return ALONE
