@@ -49,7 +49,7 @@ class Slice(Result, Mapping[str, np.ndarray]):
     >>> data = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.zeros(2, 1)
     >>> from lossgeometry import line
     >>> along = line(model, {"mse": mse_loss}, data, {"weight": torch.tensor([[1.0, 0.0]])}, [0, 1])
-    >>> list(along), along["mse"], along.done
+    >>> list(along), along["mse"], along.evaluated
     (['mse'], array([ 8.5, 10. ]), array([ True,  True]))
     """
 
