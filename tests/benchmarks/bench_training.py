@@ -206,7 +206,7 @@ def tracking(train_set: ImageDataset, turns: int) -> Iterator[Row]:
     augment = Augmentation(RECIPE, train_set)
     batches = [augment(i) for i in torch.arange(len(train_set)).split(RECIPE.batch_size)]
     batches = [(x.to(device), y.to(device)) for x, y in batches]
-    for images in (32, RECIPE.batch_size):
+    for images in (16, 32, RECIPE.batch_size):
         torch.manual_seed(0)
         model = csan().to(device).train()
         optimizer = torch.optim.AdamW(model.parameters(), RECIPE.learning_rate)
