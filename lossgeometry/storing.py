@@ -304,9 +304,7 @@ def open_measurement(path: str | Path, name: str | None = None) -> xarray.DataTr
     try:
         import xarray
     except ImportError as error:
-        raise InputError(
-            "xarray is not installed, expected pip install 'locality-landscapes[xarray]'"
-        ) from error
+        raise InputError("xarray is not installed, expected pip install xarray") from error
     with _opened(path, "an HDF5 file of results") as file:
         group = file.get(name or "/")
         if isinstance(group, h5py.Group):

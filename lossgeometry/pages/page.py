@@ -157,9 +157,7 @@ def _plotly() -> str:
     try:
         from plotly.offline import get_plotlyjs
     except ImportError as error:
-        raise InputError(
-            "plotly is not installed, expected pip install 'locality-landscapes[export]'"
-        ) from error
+        raise InputError("plotly is not installed, expected pip install plotly") from error
     return str(get_plotlyjs())
 
 
