@@ -183,20 +183,20 @@ def from_arrays(cls: type[R], arrays: Mapping[str, np.ndarray], tensors: Collect
         name = field.name
         match field.type:
             case "dict[str, np.ndarray]":
-                values[field.name] = left  # in the end
+                values[name] = left  # in the end
             case "dict[str, Any]":
-                values[field.name] = json.loads(left.pop(name).tobytes())
+                values[name] = json.loads(left.pop(name).tobytes())
             case "Direction":
-                values[field.name] = _direction(left[name], left)
+                values[name] = _direction(left[name], left)
             case "list[Direction]":
-                values[field.name] = [_direction(vector, left) for vector in left[name]]
+                values[name] = [_direction(vector, left) for vector in left[name]]
             case kind if kind.endswith("| None"):
-                values[field.name] = left.pop(name, None)
+                values[name] = left.pop(name, None)
             case _:
                 array = left.pop(name)
-                values[field.name] = array if array.ndim else array.item()
-        if field.name in tensors:
-            values[field.name] = _tensor(values[field.name])
+                values[name] = array if array.ndim else array.item()
+        if name in tensors:
+            values[name] = _tensor(values[name])
     return cls(**values)
 
 
