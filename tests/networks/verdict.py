@@ -26,7 +26,8 @@ EXACT = 1e-8
 TIMES = 20
 ROUNDING = {torch.float64: EXACT, torch.float32: 1e-4, torch.bfloat16: 0.1}
 ULPS = {torch.float64: 4, torch.float32: 1, torch.bfloat16: 1}
-SMALL = 1e-3  # of a size far below this, errors are absolute: the terms it is made of are larger
+# Of a size far below this errors are absolute, for it is made of larger terms that cancel.
+SMALL = {torch.float64: 1e-3, torch.float32: 1e-4, torch.bfloat16: 1e-6}
 CONFIRMED = 1e-4  # by finite differences
 STEP = 1e-3
 
@@ -170,10 +171,12 @@ class _Trial:
         self, what: str, found: Tensor, exact: Tensor, of: Callable[[Truth], Tensor]
     ) -> None:
         dtype = self._problem.dtype
-        error = _error(found, exact)
+        small = SMALL[dtype]
+        error = _error(found, exact, small)
         if error <= ROUNDING[dtype]:
             return
-        rounded = [_error(of(truth), exact) for truth in (self._plain, _nearby(self._problem))]
+        truths = (self._plain, _nearby(self._problem))
+        rounded = [_error(of(truth), exact, small) for truth in truths]
         allowed = max(ROUNDING[dtype], *(TIMES * size for size in rounded))
         if not error <= allowed:
             self.verdict.wrong[what] = f"off by {error:.1e}, expected at most {allowed:.1e}"
@@ -190,12 +193,12 @@ def _nearby(problem: Problem) -> Truth:
     return Truth(twin)
 
 
-def _error(found: Tensor, exact: Tensor) -> float:
+def _error(found: Tensor, exact: Tensor, small: float = 1e-6) -> float:
     """Relative to the size of what is right, or to a small number where that is nothing."""
     if not found.isfinite().all() or not exact.isfinite().all():
         same = torch.equal(found.isfinite(), exact.isfinite())
         return 0.0 if same else math.inf
-    return float((found - exact).norm() / (exact.norm() + SMALL))
+    return float((found - exact).norm() / (exact.norm() + small))
 
 
 def _state(problem: Problem) -> dict[str, Any]:
