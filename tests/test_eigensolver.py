@@ -192,12 +192,32 @@ def test_hardly_any_eigenvalue_is_overlooked():
     """Of dense spectra, whose eigenvalues at an end are found one after another."""
     missed = 0
     for seed in range(120):
-        P = (12, 60)[seed % 2]
+        P = (40, 120)[seed % 2]
         a = np.random.default_rng(seed).standard_normal((P, P))
         A = torch.from_numpy(a + a.T)
         found, truth = eigsh(A, 4, which="SA", seed=seed).eigenvalues, exact(A, "SA", 4)
         missed += not np.allclose(found, truth, rtol=1e-3, atol=0)
     assert missed <= 1
+
+
+def test_of_a_matrix_that_fits_into_the_basis_none_is_overlooked():
+    """Not even where a random start has hardly a part in its eigenvector."""
+    starts, random = [], np.random.default_rng(0)
+
+    class Recorder:
+        shape, dtype, device = (20, 20), torch.float64, torch.device("cpu")
+
+        def __matmul__(self, vector):
+            starts.append(vector.numpy().copy())
+            return vector
+
+    eigsh(Recorder(), 1)
+    start, other = starts[0], random.standard_normal(20)
+    overlooked = other - (start @ other) * start + 1e-5 * np.linalg.norm(other) * start
+    Q, _ = np.linalg.qr(np.c_[overlooked, random.standard_normal((20, 19))])
+    values = np.r_[-1.0, -0.9, np.linspace(-0.5, 1, 18)]
+    A = torch.from_numpy((Q * values) @ Q.T)
+    np.testing.assert_allclose(eigsh((A + A.T) / 2, 1, which="SA").eigenvalues, [-1], rtol=1e-3)
 
 
 def test_what_is_orthogonal_to_the_start_is_found():

@@ -123,7 +123,7 @@ def eigsh(
         Largest number of products with `A`; default 50 `ncv`.
     ncv
         Number of basis vectors, of which (P, ncv + 1) numbers are kept, k + 4 (or P) or more;
-        default max(2k + 1, 20).
+        default max(2k + 1, 24).
     v0
         Where to start: a vector (P,), or approximate eigenvectors (P, m). A random vector is added
         to their sum, for what is orthogonal to all of them. Default: that alone.
@@ -169,8 +169,9 @@ def eigsh(
     An eigenvalue is overlooked if its eigenvector is nearly orthogonal to the random start. How
     nearly it would have to be follows from the Lanczos recurrence, at any place that the eigenvalue
     might have; and how probable that is, from the start's being random. The solve goes on until the
-    sum of these chances over all places that would be preferred is below 1 %. That supposes exact
-    arithmetic, and one eigenvalue in every gap between Ritz values.
+    sum of these chances over all places that would be preferred is below 0.2 %. That supposes exact
+    arithmetic, and one eigenvalue in every gap between Ritz values. Of a matrix that fits into the
+    basis, of at most `ncv` rows, all eigenvalues are found, and none can be overlooked.
 
     References
     ----------
@@ -279,7 +280,7 @@ def plan(
 
 def default_ncv(P: int, k: int) -> int:
     """Basis vectors for `k` eigenvalues of a (P, P) matrix."""
-    return min(P, max(2 * k + 1, 20))
+    return min(P, max(2 * k + 1, 24))
 
 
 def lanczos(
@@ -346,7 +347,7 @@ def _found(krylov: KrylovSpace, search: Search) -> _Found:
 
 
 # How many eigenvalues, about, may be missing because the start was orthogonal to their vectors.
-_OVERLOOKED = 0.01
+_OVERLOOKED = 0.002
 
 
 def _next_step(
@@ -356,6 +357,8 @@ def _next_step(
 
     `cleared` (2,) remembers, for each end, the bound that no other value was seen to overtake.
     """
+    if search.ncv == krylov.basis.P:  # no more products than others need, and none is overlooked
+        return "stop" if krylov.size == krylov.basis.P else "extend"
     tol, values, residuals = search.tol, found.values[found.wanted], found.residuals[found.wanted]
     # What the precision cannot resolve gets no better once there has been a whole basis.
     unresolvable = (residuals <= krylov.rounding) & (krylov.matvecs >= search.ncv)
@@ -369,8 +372,6 @@ def _next_step(
     remembered[clear] = bounds[clear]
     if not (clear.any() and (np.abs(remembered - bounds) <= tol * np.abs(bounds)).all()):
         return "extend"
-    if krylov.size == krylov.basis.P:
-        return "stop"
     sure = _overlooked(krylov, found.values, ends, tol) <= _OVERLOOKED
     if krylov.projection.searching:
         # Whatever has been missing has a part in the random start of the newest sequence, and would
