@@ -357,7 +357,7 @@ def _next_step(
 
     `cleared` (2,) remembers, for each end, the bound that no other value was seen to overtake.
     """
-    if search.ncv == krylov.basis.P:  # no more products than others need, and none is overlooked
+    if search.ncv == krylov.basis.P:  # the basis will hold all there is
         return "stop" if krylov.size == krylov.basis.P else "extend"
     tol, values, residuals = search.tol, found.values[found.wanted], found.residuals[found.wanted]
     # What the precision cannot resolve gets no better once there has been a whole basis.
