@@ -43,7 +43,7 @@ def main(options: Options) -> None:
 
     from analysis.drawing.nll import draw_nll, draw_windows
     from analysis.measurements import labels
-    from analysis.measurements.files import collect, sparing
+    from analysis.measurements.files import collect_each, sparing
     from analysis.measurements.recording import Recording, complete
     from analysis.tables.nll import print_end_points, print_outcomes
     from lossgeometry.running.distributed import join
@@ -90,9 +90,9 @@ def main(options: Options) -> None:
         return
     folders = {checkpoint.path.parent for checkpoint in checkpoints if checkpoint.path}
     left_out: list[InputError] = []
-    histories, of_training, spectra = (
-        collect(folders, name, left_out) for name in ("history", "objective", "hessian/train")
-    )
+    histories, of_training, spectra = collect_each(
+        folders, ("history", "objective", "hessian/train"), left_out
+    ).values()
     sparing(
         lambda found: print_end_points(found, of_training, spectra),
         histories,

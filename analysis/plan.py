@@ -44,6 +44,7 @@ from models.checkpoint import Checkpoint, load_checkpoint
 from models.cli import parse
 from models.data.arrays import fingerprints
 from models.data.datasets import ImageDataset, load_dataset
+from models.meta import without_weights
 from models.resuming import epochs_done, same_training, state_files
 from models.stack import FREE
 from models.train import Options, choose_preset, square, untrained
@@ -147,7 +148,7 @@ class Training:
     @cached_property
     def start(self) -> Checkpoint:
         """The untrained network, without memory; a dataset that is known is not needed."""
-        with torch.device("meta"):
+        with without_weights():
             return untrained(self.options, blank_dataset(self.options))
 
     def made(self, description: Mapping[str, Any]) -> bool:

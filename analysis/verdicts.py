@@ -40,7 +40,7 @@ import numpy as np
 
 from analysis.intervals import Interval, of_shared_units, over_units, paired, unpaired
 from analysis.measurements import comparisons, labels
-from analysis.measurements.files import collect, sparing
+from analysis.measurements.files import collect_each, sparing
 from analysis.measurements.schema import Measurement
 from analysis.statements import OF_FAMILIES, OF_WINDOWS, QUANTITIES, Claim, Part, Variant
 from lossgeometry.errors import InputError
@@ -103,10 +103,8 @@ def judge(
 
     What is wrong with files that cannot be used is added to `left_out`; without it, it is raised.
     """
-    places = list(places)
-    groups = ("history", "outcomes", "robustness", "hessian/train")
-    found = [m for group in groups for m in collect(places, group, left_out)]
-    return sparing(_answers, found, left_out)
+    found = collect_each(places, ("history", "outcomes", "robustness", "hessian/train"), left_out)
+    return sparing(_answers, [m for members in found.values() for m in members], left_out)
 
 
 def _answers(measurements: Sequence[Measurement]) -> dict[str, list[Answer]]:

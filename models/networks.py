@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import Any
 
-import torch
 from torch import nn
 
 from models.convnext import ConvNeXt
 from models.csan import CSAN
 from models.description import PYRAMIDS, require
+from models.meta import without_weights
 from models.pyramids import build_pyramid
 from models.replknet import RepLKNet
 from models.van import VAN, GatedConvNet
@@ -62,7 +62,7 @@ def parameters_of(architecture: Mapping[str, Any]) -> int:
 
 @lru_cache
 def _parameters_of(options: tuple[tuple[str, Any], ...]) -> int:
-    with torch.device("meta"):
+    with without_weights():
         return count_parameters(build_network(dict(options)))
 
 

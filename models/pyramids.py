@@ -24,7 +24,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, get_args
 
-import torch
 from torch import nn
 
 from lossgeometry.errors import InputError
@@ -38,6 +37,7 @@ from models.isotropic import (
     Pooling,
     StochasticDepth,
 )
+from models.meta import without_weights
 
 STAGE = 2  # blocks: in a Swin, one with windows as they are and one with shifted windows
 MOST_STAGES = 4  # of timm's ResNet
@@ -218,7 +218,7 @@ def build_pyramid(network: str, *, most_weights: int = MAX_WEIGHTS, **options: o
     """
     sizes = Sizes(**options)  # type: ignore[arg-type]
     try:
-        with torch.device("meta"):
+        with without_weights():
             weights = sum(p.numel() for p in MAKERS[network](sizes).parameters())
         most = min(most_weights, MAX_WEIGHTS)
         require(weights <= most, "dim", sizes.dim, f"at most {most} weights, not {weights}")

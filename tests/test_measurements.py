@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from analysis.measurements.files import collect, load, measurement_file
+from analysis.measurements.files import collect, collect_each, load, measurement_file
 from analysis.measurements.recording import store, stored
 from lossgeometry import InputError, open_measurement
 from models import files, load_checkpoint, load_dataset
@@ -149,7 +149,7 @@ def _store_many(path, names):
 
 def test_two_processes_do_not_lose_each_others_measurements(checkpoint):
     names = [[f"{who}{i}" for i in range(5)] for who in "ab"]  # a process each
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     processes = [
         context.Process(target=_store_many, args=(checkpoint.path, part)) for part in names
     ]
@@ -173,6 +173,22 @@ def test_collects_measurements_from_files_and_folders(checkpoint):
     store("two", ARRAYS, checkpoint=checkpoint, options=OPTIONS, in_place_of="unfinished/two")
     assert load(path, "unfinished/two") is None
     assert load(path, "two")
+
+
+def test_what_is_beside_a_damaged_measurement_is_collected(checkpoint):
+    path = measurement_file(checkpoint.path)
+    for name in ("one", "two", "three"):
+        store(name, ARRAYS, checkpoint=checkpoint, options=OPTIONS)
+    with h5py.File(path, "a") as file:
+        file["two"].attrs["options"] = "["
+    names, left_out = ["three", "two", "one"], []
+    found = collect_each([path.parent], names, left_out)
+    kept = {name: [m.name for m in members] for name, members in found.items()}
+    assert kept == {"three": ["three"], "two": [], "one": ["one"]}
+    (error,) = left_out
+    assert str(error).startswith(f"{path}: not a usable")
+    with pytest.raises(InputError, match=f"^{path}: not a usable"):
+        collect_each([path.parent], names)
 
 
 def test_damaged_files_are_named(checkpoint):

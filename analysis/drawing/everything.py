@@ -16,11 +16,11 @@ from analysis.drawing.hessians import (
     draw_hessians,
     draw_layers,
 )
-from analysis.drawing.landscapes import KINDS, draw_landscapes
+from analysis.drawing.landscapes import KINDS, OBJECTIVES, OF_LOSSES, draw_landscapes
 from analysis.drawing.nll import draw_nll, draw_windows
 from analysis.drawing.robustness import draw_robustness
 from analysis.measurements import labels
-from analysis.measurements.files import collect, sparing
+from analysis.measurements.files import collect_each, sparing
 from analysis.measurements.schema import Measurement
 from analysis.verdicts import judge
 from lossgeometry.errors import InputError
@@ -59,21 +59,24 @@ def draw_all(
         function: Callable[..., list[Path]], found: Sequence[Measurement], **options: Any
     ) -> None:
         how: dict[str, Any] = {"out": out, "formats": still, **options}
-        written.extend(sparing(partial(function, **how), found, left_out))
+        if how["formats"]:
+            written.extend(sparing(partial(function, **how), found, left_out))
 
-    for objective in ("train", "train_test", "clean", "clean_test"):
-        spectra = collect([folder], f"hessian/{objective}", left_out)
+    found = collect_each([folder], [*OF_LOSSES, "history", "robustness", *OF_FAMILIES], left_out)
+    for objective in OBJECTIVES:
+        spectra = found[f"hessian/{objective}"]
         own = [m for m in spectra if labels.home(m) == folder]
         draw(draw_hessians, own, below=folder)
         draw(draw_layers, own, below=folder)
         draw(draw_hessian_comparison, spectra)
         draw(draw_hessian_training, spectra)
         for kind in KINDS:
-            surfaces = collect([folder], f"landscape{kind}/{objective}", left_out)
+            surfaces = found[f"landscape{kind}/{objective}"]
             draw(draw_landscapes, surfaces, formats=formats, scale=scale)
-    histories = collect([folder], "history", left_out)
-    draw(draw_nll, histories)
-    draw(draw_windows, histories)
-    draw(draw_robustness, collect([folder], "robustness", left_out))
-    draw(draw_families, [m for kind in OF_FAMILIES for m in collect([folder], kind, left_out)])
-    return written + draw_claims(judge([folder], left_out), out, still)
+    draw(draw_nll, found["history"])
+    draw(draw_windows, found["history"])
+    draw(draw_robustness, found["robustness"])
+    draw(draw_families, [m for kind in OF_FAMILIES for m in found[kind]])
+    if still:
+        written += draw_claims(judge([folder], left_out), out, still)
+    return written

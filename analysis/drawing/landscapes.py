@@ -23,7 +23,13 @@ from analysis.measurements.schema import Measurement
 from analysis.tables.landscapes import flatness_of
 from lossgeometry import plots
 
+OBJECTIVES = ("train", "train_test", "clean", "clean_test")
 KINDS = ("", "_eigenvectors", "_gradient", "_towards", "_plane", "_bezier", "_pca")
+OF_LOSSES = tuple(  # measurements, of spectra and of surfaces
+    f"{what}/{objective}"
+    for what in ("hessian", *(f"landscape{kind}" for kind in KINDS))
+    for objective in OBJECTIVES
+)
 FLATNESS = {
     "curvature": "curvature",
     "width": "width at +0.1",

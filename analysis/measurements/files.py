@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +24,7 @@ from analysis.measurements.schema import (
 )
 from lossgeometry.errors import InputError, shown
 from lossgeometry.layout import FORMAT
-from models.reading.hdf5 import opened
+from models.reading.hdf5 import HostileFile, opened
 
 Result = TypeVar("Result")
 
@@ -49,26 +49,30 @@ def load(path: Path, name: str) -> Measurement | None:
     if not path.exists():
         return None
     with opened(path, _EXPECTED) as file:
-        group = file.find(name)
-        if group is None:
-            return None
-        attributes = {
-            key: _dictionary(key, file.text(key, group))
-            for key in ("options", "checkpoint", "versions")
-        }
-        arrays, form = file.arrays(group), file.text("format", group, default="")
-        if form not in (FORMAT, ""):
-            raise InputError(f"{path}:/{name}: {shown(form)} found, expected {FORMAT!r}")
-        found = Measurement(
-            path=path,
-            name=name,
-            arrays=Found(path, name, arrays if form else renamed(arrays)),
-            **{key: Found(path, name, value) for key, value in attributes.items()},
-            date=file.text("date", group),
-            data=_dictionary("data", file.text("data", group, default="{}")),
-        )
-        require_usable(found)
-        return found
+        return _read(file, path, name)
+
+
+def _read(file: HostileFile, path: Path, name: str) -> Measurement | None:
+    group = file.find(name)
+    if group is None:
+        return None
+    attributes = {
+        key: _dictionary(key, file.text(key, group))
+        for key in ("options", "checkpoint", "versions")
+    }
+    arrays, form = file.arrays(group), file.text("format", group, default="")
+    if form not in (FORMAT, ""):
+        raise InputError(f"{path}:/{name}: {shown(form)} found, expected {FORMAT!r}")
+    found = Measurement(
+        path=path,
+        name=name,
+        arrays=Found(path, name, arrays if form else renamed(arrays)),
+        **{key: Found(path, name, value) for key, value in attributes.items()},
+        date=file.text("date", group),
+        data=_dictionary("data", file.text("data", group, default="{}")),
+    )
+    require_usable(found)
+    return found
 
 
 def _dictionary(key: str, text: str) -> dict[str, Any]:
@@ -100,7 +104,19 @@ def collect(
 ) -> list[Measurement]:
     """Every measurement `name` in the given HDF5 files and, recursively, folders.
 
-    Each file counts once, however often it is named. What is of other weights than the checkpoint
+    See `collect_each`.
+    """
+    return collect_each(folders_and_files, [name], left_out)[name]
+
+
+def collect_each(
+    folders_and_files: Iterable[Path],
+    names: Iterable[str],
+    left_out: list[InputError] | None = None,
+) -> dict[str, list[Measurement]]:
+    """By each of `names` the measurements in the given HDF5 files and, recursively, folders.
+
+    Each file is read once, however often it is named. What is of other weights than the checkpoint
     beside it is left out, and said to be. What is wrong with those that cannot be used
     is added to `left_out`; without it, it is raised.
 
@@ -113,18 +129,29 @@ def collect(
     for place in folders_and_files:
         for path in sorted(place.rglob("*.h5")) if place.is_dir() else [place]:
             paths.setdefault(path.resolve(), path)
-    found = []
-    for path in paths.values():
-        try:
-            measurement = load(path, name)
-        except InputError as error:
-            _leave_out(error, left_out)
-            continue
-        if measurement and (weights := _other_weights(measurement)):
-            print(f"{path}:/{name} is left out: of other weights than {weights}", file=sys.stderr)
-        elif measurement:
-            found.append(measurement)
+    found: dict[str, list[Measurement]] = {name: [] for name in names}
+    for path in filter(Path.exists, paths.values()):
+        for measurement in _usable(path, list(found), left_out):
+            if weights := _other_weights(measurement):
+                what = f"{path}:/{measurement.name}"
+                print(f"{what} is left out: of other weights than {weights}", file=sys.stderr)
+            else:
+                found[measurement.name].append(measurement)
     return found
+
+
+def _usable(
+    path: Path, names: Sequence[str], left_out: list[InputError] | None
+) -> list[Measurement]:
+    """Those of the measurements `names` that a file holds, but for damaged ones."""
+    try:
+        with opened(path, _EXPECTED) as file:
+            return [m for name in names if (m := _read(file, path, name))]
+    except InputError as error:
+        if len(names) > 1:
+            return [m for name in names for m in _usable(path, [name], left_out)]
+        _leave_out(error, left_out)
+        return []
 
 
 def _other_weights(measurement: Measurement) -> Path | None:

@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from analysis.drawing.landscapes import KINDS
+from analysis.drawing.landscapes import KINDS, OBJECTIVES, OF_LOSSES
 from analysis.measurements import labels
-from analysis.measurements.files import collect, sparing
+from analysis.measurements.files import collect_each, sparing
 from analysis.measurements.schema import Measurement
 from analysis.reporting.claims import verdicts
 from analysis.reporting.hessians import spectra
@@ -18,8 +18,6 @@ from analysis.reporting.robustness import robustness
 from analysis.verdicts import judge
 from lossgeometry.errors import InputError
 from lossgeometry.pages.page import Block, Section, Table, write_page
-
-OBJECTIVES = ("train", "train_test", "clean", "clean_test")
 
 
 def write_report(folder: Path, path: Path, left_out: list[InputError] | None = None) -> Path:
@@ -32,11 +30,10 @@ def write_report(folder: Path, path: Path, left_out: list[InputError] | None = N
     InputError
         If there are no measurements, or plotly is not installed.
     """
-    kept: dict[str, list[Measurement]] = {}
+    kept = collect_each([folder], [*OF_LOSSES, "objective", "history", "robustness"], left_out)
 
     def of(name: str) -> dict[str, list[Measurement]]:
         """A measurement of each dataset."""
-        kept[name] = collect([folder], name, left_out)
         by_dataset = defaultdict(list)
         for m in kept[name]:
             by_dataset[labels.comparable(m)].append(m)

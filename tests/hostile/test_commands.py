@@ -27,7 +27,8 @@ def test_figures_and_claims_refuse_hostile_files(
 ):
     monkeypatch.chdir(tmp_path)
     Path("found").mkdir()
-    Path("found/bad.h5").write_bytes(edited(FILES[case][0]))
+    alone = bases.measurement_file(groups=["history"])
+    Path("found/bad.h5").write_bytes(edited(FILES[case][0], alone))
     code, _, err = call_module(command, "--measurements", "found", "--out", "figures")
     assert code == 2
     assert err.startswith("error: found/bad.h5: ")

@@ -43,8 +43,10 @@ def bomb(file):
     del file["history/epoch"]
     made = file.create_dataset("history/epoch", (3,), "f8", chunks=(3,), compression="gzip")
     packer = zlib.compressobj()
-    packed = b"".join(packer.compress(bytes(MEBIBYTE)) for _ in range(500)) + packer.flush()
-    made.id.write_direct_chunk((0,), packed)
+    first, again = (
+        packer.compress(bytes(MEBIBYTE)) + packer.flush(zlib.Z_FULL_FLUSH) for _ in range(2)
+    )
+    made.id.write_direct_chunk((0,), first + 499 * again + packer.flush())
 
 
 def loop(file):
