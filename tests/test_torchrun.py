@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -101,11 +102,13 @@ def test_killed_twice_restarted_by_torchrun_and_finished_alone(
     assert contents() == killed
 
 
-def test_a_training_of_two_processes_is_that_of_one(here, call_module, tmp_path_factory):
-    process = Torchrun(tmp_path_factory.mktemp("torchrun"), training, *TRAINING, "--out", "two.pt")
-    code, out, err = process.wait()
-    assert code == 0, err
-    assert out.count("wrote two.pt") == 1
+def test_a_training_of_two_processes_is_that_of_one(here, call_module):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["-m", "models.train", *TRAINING, "--out", "two.pt"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run(command, text=True, capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("wrote two.pt") == 1
     assert call_module(training, *TRAINING, "--out", "one.pt")[0] == 0
     one, two = (load_checkpoint(f"{name}.pt") for name in ("one", "two"))
     for name, weights in one.model.state_dict().items():
