@@ -141,7 +141,8 @@ def towards(model: nn.Module, other: Mapping[str, Tensor]) -> Direction:
 
     Returns
     -------
-    dict {parameter name: tensor}
+    Direction
+        A dict {parameter name: tensor}.
 
     Raises
     ------
@@ -400,7 +401,8 @@ def gradient_direction(
 
     Returns
     -------
-    dict {parameter name: tensor}
+    Direction
+        A dict {parameter name: tensor}.
 
     Raises
     ------

@@ -42,8 +42,8 @@ def line(
     ----------
     model, metrics, data, weight_decay, recalibrate, seed, bf16, forward, count, team, resume, save
         As of `surface`.
-    direction : dict {parameter name: tensor}
-        Absent parameters do not move.
+    direction : Direction
+        A dict {parameter name: tensor}. Absent parameters do not move.
     xs : (nx,) array_like
         Steps along it.
 
