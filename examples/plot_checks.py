@@ -73,7 +73,7 @@ for name, model in models.items():
     dtype = next(model.parameters()).dtype
     H = Hessian(model, mse_loss, (inputs.to(dtype), targets.to(dtype)))
     checks[name] = H.check()
-    print(f"{name:25} {checks[name].verdict:10} {checks[name]}")
+    print(f"{name}: {checks[name].verdict}\n  {checks[name]}")
 
 # %%
 # What has not converged says so, and its error covers the truth all the same. And of a matrix that
