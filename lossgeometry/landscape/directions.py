@@ -62,7 +62,7 @@ def random_directions(
 
     Returns
     -------
-    list of dict
+    list of Direction
         In every piece that has at least `n` entries (filters, or whole parameters with "layer" and
         "none") the directions are orthogonal to each other to rounding; smaller pieces, which have
         no room for that, stay as drawn. Whole directions are therefore orthogonal wherever every
@@ -275,7 +275,7 @@ def pca_directions(
 
     Returns
     -------
-    directions : list of dict
+    directions : list of Direction
         Orthonormal, the largest variance first. Each points from the first snapshot to the last.
     explained_variance : np.ndarray
         (n,) shares of the total variance, in [0, 1].
@@ -339,7 +339,7 @@ def eigenvector_directions(
 
     Returns
     -------
-    list of dict
+    list of Direction
         k of them.
 
     Raises
