@@ -122,7 +122,7 @@ def surface(
         Batches as for `Hessian`. Of several sets, such as ``{"train": ..., "test": ...}``, the
         metrics are called "train/nll" and so on; the objective is the first metric of the first
         set.
-    directions : two of `Direction`
+    directions : two Directions
         Dicts {parameter name: tensor}. Absent parameters do not move.
     xs, ys : (nx,), (ny,) array_like
         Steps along the two directions.
