@@ -22,6 +22,7 @@ extensions = [
     "layout",
     "mathml",
     "offline",
+    "pictures",
     "places",
 ]
 default_role = "py:obj"
@@ -47,7 +48,7 @@ html_math_renderer = "mathml"
 autodoc_member_order = "bysource"
 autodoc_default_options = {
     "members": True,
-    "inherited-members": "Mapping,Generic,Module,Protocol,TrainerCallback,Callback,ValueError",
+    "inherited-members": "Mapping,Generic,Module,Protocol,TrainerCallback,Callback,BaseException",
 }
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True

@@ -73,7 +73,7 @@ for name, model in models.items():
     dtype = next(model.parameters()).dtype
     H = Hessian(model, mse_loss, (inputs.to(dtype), targets.to(dtype)))
     checks[name] = H.check()
-    print(f"{name:25} {checks[name].verdict:10} {checks[name]}")
+    print(f"{name}: {checks[name].verdict}\n  {checks[name]}")
 
 # %%
 # What has not converged says so, and its error covers the truth all the same. And of a matrix that
@@ -105,7 +105,6 @@ with plt.rc_context(STYLE):
         ax.semilogx(values, places, marker, label=label, markersize=12 if marker == "|" else 5)
     names = [f"{name}: {check.verdict}" for name, check in checks.items()]
     ax.set_yticks(places, names)
-    ax.invert_yaxis()
-    ax.set(xlabel="relative error")
-    ax.legend(fontsize=7, loc="lower left")
+    ax.set(xlabel="relative error", ylim=(len(checks) - 0.5, -0.5))
+    ax.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
     plt.show()

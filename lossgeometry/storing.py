@@ -22,11 +22,11 @@ from lossgeometry.running.saving import write_whole
 if TYPE_CHECKING:
     import xarray
     from torch import Tensor
+    from typing_extensions import Self
 
 FEW = 6  # entries that are shown one by one
 
 R = TypeVar("R")
-Own = TypeVar("Own", bound="Result")
 
 _FIRST = "lossgeometry curvature history, version 1"
 
@@ -64,19 +64,10 @@ class Result:
         write_whole(path, image(fill))
 
     @classmethod
-    def load(cls: type[Own], path: str | Path) -> Own:
+    def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote; tensors are on the CPU.
 
         Raises `InputError` if the file is of another kind, or damaged.
-
-        Examples
-        --------
-        >>> import tempfile, torch
-        >>> from lossgeometry import Eigenpairs, eigsh
-        >>> path = tempfile.mkdtemp() + "/top.h5"
-        >>> eigsh(torch.diag(torch.tensor([1.0, 2.0, 5.0])), k=1).save(path)
-        >>> Eigenpairs.load(path).eigenvalues.round()
-        tensor([5.], dtype=torch.float64)
         """
         with _opened(path, f"a saved {cls.__name__}") as file:
             kind = _kind(file)

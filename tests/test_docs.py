@@ -37,6 +37,15 @@ def test_the_reference_has_every_public_name():
     assert listed >= {*lossgeometry.__all__, *DRAWING} - {"plots"}
 
 
+def test_the_reference_has_every_name_that_the_pages_import():
+    page = (ROOT / "docs" / "reference.rst").read_text()
+    listed = set(re.findall(r"^(?: {3}|\.\. py:data:: )(?:\w+\.)*(\w+)$", page, re.MULTILINE))
+    imports = re.compile(r"^from lossgeometry[\w.]* import (\([^)]*\)|.*)$", re.MULTILINE)
+    pages = [*ROOT.glob("docs/**/*.md"), ROOT / "README.md", *EXAMPLES.values()]
+    names = " ".join(found for path in pages for found in imports.findall(path.read_text()))
+    assert set(re.findall(r"\w+", names)) <= listed
+
+
 def sections(it):
     """Those of a docstring, by their titles."""
     parts = re.split(r"\n([A-Z][A-Za-z ]+)\n-+\n", inspect.cleandoc(it.__doc__) + "\n")

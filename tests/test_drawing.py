@@ -96,6 +96,26 @@ def test_many_seeds_share_panels_entries_and_intervals(folder, tmp_path, monkeyp
     assert "first seed" not in flatness.get_suptitle()
 
 
+def test_more_networks_than_are_read_side_by_side_take_more_rows(tmp_path, monkeypatch):
+    grid = np.linspace(-1, 1, 5)
+    for window in (2, 3, 4, 5, 8):
+        file = tmp_path / f"csan{window}.h5"
+        write(file, "landscape/train", landscape(grid, ""), window=window, **CUT)
+    figures = {}
+    monkeypatch.setattr(
+        landscapes,
+        "save",
+        lambda figure, out, name, formats: figures.setdefault(name, figure) and [],
+    )
+    landscapes.draw_landscapes(collect([tmp_path], "landscape/train"), tmp_path)
+    for panels, blocks in (("contours", 2), ("surfaces", 2), ("train_and_test", 1)):
+        axes = [ax for ax in figures[f"landscape_digits_{panels}"].axes if ax.get_title()]
+        places = [ax.get_subplotspec() for ax in axes]
+        assert len(axes) == 5 * blocks
+        assert max(place.colspan.stop for place in places) == 3
+        assert max(place.rowspan.stop for place in places) == 2 * blocks
+
+
 def test_trainings_that_are_not_seeds_of_one_another_are_not_taken_for_such(folder, tmp_path):
     grid = np.linspace(-1, 1, 5)
     for place, options in (

@@ -195,7 +195,12 @@ NAME = "_a$b$_" + "long_name-" * 15
 def test_a_way_has_the_epochs_of_its_points(ax):
     steps = np.arange(6.0).reshape(3, 2)
     plots.plot_way(steps, numbers=[0, 5, 60], ax=ax)
-    assert [text.get_text() for text in ax.texts] == ["0", "5", "60"]
+    assert sorted(text.get_text() for text in ax.texts) == ["0", "5", "60"]
+
+
+def test_of_points_of_a_way_that_touch_the_last_is_numbered(ax):
+    plots.plot_way(np.array([[0, 0], [8, 5], [9.9, 6], [10, 6], [10, 6.1]]), ax=ax)
+    assert sorted(text.get_text() for text in ax.texts) == ["0", "1", "4"]
 
 
 def test_names_are_drawn_as_they_are(ax):

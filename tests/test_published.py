@@ -21,6 +21,13 @@ def test_reads_a_grid_in_any_order(tmp_path):
     np.testing.assert_allclose(surface.ys, [0.0, 0.1])
 
 
+def test_the_papers_networks_have_their_names(tmp_path):
+    for name, words in {"fig1a_vit_ti": "ViT-Ti", "fig1a_resnet50": "ResNet-50"}.items():
+        path = tmp_path / f"{name}.csv"
+        path.write_text("".join(LINES))
+        assert read_surface(path).title == words
+
+
 def test_infinities_are_holes(tmp_path, capsys):
     path = tmp_path / "resnet.csv"
     path.write_text("".join(LINES[1:]) + "-1,0,9,3,inf,0.5\n")

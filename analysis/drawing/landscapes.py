@@ -7,9 +7,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -38,10 +40,13 @@ FLATNESS = {
 }
 STYLES: dict[str, LineStyleType] = {"linear": "--", "bezier": "-"}
 PANEL = 2.6  # inches, of a panel
-AXIS = 2.55  # of the names of its axes
+AXIS = 2.55  # of the name of its x axis
+SIDE = 2.0  # of that of its y axis
 SLOT = 0.8  # of the name of a tick
 WIDE = 5.5  # inches that a title in one line takes
-MOST = 6  # networks whose panels, side by side, can still be read
+WIDEST = 12.0  # inches of a figure that can be read on a page
+ACROSS = 3  # networks whose panels can be read side by side there
+MOST = 6  # whose panels can be read in one figure
 
 
 def draw_landscapes(
@@ -131,8 +136,9 @@ def _lines(group: Sequence[Measurement], log: bool) -> Figure:
 
 def _train_and_test(group: Sequence[Measurement], log: bool) -> Figure:
     """One panel for each checkpoint: NLL and error on twin axes, of training and of test images."""
-    figure = Figure(figsize=(3.6 * len(group) + 0.4, 3.6))
-    axes = figure.subplots(1, len(group), squeeze=False, sharey=True)[0]
+    lines, columns = _arranged(group)
+    figure = Figure(figsize=(3.6 * columns + 0.4, 3.2 * lines + 0.4))
+    (axes,) = _panels(figure, group, 1, sharey=True)
     for title, m, ax in zip(labels.captions(group), group, axes, strict=True):
         plots.plot_twin(
             m.arrays["line/xs"],
@@ -154,13 +160,15 @@ def _contours(group: Sequence[Measurement], log: bool) -> Figure:
         plots.fitted(title + interpolated(m), PANEL)
         for title, m in zip(labels.captions(group), group, strict=True)
     ]
-    axes_of = [[plots.fitted(name, AXIS) for name in names(m)] for m in group]
-    height = 2.6 + more(titles, 2) + more((first for first, _ in axes_of), 1)
-    figure = Figure(figsize=(2.7 * len(group) + 1.3, height * len(rows) + 0.4))
-    axes = figure.subplots(len(rows), len(group), squeeze=False, sharex=shared, sharey=shared)
-    for loss, row in zip(rows, axes, strict=True):
+    xlabels = [plots.fitted(names(m)[0], AXIS) for m in group]
+    ylabels = [plots.fitted(names(m)[1].replace(" (", "\n("), SIDE) for m in group]
+    height = 2.6 + more(titles, 2) + more(xlabels, 1)
+    lines, columns = _arranged(group)
+    figure = Figure(figsize=(2.7 * columns + 1.3, height * lines * len(rows) + 0.4))
+    blocks = _panels(figure, group, len(rows), sharex=shared, sharey=shared)
+    for loss, block in zip(rows, blocks, strict=True):
         norm = plots.shared_norm([losses(m, "surface")[loss] for m in group], log=log)
-        for title, (first, second), m, ax in zip(titles, axes_of, group, row, strict=True):
+        for title, x, y, m, ax in zip(titles, xlabels, ylabels, group, block, strict=True):
             xs, ys = m.arrays["surface/xs"], m.arrays["surface/ys"]
             plots.plot_contours(xs, ys, losses(m, "surface")[loss], norm=norm, ax=ax)
             done = m.arrays["surface/evaluated"]
@@ -170,12 +178,12 @@ def _contours(group: Sequence[Measurement], log: bool) -> Figure:
             points = m.arrays["cut/points"]
             if len(points):
                 plots.plot_way(points, numbers=m.arrays.get("cut/extras/epochs"), ax=ax)
-            ax.set(title=title, xlabel=first, ylabel=second)
+            ax.set(title=title, xlabel=x, ylabel=y)
             if shared:
                 ax.label_outer()
         ticks = plots.labelled_levels(norm)
         scale = ScalarMappable(norm, plots.STYLE["image.cmap"])
-        bar = figure.colorbar(scale, ax=row, label=loss)
+        bar = figure.colorbar(scale, ax=block, label=loss)
         bar.set_ticks(ticks.tolist(), labels=plots.tell_apart(ticks))
         bar.ax.minorticks_off()
     return figure
@@ -185,15 +193,35 @@ def _surfaces(group: Sequence[Measurement], log: bool) -> Figure:
     rows = common_losses(group, "surface")
     captions = labels.captions(group)
     longest = more((plots.fitted(f"{title}, {rows[0]}", PANEL) for title in captions), 1)
-    figure = Figure(figsize=(3.1 * len(group), (3.0 + longest) * len(rows) + 0.3))
-    axes = figure.subplots(len(rows), len(group), squeeze=False, subplot_kw=dict(projection="3d"))
-    for loss, row in zip(rows, axes, strict=True):
+    lines, columns = _arranged(group)
+    figure = Figure(figsize=(3.1 * columns, (3.0 + longest) * lines * len(rows) + 0.3))
+    blocks = _panels(figure, group, len(rows), subplot_kw=dict(projection="3d"))
+    for loss, block in zip(rows, blocks, strict=True):
         norm = plots.shared_norm([losses(m, "surface")[loss] for m in group], log=log)
-        for title, m, ax in zip(captions, group, row, strict=True):
+        for title, m, ax in zip(captions, group, block, strict=True):
             xs, ys = m.arrays["surface/xs"], m.arrays["surface/ys"]
             plots.plot_surface(xs, ys, losses(m, "surface")[loss], norm=norm, ax=ax)
             ax.set_title(plots.fitted(f"{title}, {loss}", PANEL), y=0.95)
     return figure
+
+
+def _arranged(group: Sequence[Measurement]) -> tuple[int, int]:
+    """Rows and columns of panels, one for each network."""
+    rows = math.ceil(len(group) / ACROSS)
+    return rows, math.ceil(len(group) / rows)
+
+
+def _panels(
+    figure: Figure, group: Sequence[Measurement], blocks: int, **options: Any
+) -> list[list[Axes]]:
+    """Blocks of panels, one below the other, each with one for each network."""
+    rows, columns = _arranged(group)
+    axes = figure.subplots(blocks * rows, columns, squeeze=False, **options)
+    found = [list(block.flat) for block in np.split(axes, blocks)]
+    for block in found:
+        for ax in block[len(group) :]:
+            ax.remove()
+    return [block[: len(group)] for block in found]
 
 
 def _flatness(group: Sequence[Measurement], log: bool) -> Figure | None:
@@ -224,9 +252,11 @@ def _flatness(group: Sequence[Measurement], log: bool) -> Figure | None:
         return None
     width = max(2.5, (0.65 if mixed else 0.5) * len(found) + 0.6)
     lines = more((plots.wrapped(title, SLOT, 7) for title in found), 3, 7)
-    figure = Figure(figsize=(len(FLATNESS) * width, 2.7 + lines))
-    axes = figure.subplots(1, len(FLATNESS))
-    for (key, ylabel), ax in zip(FLATNESS.items(), axes, strict=True):
+    rows = 1 if len(FLATNESS) * width <= WIDEST else 2
+    columns = len(FLATNESS) // rows
+    figure = Figure(figsize=(columns * width, rows * (2.7 + lines)))
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for (key, ylabel), ax in zip(FLATNESS.items(), axes.flat, strict=True):
         samples = {title: values[key] for title, values in found.items()}
         plots.plot_samples(samples, ylabel=ylabel, colors=colors, ax=ax)
     return figure
@@ -302,5 +332,8 @@ FIGURES: dict[str, Callable[[Sequence[Measurement], bool], Figure | None]] = {
 }
 
 
-TITLES = {"flatness": "Flatness of the NLL"}  # of `FIGURES`, where it is another
+TITLES = {
+    "flatness": "Flatness of the NLL",
+    "polar": "Trainings",
+}  # of `FIGURES`, where it is another
 PANELS = ("train_and_test", "contours", "surfaces")  # of `FIGURES`, with a panel for each network

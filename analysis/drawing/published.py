@@ -19,6 +19,7 @@ from lossgeometry.errors import InputError
 
 PENALTY = 0.05  # what the paper's plot multiplies its L2 with
 COLUMNS = {"x": 0, "y": 1, "l2": 3, "nll": 4}
+NETWORKS = {"resnet50": "ResNet-50", "vit_ti": "ViT-Ti"}  # what their files are named for
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ def read_surface(path: Path) -> Surface:
         raise InputError(f"{path}: a grid of {len(ys)} x {len(xs)}, expected at least 2 x 2")
     values = np.empty((len(ys), len(xs)))
     values[row, column] = nll + PENALTY * l2
-    return Surface(path.stem, xs, ys, values)
+    known = (words for name, words in NETWORKS.items() if path.stem.endswith(name))
+    return Surface(next(known, path.stem), xs, ys, values)
 
 
 def own_surfaces(folder: Path, left_out: list[InputError]) -> list[Surface]:
@@ -86,14 +88,14 @@ def draw(rows: dict[str, Sequence[Surface]], kind: str, *, log: bool) -> Figure:
     """One row of panels for each source; every panel has a scale of its own."""
     widest = max(len(surfaces) for surfaces in rows.values())
     figure = Figure(figsize=(3.2 * widest, 3.1 * len(rows)))
-    grid = figure.add_gridspec(len(rows), widest)
-    for i, (source, surfaces) in enumerate(rows.items()):
-        for j, surface in enumerate(surfaces):
-            solid = kind == "surfaces"
-            ax = figure.add_subplot(grid[i, j], projection="3d" if solid else None)
+    projection = {"projection": "3d" if kind == "surfaces" else None}
+    parts = figure.subfigures(len(rows), squeeze=False).flat
+    for part, (source, surfaces) in zip(parts, rows.items(), strict=True):
+        axes = part.subplots(1, len(surfaces), squeeze=False, subplot_kw=projection)
+        for surface, ax in zip(surfaces, axes.flat, strict=True):
             norm = plots.shared_norm([surface.values], log=log)
-            plot = plots.plot_surface if solid else plots.plot_contours
+            plot = plots.plot_surface if kind == "surfaces" else plots.plot_contours
             plot(surface.xs, surface.ys, surface.values, norm=norm, ax=ax)
             ax.set_title(plots.fitted(f"{source}, {surface.title}", 3))
-    figure.suptitle("NLL + L2 around trained weights")
+    figure.suptitle("NLL + L2 around trained weights, each on a scale of its own")
     return figure

@@ -15,7 +15,7 @@ from analysis.measurements import labels
 from analysis.measurements.comparisons import file_stem, studies
 from analysis.measurements.schema import Measurement
 from lossgeometry import plots
-from lossgeometry.statistics import Estimate, across_images, across_seeds
+from lossgeometry.statistics import Mean, across_images, across_seeds
 
 SLOT = 0.8  # inches of the name of a corruption
 
@@ -93,7 +93,7 @@ def draw_robustness(
     return written
 
 
-def mean_corruption_error(seeds: Sequence[Measurement]) -> Estimate:
+def mean_corruption_error(seeds: Sequence[Measurement]) -> Mean:
     """Over seeds, or over the images of a single one."""
     if len(seeds) > 1:
         return across_seeds([float(m.arrays["mean_corruption_error"]) for m in seeds])

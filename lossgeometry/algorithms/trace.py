@@ -201,7 +201,7 @@ def diagonal(
     return Estimate(mean, error, matvecs - 1, 0.0, matvecs)
 
 
-def frobenius_norm(A: SymmetricOperator, *, matvecs: int = 100, seed: int = 0) -> NormEstimate:
+def frobenius_norm(A: SymmetricOperator, *, matvecs: int = 100, seed: int = 0) -> Estimate[float]:
     """Frobenius norm: the square root of the mean of ``|Az|^2`` over random z, as of `trace`.
 
     Parameters

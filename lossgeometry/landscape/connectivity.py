@@ -201,7 +201,7 @@ def bezier_path(
     ----------
     model, other, metrics, data, ts, recalibrate, forward, count, seed, resume, save
         As of `linear_path`.
-    bend : dict {parameter name: tensor}
+    bend : Direction
         The control point, as `fit_bezier` finds it; absent parameters are those of `model`.
 
     Returns

@@ -62,7 +62,7 @@ def random_directions(
 
     Returns
     -------
-    list of dict
+    list of Direction
         In every piece that has at least `n` entries (filters, or whole parameters with "layer" and
         "none") the directions are orthogonal to each other to rounding; smaller pieces, which have
         no room for that, stay as drawn. Whole directions are therefore orthogonal wherever every
@@ -141,7 +141,8 @@ def towards(model: nn.Module, other: Mapping[str, Tensor]) -> Direction:
 
     Returns
     -------
-    dict {parameter name: tensor}
+    Direction
+        A dict {parameter name: tensor}.
 
     Raises
     ------
@@ -274,7 +275,7 @@ def pca_directions(
 
     Returns
     -------
-    directions : list of dict
+    directions : list of Direction
         Orthonormal, the largest variance first. Each points from the first snapshot to the last.
     explained_variance : np.ndarray
         (n,) shares of the total variance, in [0, 1].
@@ -338,7 +339,7 @@ def eigenvector_directions(
 
     Returns
     -------
-    list of dict
+    list of Direction
         k of them.
 
     Raises
@@ -400,7 +401,8 @@ def gradient_direction(
 
     Returns
     -------
-    dict {parameter name: tensor}
+    Direction
+        A dict {parameter name: tensor}.
 
     Raises
     ------

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lossgeometry.errors import InputError
-from lossgeometry.statistics import Estimate, across_seeds
+from lossgeometry.statistics import Mean, across_seeds
 from lossgeometry.storing import Result
 
 
@@ -35,7 +35,7 @@ class Flatness(Result):
     asymmetry: np.ndarray  # (n,) in [0, 1] where the loss rises on both sides
     sharpness: np.ndarray  # (n,) in percent
 
-    def estimates(self) -> dict[str, Estimate]:
+    def estimates(self) -> dict[str, Mean]:
         """Each of the four by name: its mean over directions, and half of the 95 % interval."""
         return {name: across_seeds(values) for name, values in vars(self).items()}
 

@@ -42,8 +42,8 @@ def line(
     ----------
     model, metrics, data, weight_decay, recalibrate, seed, bf16, forward, count, team, resume, save
         As of `surface`.
-    direction : dict {parameter name: tensor}
-        Absent parameters do not move.
+    direction : Direction
+        A dict {parameter name: tensor}. Absent parameters do not move.
     xs : (nx,) array_like
         Steps along it.
 
@@ -122,8 +122,8 @@ def surface(
         Batches as for `Hessian`. Of several sets, such as ``{"train": ..., "test": ...}``, the
         metrics are called "train/nll" and so on; the objective is the first metric of the first
         set.
-    directions : two dicts {parameter name: tensor}
-        Absent parameters do not move.
+    directions : two Directions
+        Dicts {parameter name: tensor}. Absent parameters do not move.
     xs, ys : (nx,), (ny,) array_like
         Steps along the two directions.
     weight_decay : float, optional

@@ -40,10 +40,11 @@ class CurvatureOperator(ABC):
     """A symmetric (P, P) matrix, known by its products with vectors: ``A @ v``.
 
     It belongs to the mean loss over all of `data` at the present parameters of `model`, plus
-    ``weight_decay/2 * |theta|^2``. What does not depend on the vector is computed at the first
-    product and kept, within a budget of memory; beyond it, it is computed again every time.
-    No call changes the model: parameters, buffers, gradients and training mode stay as they are.
-    Change the parameters, and the operator is void: make a new one.
+    ``weight_decay/2 * |theta|^2``. A vector has the entries of all variables, in the order of
+    ``model.named_parameters()``; `eigenvector_directions` makes tensors of it. What does not depend
+    on the vector is computed at the first product and kept, within a budget of memory; beyond it,
+    it is computed again every time. No call changes the model: parameters, buffers, gradients and
+    training mode stay as they are. Change the parameters, and the operator is void: make a new one.
 
     Parameters
     ----------

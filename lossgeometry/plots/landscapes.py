@@ -20,6 +20,8 @@ from lossgeometry.plots.style import STYLE, entry, fitted, log_scale, room, tell
 from lossgeometry.statistics import across_seeds
 
 MARKERS = 20  # points of a way that can still be told apart
+APART = 0.05  # of the longer axis: points of a way that are closer share a number
+CROSS = 5  # its place among what is drawn: above lines, and labels of contours
 TWIN = ("#0072b2", "#d55e00")  # of the left and the right axis
 OUTLINE: list[AbstractPathEffect] = [
     withStroke(linewidth=2.5, foreground="black")
@@ -128,7 +130,8 @@ def plot_way(
 ) -> Axes:
     """Points in the plane of a surface, (n, 2), joined in their order; the first is hollow.
 
-    They have their `numbers`, such as epochs, or are numbered from 0, unless there are many.
+    They have their `numbers`, such as epochs, or are numbered from 0, unless there are many. Of
+    points that are close together, the last has its number.
 
     See Also
     --------
@@ -141,9 +144,13 @@ def plot_way(
         ax.plot(*steps[1:].T, "o", color="white", markeredgecolor="black", markersize=3)
         about: dict[str, Any] = dict(color="white", fontsize=6, path_effects=THIN)
         texts = range(len(steps)) if numbers is None else numbers
-        for number, step in zip(texts, steps, strict=True):
-            offset: dict[str, Any] = dict(xytext=(2, 3), textcoords="offset points")
-            ax.annotate(str(number), step, **offset, **about)
+        near = APART * max(np.ptp(ax.get_xlim()), np.ptp(ax.get_ylim()))
+        last: np.ndarray | None = None
+        for number, step in reversed([*zip(texts, steps, strict=True)]):
+            if last is None or np.linalg.norm(step - last) > near:
+                offset: dict[str, Any] = dict(xytext=(4, 4), textcoords="offset points")
+                ax.annotate(str(number), step, **offset, **about)
+                last = step
     first: dict[str, Any] = dict(markerfacecolor="none", markeredgecolor="white", markersize=5)
     ax.plot(*steps[0], "o", **first, path_effects=OUTLINE)
     return ax
@@ -297,7 +304,7 @@ def plot_contours(
             shown = [level for level in named if level in inside]
             for text in ax.clabel(lines, shown, fontsize=6, fmt=named):
                 text.set_path_effects(THIN)
-    ax.plot(0, 0, "+", color="white", markersize=7, path_effects=OUTLINE)
+    ax.plot(0, 0, "+", color="white", markersize=7, path_effects=OUTLINE, zorder=CROSS)
     _name_holes(values, ax)
     ax.set(xlabel="step along direction 1", ylabel="step along direction 2", aspect="equal")
     ax.grid(False)

@@ -40,7 +40,14 @@ LEAST = 0.8  # inches of the name of a tick, before it is broken
 
 
 def log_scale(ax: Axes) -> Axes:
-    """Logarithmic y axis whose ticks are plain numbers; linear if nothing drawn is positive."""
+    """Logarithmic y axis whose ticks are plain numbers; linear if nothing drawn is positive.
+
+    To be called when everything is drawn: the ticks are chosen for that.
+
+    See Also
+    --------
+    plot_line : what may need it.
+    """
     if not np.isfinite(ax.dataLim.minposy):
         return ax
     ax.set_yscale("log")
