@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis import claims
+from analysis.drawing import claims as drawing
 from analysis.drawing.claims import draw_claims
 from analysis.drawing.nll import draw_windows
 from analysis.intervals import Interval, of_shared_units, over_units, paired, unpaired
@@ -351,6 +352,22 @@ def test_claims_about_families_are_found(tmp_path, monkeypatch):
     assert ape.interval.estimate == pytest.approx(80, abs=15)
     (written, _) = draw_claims(judged, tmp_path / "figures")
     assert written.name == "claims_digits.png"
+
+
+def test_what_claims_say_is_read(tmp_path, monkeypatch):
+    """Each claim once in a panel, and no text on another."""
+    monkeypatch.chdir(tmp_path)
+    write_families(Path("checkpoints/dispute"))
+    figures = []
+    monkeypatch.setattr(drawing, "save", lambda figure, *_: figures.append(figure) or [])
+    draw_claims(judge([Path("checkpoints")]), tmp_path)
+    for ax in figures[1].axes:
+        ax.figure.draw_without_rendering()
+        texts = ax.get_yticklabels()
+        boxes = sorted(text.get_window_extent().extents[[1, 3]].tolist() for text in texts)
+        assert all(top <= bottom for (_, top), (bottom, _) in itertools.pairwise(boxes))
+        claims = [text.get_text()[:2] for text in texts if text.get_text()[0] in "CDF"]
+        assert len(set(claims)) == len(claims)
 
 
 def test_families_are_those_of_one_folder(tmp_path, monkeypatch):

@@ -36,9 +36,21 @@ def test_max_eigenvalue_density_integrates_to_the_share_of_its_half(ax):
 
 def test_few_eigenvalues_are_ticks_without_a_density(ax):
     plots.plot_max_eigenvalues(np.array([[-1.0, -2.0, 3.0]]), "negative", ax=ax)
-    curve, ticks = ax.lines
+    curve, *ticks = ax.lines
     assert len(curve.get_xdata()) == 0
-    np.testing.assert_array_equal(ticks.get_xdata(), [1, 2])
+    assert [tick.get_xdata()[0] for tick in ticks] == [1, 2]
+    assert not ax.yaxis.get_visible()  # there is no density to read off
+    plots.plot_max_eigenvalues(-np.geomspace(1, 4, 12), "negative", ax=ax)
+    assert ax.yaxis.get_visible()
+
+
+def test_axes_of_networks_far_apart_are_logarithmic(ax):
+    near, far = (("", 0.14, 0.01, 0.01, 0.001), ("", 0.71, 0.1, 0.012, 0.001))
+    plots.plot_families({"near": [near], "far": [far]}, ax=ax)
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "linear")
+    ax.clear()
+    plots.plot_families({"none errs": [("", 0.14, 0.01, 0.0, 0.0)], "far": [far]}, ax=ax)
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "linear")
 
 
 def test_a_single_eigenvalue_is_named_on_its_axis(ax):

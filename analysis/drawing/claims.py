@@ -22,6 +22,8 @@ COLORS: dict[Verdict, str] = {
     "undecided": "#7f7f7f",
     "no verdict": "#c0c0c0",
 }
+LINE = 0.15  # inches
+AXIS = 3.5  # lines, with its name
 
 
 def draw_claims(
@@ -36,16 +38,18 @@ def draw_claims(
         panels = differences(of_study)
         if not panels:
             continue
-        heights = [len(rows) + 1.5 for rows in panels.values()]
         with mpl.rc_context(plots.STYLE):
-            figure = Figure(figsize=(8, 0.8 + 0.36 * sum(heights)))
-            axes = figure.subplots(len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
+            figure = Figure(figsize=(8, 8))  # as high as its rows, once these are known
+            axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
             for (xlabel, rows), ax in zip(panels.items(), axes, strict=True):
                 colored = [
-                    (_text(row), row.estimate, row.low, row.high, COLORS[row.verdict])
-                    for row in rows
+                    (text, row.estimate, row.low, row.high, COLORS[row.verdict])
+                    for text, row in zip(_texts(rows), rows, strict=True)
                 ]
                 plots.plot_forest(colored, xlabel=xlabel, ax=ax)
+            lines = [ax.get_ylim()[0] + AXIS for ax in axes]
+            axes[0].get_gridspec().set_height_ratios(lines)
+            figure.set_figheight(0.8 + LINE * sum(lines))
             handles = [
                 Line2D([], [], color=color, marker="o", label=verdict)
                 for verdict, color in COLORS.items()
@@ -60,7 +64,7 @@ def draw_claims(
 class Difference:
     """A row of the picture."""
 
-    text: str  # two lines
+    text: str  # the claim, and in the lines after it the difference
     estimate: float
     low: float
     high: float
@@ -86,7 +90,13 @@ def differences(answers: Sequence[Answer]) -> dict[str, list[Difference]]:
     return panels
 
 
-def _text(row: Difference) -> str:
-    """With Holm's verdict where it is another."""
-    same = row.corrected in (None, row.verdict)
-    return row.text if same else f"{row.text}  (by Holm: {row.corrected})"
+def _texts(rows: Sequence[Difference]) -> list[str]:
+    """Each claim once, above the first of its differences; with Holm's verdict where it differs."""
+    texts, above = [], None
+    for row in rows:
+        claim, difference = row.text.split("\n", 1)
+        same = row.corrected in (None, row.verdict)
+        found = difference if same else f"{difference}  (by Holm: {row.corrected})"
+        texts.append(found if claim == above else f"{claim}\n{found}")
+        above = claim
+    return texts

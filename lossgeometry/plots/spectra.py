@@ -43,8 +43,8 @@ def plot_max_eigenvalues(
 ) -> Axes:
     """Density of the Hessian max eigenvalues on one side of zero.
 
-    The curve is a Gaussian kernel density of their logarithms, times their share of all; of fewer
-    than ten there is none. The ticks below are the eigenvalues.
+    The curve is a Gaussian kernel density of their logarithms, times their share of all, and the
+    ticks below are the eigenvalues. Fewer than ten have no curve, and ticks as high as the axis.
 
     Parameters
     ----------
@@ -65,7 +65,11 @@ def plot_max_eigenvalues(
     grid, density = kernel_density(magnitudes, eigenvalues.size)
     ax.plot(grid, density, color=color, label=label, linestyle=linestyle)
     ax.fill_between(grid, density, color=color, alpha=0.15, linewidth=0)
-    ax.plot(magnitudes, np.zeros(len(magnitudes)), "|", color=color, markersize=6, alpha=0.4)
+    if len(density):
+        ax.plot(magnitudes, np.zeros(len(magnitudes)), "|", color=color, markersize=6, alpha=0.4)
+    else:
+        for value in magnitudes:
+            ax.axvline(value, color=color, alpha=0.4, linestyle=linestyle)
     if len(magnitudes):
         ax.set_xscale("log")
         decades = np.log10(ax.dataLim.x1 / ax.dataLim.x0)
@@ -81,6 +85,8 @@ def plot_max_eigenvalues(
         ax.xaxis.set_inverted(True)
     ax.set(xlabel=f"{half} Hessian max eigenvalues", ylabel="density per decade")
     ax.set_ylim(bottom=0, auto=True)
+    # Without a curve there is no density to read off.
+    ax.yaxis.set_visible(any(len(line.get_xdata()) > 2 for line in ax.lines))
     return ax
 
 

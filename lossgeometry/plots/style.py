@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -39,8 +39,8 @@ LEGEND = 2.4  # inches of an entry
 LEAST = 0.8  # inches of the name of a tick, before it is broken
 
 
-def log_scale(ax: Axes) -> Axes:
-    """Logarithmic y axis whose ticks are plain numbers; linear if nothing drawn is positive.
+def log_scale(ax: Axes, which: Literal["x", "y"] = "y") -> Axes:
+    """Logarithmic axis whose ticks are plain numbers; linear if nothing drawn is positive.
 
     To be called when everything is drawn: the ticks are chosen for that.
 
@@ -48,13 +48,15 @@ def log_scale(ax: Axes) -> Axes:
     --------
     plot_line : what may need it.
     """
-    if not np.isfinite(ax.dataLim.minposy):
+    axis, least = (ax.xaxis, ax.dataLim.minposx) if which == "x" else (ax.yaxis, ax.dataLim.minposy)
+    if not np.isfinite(least):
         return ax
-    ax.set_yscale("log")
-    wide = ax.dataLim.y1 > 1e3 * ax.dataLim.minposy
-    ax.yaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 1.5, 2, 3, 5, 7)))
-    ax.yaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.set(**{f"{which}scale": "log"})
+    largest = ax.dataLim.x1 if which == "x" else ax.dataLim.y1
+    wide = largest > 1e3 * least
+    axis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 1.5, 2, 3, 5, 7)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
     return ax
 
 

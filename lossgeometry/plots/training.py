@@ -14,6 +14,8 @@ from matplotlib.typing import LineStyleType
 
 from lossgeometry.plots.style import entry, fitted, log_scale, room
 
+WIDE = 4  # times the smallest: numbers that are farther apart need a logarithmic axis
+
 
 def plot_history(
     epochs: np.ndarray,
@@ -139,7 +141,7 @@ def plot_families(
 
     In each, arrows lead from its first network to the others: to lower train NLL where what they
     have in its place helps the optimisation, to lower error at higher train NLL where it is a
-    regularisation.
+    regularisation. Axes are logarithmic where networks are apart by more than a factor of four.
 
     Parameters
     ----------
@@ -175,6 +177,11 @@ def plot_families(
     for name in names:
         ax.plot([], [], marker=markers[name], color="gray", linestyle="", label=entry(name))
     ax.xaxis.set_major_locator(MaxNLocator(5))
+    for which, place in (("x", 1), ("y", 3)):
+        ends = np.array([member[place] for members in families.values() for member in members])
+        known = ends[np.isfinite(ends)]
+        if len(known) and known.max() > WIDE * known.min() > 0:
+            log_scale(ax, which)
     ax.set(xlabel="train NLL", ylabel="test error (%)")
     return ax
 
