@@ -40,21 +40,21 @@ FAMILY_COLORS = dict(
 )
 
 
-CHECKPOINTS = Path("checkpoints")
+CHECKPOINTS, STUDIES = Path("checkpoints"), Path("studies")
 
 
 def name(measurement: Measurement, *below: Path) -> str:
     """Name of the checkpoint with the folders it is in, for the names of its figures.
 
     ``csan8``, or ``csan8-epoch005`` for a snapshot; elsewhere ``runs-a-best``. Folders count from
-    the first of `below`, ``checkpoints`` and the current one that it lies in.
+    the first of `below`, ``checkpoints``, ``studies`` and the current one that it lies in.
     """
     return "-".join(_parts(measurement, *below))
 
 
 def _parts(measurement: Measurement, *below: Path) -> tuple[str, ...]:
     path = measurement.path.resolve()
-    for folder in (*below, CHECKPOINTS):
+    for folder in (*below, CHECKPOINTS, STUDIES):
         if path.is_relative_to(folder.resolve()):
             return path.relative_to(folder.resolve()).with_suffix("").parts
     here = Path().resolve()
@@ -105,11 +105,14 @@ def origin(measurements: Sequence[Measurement]) -> str:
 
 
 def below_checkpoints(folder: Path) -> str:
-    """A folder for names of figures: nothing for `CHECKPOINTS`, ``a-b`` for one below."""
+    """A folder for names of figures: nothing for `CHECKPOINTS`, ``a-b`` for one below.
+
+    Those of a study that has a folder of its own, in `STUDIES`, are named alike.
+    """
     folder = folder.resolve()
-    for above in (CHECKPOINTS.resolve(), Path().resolve()):
-        if folder.is_relative_to(above):
-            return "-".join(folder.relative_to(above).parts)
+    for above in (CHECKPOINTS, STUDIES, Path()):
+        if folder.is_relative_to(above.resolve()):
+            return "-".join(folder.relative_to(above.resolve()).parts)
     return "-".join(folder.parts[1:])
 
 
