@@ -86,7 +86,7 @@ def plot_max_eigenvalues(
     ax.set(xlabel=f"{half} Hessian max eigenvalues", ylabel="density per decade")
     ax.set_ylim(bottom=0, auto=True)
     # Without a curve there is no density to read off.
-    ax.yaxis.set_visible(any(len(line.get_xdata()) > 2 for line in ax.lines))
+    ax.yaxis.set_visible(any(np.size(line.get_xdata()) > 2 for line in ax.lines))
     return ax
 
 

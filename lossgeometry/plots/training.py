@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -177,7 +177,8 @@ def plot_families(
     for name in names:
         ax.plot([], [], marker=markers[name], color="gray", linestyle="", label=entry(name))
     ax.xaxis.set_major_locator(MaxNLocator(5))
-    for which, place in (("x", 1), ("y", 3)):
+    places: dict[Literal["x", "y"], int] = {"x": 1, "y": 3}
+    for which, place in places.items():
         ends = np.array([member[place] for members in families.values() for member in members])
         known = ends[np.isfinite(ends)]
         if len(known) and known.max() > WIDE * known.min() > 0:
