@@ -58,7 +58,20 @@ def test_draws_every_figure_once(folder, tmp_path, monkeypatch):
         assert path.read_bytes().startswith(signature)
 
 
-def test_many_seeds_share_panels_entries_and_intervals(folder, tmp_path, monkeypatch):
+def drawn_landscapes(folder, monkeypatch):
+    """The figures of the landscapes measured in `folder`, by name, unwritten."""
+    figures = {}
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            landscapes,
+            "save",
+            lambda figure, out, name, formats: figures.setdefault(name, figure) and [],
+        )
+        landscapes.draw_landscapes(collect([folder], "landscape/train"), folder)
+    return figures
+
+
+def test_many_seeds_share_panels_entries_and_intervals(folder, monkeypatch):
     grid = np.linspace(-1, 1, 5)
     for seed in (1, 2, 3):
         for window in (3, 8):
@@ -67,13 +80,7 @@ def test_many_seeds_share_panels_entries_and_intervals(folder, tmp_path, monkeyp
             arrays |= {f"lines/{i}/nll": 1 + (i + 1 + seed) * grid**2 for i in range(2)}
             arrays["line/nll"] = 1 + (1 + seed) * grid**2
             write(file, "landscape/train", arrays, window=window, seed=seed, **CUT)
-    figures = {}
-    monkeypatch.setattr(
-        landscapes,
-        "save",
-        lambda figure, out, name, formats: figures.setdefault(name, figure) and [],
-    )
-    landscapes.draw_landscapes(collect([folder], "landscape/train"), tmp_path)
+    figures = drawn_landscapes(folder, monkeypatch)
     for panels, axes in (("contours", 2 * 2 + 2), ("surfaces", 2 * 2), ("train_and_test", 2 * 2)):
         figure = figures[f"landscape_digits_{panels}"]
         assert len(figure.axes) == axes
@@ -101,13 +108,7 @@ def test_more_networks_than_are_read_side_by_side_take_more_rows(tmp_path, monke
     for window in (2, 3, 4, 5, 8):
         file = tmp_path / f"csan{window}.h5"
         write(file, "landscape/train", landscape(grid, ""), window=window, **CUT)
-    figures = {}
-    monkeypatch.setattr(
-        landscapes,
-        "save",
-        lambda figure, out, name, formats: figures.setdefault(name, figure) and [],
-    )
-    landscapes.draw_landscapes(collect([tmp_path], "landscape/train"), tmp_path)
+    figures = drawn_landscapes(tmp_path, monkeypatch)
     for panels, blocks in (("contours", 2), ("surfaces", 2), ("train_and_test", 1)):
         axes = [ax for ax in figures[f"landscape_digits_{panels}"].axes if ax.get_title()]
         places = [ax.get_subplotspec() for ax in axes]
